@@ -1,0 +1,274 @@
+"""
+The wire contract: one JSON object, one event, one Kafka record.
+
+The structs are both the encoder of the emitter and the decoder of the workers. Limits hold at decoding: what breaks
+one becomes a dead letter, so that no fold can fail on it. The format only grows: a new field has a default, none is
+removed, renamed or retyped, an unknown one is ignored.
+
+`version`, `emitter` and `sequence` are the first three fields of every record and readable in every version: the
+emitter splices them in when it builds a batch (`runtap_schemas.codec.number_event`).
+
+Times are integer nanoseconds: `…_at_ns` since the Unix epoch, `…_duration_ns` and `time_to_…` from a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+VERSION = 1
+MAX_NAME_LENGTH = 200
+MAX_TEXT_LENGTH = 2_000
+MAX_TOKENS = 10**9
+MAX_METADATA_KEYS = 32
+MAX_METADATA_LENGTH = 256
+MAX_TAGS = 32
+
+_INT64_MAX = 2**63 - 1
+
+Identifier = Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
+Word = Annotated[str, Meta(min_length=1, max_length=32)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
+Count = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
+Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]
+MetadataValue = MetadataText | int | float | bool
+Metadata = Annotated[dict[MetadataText, MetadataValue], Meta(max_length=MAX_METADATA_KEYS)]
+Tags = Annotated[list[Name], Meta(max_length=MAX_TAGS)]
+Status = Literal["ok", "error", "interrupted", "cancelled"]
+UsageSource = Literal["response", "stream", "cache", "recorded", "none"]
+
+
+class Usage(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+    """
+    What a model call used. `None`: the provider did not report the figure; it is never 0 instead.
+
+    `input_tokens` counts every prompt token, its parts (cache read, cache writes, audio, image) are subsets of it;
+    `output_tokens` likewise (reasoning, audio).
+    """
+
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    cache_read_tokens: Tokens | None = None
+    cache_write_5m_tokens: Tokens | None = None
+    cache_write_1h_tokens: Tokens | None = None
+    input_audio_tokens: Tokens | None = None
+    input_image_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    output_audio_tokens: Tokens | None = None
+    web_searches: Tokens | None = None
+
+
+class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+    """
+    Why a run failed.
+
+    `fingerprint` groups equal failures: hash of type, place and message with the changing parts out. `origin` is false
+    where a child of the run ended with the same exception object: one failure counts once.
+    """
+
+    type: Name
+    category: Word
+    message: Text
+    fingerprint: Identifier
+    origin: bool = True
+
+
+class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"):
+    """
+    What every event carries.
+
+    `at_ns` is the instant of capture: the start of a started run, the end of an ended one. `sequence` 0 and an empty
+    emitter mean that the event has no number yet.
+    """
+
+    version: Literal[1] = 1
+    emitter: Annotated[str, Meta(max_length=64)] = ""
+    sequence: Annotated[int, Meta(ge=0, le=_INT64_MAX)] = 0
+    at_ns: Nanoseconds
+
+
+class RunEvent(Event, kw_only=True, gc=False, omit_defaults=True):
+    """
+    An event about one run. `is_root`: it has no parent.
+    """
+
+    run_id: Identifier
+    trace_id: Identifier
+    parent_run_id: Identifier | None = None
+    is_root: bool = False
+    session_id: Name | None = None
+    user_id: Name | None = None
+    service: Name
+    environment: Name
+    run_type: Word
+    name: Name
+
+
+class RunStarted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.started"):
+    """
+    A run began. Not sent where the run had ended by then.
+    """
+
+    provider: Name | None = None
+    request_model: Name | None = None
+
+
+class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.ended"):
+    """
+    A run ended: every fact about it, on its own. `at_ns` is its end.
+
+    `model` is the answering model, the requested one where the answer named none. `reported_cost_usd` is what the
+    provider itself said the call cost (a decimal). `inputs` and `outputs` are there only where content is captured;
+    `content_bytes` is their original size where they were cut off.
+    """
+
+    status: Status
+    started_at_ns: Nanoseconds
+    duration_ns: Nanoseconds
+    time_to_first_token_ns: Nanoseconds | None = None
+    provider: Name | None = None
+    request_model: Name | None = None
+    model: Name | None = None
+    service_tier: Word | None = None
+    finish_reason: Name | None = None
+    usage: Usage | None = None
+    usage_source: UsageSource = "none"
+    reported_cost_usd: Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,30})?$")] | None = None
+    error: RunError | None = None
+    tags: Tags = msgspec.field(default_factory=list)
+    metadata: Metadata = msgspec.field(default_factory=dict)
+    inputs: Raw | UnsetType = UNSET
+    outputs: Raw | UnsetType = UNSET
+    content_bytes: Count | None = None
+
+
+class RunNoted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.noted"):
+    """
+    Something happened within a run: `retry`, `text`, `agent_action`, `agent_finish` or `custom`.
+
+    `note` names it (the tool of an action, the name of a custom event); `data` is its content, only where captured.
+    """
+
+    kind: Word
+    note: Name | None = None
+    attempt: Count | None = None
+    data: Raw | UnsetType = UNSET
+    content_bytes: Count | None = None
+
+
+class RunStreamed(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.streamed"):
+    """
+    Streamed text of a run, joined over 100 ms. `index` is the place of its first token in the stream.
+    """
+
+    index: Count
+    text: str
+
+
+class SessionEvent(Event, kw_only=True, gc=False, omit_defaults=True):
+    """
+    An event about one session.
+    """
+
+    session_id: Name
+    user_id: Name | None = None
+    service: Name
+    environment: Name
+    tags: Tags = msgspec.field(default_factory=list)
+    metadata: Metadata = msgspec.field(default_factory=dict)
+
+
+class SessionStarted(SessionEvent, kw_only=True, gc=False, omit_defaults=True, tag="session.started"):
+    """
+    The service said that a session began.
+    """
+
+
+class SessionEnded(SessionEvent, kw_only=True, gc=False, omit_defaults=True, tag="session.ended"):
+    """
+    The service said that a session ended.
+    """
+
+
+class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
+    """
+    Numbers that were given and will never be seen: `first` to `last`, both included.
+    """
+
+    emitter: Identifier
+    partition: Count
+    first: Count
+    last: Count
+    reason: Word
+
+
+class ReplayedLane(Struct, kw_only=True, frozen=True, gc=False):
+    """
+    The last number of another emitter's lane that this emitter sent on its behalf.
+    """
+
+    emitter: Identifier
+    partition: Count
+    last: Count
+
+
+class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="emitter.reported"):
+    """
+    What an emitter says of itself, cumulative since it began. It counts itself.
+
+    `captured` are the events that got, or would have got, a number; `dropped` those refused before that, by reason and
+    kind; `superseded` the starts that were not sent since their end says it all. `lanes` holds the last number given
+    by partition (this report's own included). `complete_at_ns` is the capture time of the oldest event held without a
+    number, else the time of the report, and `complete_age_ns` its age by the monotonic clock.
+    """
+
+    number: Count
+    service: Name
+    environment: Name
+    host: Name
+    process_id: Count
+    runtap_version: Name
+    started_at_ns: Nanoseconds
+    complete_at_ns: Nanoseconds
+    complete_age_ns: Nanoseconds
+    closing: bool = False
+    captured: Count
+    superseded: Count = 0
+    dropped: dict[str, dict[str, Count]] = msgspec.field(default_factory=dict)
+    content_dropped: Count = 0
+    adopted: dict[str, Count] = msgspec.field(default_factory=dict)
+    lanes: dict[int, Count] = msgspec.field(default_factory=dict)
+    skipped: list[SkippedRange] = msgspec.field(default_factory=list)
+    replayed: list[ReplayedLane] = msgspec.field(default_factory=list)
+
+
+AnyEvent = RunStarted | RunEnded | RunNoted | RunStreamed | SessionStarted | SessionEnded | EmitterReported
+
+
+class Alert(Struct, kw_only=True, gc=False, omit_defaults=True):
+    """
+    One record of the alerts topic.
+
+    `state` is `firing` or `resolved` for a condition that has an end, `noticed` for a single occurrence. `window_*` and
+    `sample_run_id` are null where they mean nothing for the rule.
+    """
+
+    id: Identifier
+    version: Literal[1] = 1
+    rule: Word
+    state: Literal["firing", "resolved", "noticed"]
+    at_ns: Nanoseconds
+    service: Name
+    environment: Name | None = None
+    summary: Text
+    count: Count | None = None
+    rate: float | None = None
+    window_from_ns: Nanoseconds | None = None
+    window_to_ns: Nanoseconds | None = None
+    fingerprint: Identifier | None = None
+    sample_run_id: Identifier | None = None
