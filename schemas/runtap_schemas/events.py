@@ -22,6 +22,8 @@ VERSION = 1
 MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = 2_000
 MAX_TOKENS = 10**9
+# 116 days: sums of what is believed must stay within 64 bits.
+MAX_DURATION_NS = 10**16
 MAX_METADATA_KEYS = 32
 MAX_METADATA_LENGTH = 256
 MAX_TAGS = 32
@@ -33,6 +35,7 @@ Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 Word = Annotated[str, Meta(min_length=1, max_length=32)]
 Nanoseconds = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
+Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
 Count = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]
@@ -129,8 +132,8 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
 
     status: Status
     started_at_ns: Nanoseconds
-    duration_ns: Nanoseconds
-    time_to_first_token_ns: Nanoseconds | None = None
+    duration_ns: Duration
+    time_to_first_token_ns: Duration | None = None
     provider: Name | None = None
     request_model: Name | None = None
     model: Name | None = None
@@ -138,7 +141,7 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
     finish_reason: Name | None = None
     usage: Usage | None = None
     usage_source: UsageSource = "none"
-    reported_cost_usd: Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,30})?$")] | None = None
+    reported_cost_usd: Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$")] | None = None
     error: RunError | None = None
     tags: Tags = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=dict)

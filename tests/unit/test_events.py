@@ -92,6 +92,8 @@ def test_samples_are_valid_by_the_schema_files(sample: Path) -> None:
         ({"status": "odd"}, "status"),
         ({"at_ns": 2**63}, "at_ns"),
         ({"duration_ns": -1}, "duration_ns"),
+        ({"duration_ns": 10**16 + 1}, "duration_ns"),
+        ({"reported_cost_usd": "10000"}, "reported_cost_usd"),
         ({"metadata": {str(n): n for n in range(33)}}, "metadata"),
         ({"metadata": {"k": "x" * 257}}, "metadata"),
         ({"reported_cost_usd": "1e5"}, "reported_cost_usd"),

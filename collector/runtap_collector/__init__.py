@@ -1,0 +1,28 @@
+"""
+Taps every LangChain and LangGraph run into Kafka.
+
+    from runtap_collector import RunTap
+
+    async with RunTap.from_env(service="checkout") as tap:
+        await chain.ainvoke(question, config={"callbacks": [tap.handler]})
+"""
+
+from runtap_collector.errors import ConnectionConflictError, RuntapError, SettingsError
+from runtap_collector.handler import RunTapHandler
+from runtap_collector.install import Installation, install
+from runtap_collector.ledger import Delivery, Stats
+from runtap_collector.settings import CollectorSettings
+from runtap_collector.tap import RunTap
+
+__all__ = [
+    "CollectorSettings",
+    "ConnectionConflictError",
+    "Delivery",
+    "Installation",
+    "RunTap",
+    "RunTapHandler",
+    "RuntapError",
+    "SettingsError",
+    "Stats",
+    "install",
+]

@@ -1,0 +1,199 @@
+"""
+The process's one emitter: what all taps and handlers share.
+
+    Emitter.offer -> Ring.offer -> (first event after a pause) Sender.wake
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextlib import suppress
+
+from runtap_collector.errors import ConnectionConflictError
+from runtap_collector.ledger import Delivery, Ledger, Stats
+from runtap_collector.logs import log
+from runtap_collector.open_runs import OpenRuns, RouteMemory
+from runtap_collector.records import Record, View
+from runtap_collector.ring import Ring
+from runtap_collector.sender import Sender
+from runtap_collector.settings import CollectorSettings
+from runtap_schemas import ConnectionSettings
+
+EXIT_SECONDS = 2.0
+
+
+class Emitter:
+    """
+    Ring, open runs and sender. Made anew in place after a fork, and when it is used again after its close.
+    """
+
+    def __init__(self, settings: CollectorSettings) -> None:
+        self._settings = settings
+        self._views = 0
+        self._begin_anew(settings)
+
+    def _begin_anew(self, settings: CollectorSettings) -> None:
+        self._settings = settings
+        # Reentrant for the same reason as the ring's.
+        self._lock = threading.RLock()
+        self._sender: Sender | None = None
+        self.ring = Ring(settings.buffer_bytes)
+        self.open_runs = OpenRuns()
+        self.session_routes = RouteMemory()
+        self.ledger = Ledger(self.ring, View.of(settings))
+
+    def offer(self, record: Record) -> None:
+        """
+        Hands a record to the sender, or counts why not. Never waits.
+        """
+        if self.ring.offer(record):
+            self._wake()
+
+    def _wake(self) -> None:
+        sender = self._sender
+        if sender is None:
+            with self._lock:
+                sender = self._sender or self._start_sender()
+        if sender is not None:
+            sender.wake()
+
+    def _start_sender(self) -> Sender | None:
+        sender = Sender(self.ring, self.ledger, self._settings, self.evict_runs)
+        try:
+            sender.start()
+        except RuntimeError as error:
+            # An interpreter that is leaving starts no threads: what is in the ring is counted at close.
+            log.warning("sender_not_started", reason=str(error))
+            return None
+        self._sender = sender
+        return sender
+
+    def evict_runs(self) -> None:
+        """
+        Forgets runs beyond the table's bounds, and counts the ends that will not be seen.
+        """
+        for run in self.open_runs.evict():
+            self.ring.release(run.reserved_bytes)
+            self.ring.count_lost("run.ended", "evicted")
+
+    def flush(self, timeout_seconds: float) -> Delivery:
+        """
+        Waits until everything captured so far is in Kafka, or given up, or time is up.
+        """
+        if self._sender is not None:
+            self._sender.flush(timeout_seconds)
+        return self.ledger.delivery()
+
+    def stats(self) -> Stats:
+        """
+        The emitter's side of the ledger.
+        """
+        return self.ledger.stats(len(self.open_runs))
+
+    def attach(self, settings: CollectorSettings) -> None:
+        """
+        Adds a view.
+
+        Raises:
+            ConnectionConflictError: the emitter is at work with another connection.
+        """
+        with self._lock:
+            if self._views == 0 and self.ring.is_closed:
+                self._begin_anew(settings)
+            elif differences := _differences(self._settings, settings):
+                raise ConnectionConflictError(differences)
+            self._views += 1
+
+    def detach(self, timeout_seconds: float) -> Delivery:
+        """
+        Takes a view away: the last one closes the emitter, others wait until their events are sent.
+        """
+        with self._lock:
+            self._views = max(0, self._views - 1)
+            is_last = self._views == 0
+        return self.close(timeout_seconds) if is_last else self.flush(timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> Delivery:
+        """
+        Sends what there is, reports for the last time, and takes no more events.
+        """
+        self.ring.close()
+        if self._sender is not None:
+            self._sender.close(timeout_seconds)
+        else:
+            self.ring.drop(self.ring.take(), "closed")
+        return self.ledger.delivery()
+
+    def leave_parent_process(self) -> None:
+        """
+        In a forked child: begins anew, with an id of its own and without what the parent still holds.
+        """
+        # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
+        _inherited.append((self._sender, self.ring, self.ledger, self.open_runs))
+        was_closed = self.ring.is_closed
+        self._begin_anew(self._settings)
+        if was_closed:
+            self.ring.close()
+
+
+def _differences(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
+    names = [*ConnectionSettings.model_fields, "buffer_bytes"]
+    return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+
+
+_lock = threading.RLock()
+_emitter: Emitter | None = None
+_is_attached_for_life = False
+_inherited: list[object] = []
+
+
+def attach(settings: CollectorSettings) -> Emitter:
+    """
+    A view on the process's emitter, which is made if there is none. Every view is to be detached.
+
+    Raises:
+        ConnectionConflictError: the emitter is at work with another connection.
+        SettingsError: the connection's files cannot be read.
+    """
+    global _emitter
+    # Now, where it is an error that somebody sees, rather than in the sender's thread.
+    settings.client_options()
+    with _lock:
+        if _emitter is None:
+            _emitter = Emitter(settings)
+            atexit.register(_close_at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_after_fork)
+        _emitter.attach(settings)
+        return _emitter
+
+
+def attach_for_life(settings: CollectorSettings) -> Emitter:
+    """
+    The process's emitter, closed at exit: for handlers that nobody closes.
+    """
+    global _is_attached_for_life
+    with _lock:
+        if _is_attached_for_life and _emitter is not None:
+            if differences := _differences(_emitter._settings, settings):
+                raise ConnectionConflictError(differences)
+            return _emitter
+        emitter = attach(settings)
+        _is_attached_for_life = True
+        return emitter
+
+
+def _close_at_exit() -> None:
+    if _emitter is not None and not _emitter.ring.is_closed:
+        # Nothing that goes wrong here may change how the app exits.
+        with suppress(Exception):
+            _emitter.close(EXIT_SECONDS)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    if _emitter is not None:
+        _emitter.leave_parent_process()

@@ -1,0 +1,58 @@
+"""
+Settings of the collector, the only reader of the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from runtap_schemas import ConnectionSettings
+from runtap_schemas.events import MAX_METADATA_KEYS, MAX_METADATA_LENGTH, MAX_NAME_LENGTH
+
+MIN_BUFFER_BYTES = 64 * 1024
+
+
+class CollectorSettings(ConnectionSettings):
+    """
+    How a service's runs are captured and named.
+    """
+
+    service: str = Field(
+        "unnamed", min_length=1, max_length=MAX_NAME_LENGTH, description="name of the service whose runs these are"
+    )
+    environment: str = Field(
+        "default", min_length=1, max_length=MAX_NAME_LENGTH, description="where it runs, such as production"
+    )
+    metadata: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="metadata of every event, as team=x,region=y",
+    )
+    capture_content: bool = Field(False, description="whether prompts, answers and tool arguments are captured")
+    buffer_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=MIN_BUFFER_BYTES,
+        description="most memory for events that Kafka has not acknowledged, in bytes",
+    )
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _split_metadata(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        for name, equals, _ in pairs:
+            if not name.strip() or not equals:
+                raise ValueError("expected key=value pairs separated by commas, as in team=x,region=y")
+        return {name.strip(): text.strip() for name, _, text in pairs}
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > MAX_METADATA_KEYS:
+            raise ValueError(f"expected at most {MAX_METADATA_KEYS} keys, not {len(value)}")
+        if any(len(text) > MAX_METADATA_LENGTH for pair in value.items() for text in pair):
+            raise ValueError(f"expected keys and values of at most {MAX_METADATA_LENGTH} characters")
+        return value

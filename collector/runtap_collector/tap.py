@@ -1,0 +1,173 @@
+"""
+What a service holds: `RunTap`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from runtap_collector import emitter as emitters
+from runtap_collector.capture import Capture, current_session, make_session
+from runtap_collector.handler import RunTapHandler
+from runtap_collector.ledger import Delivery, Stats
+from runtap_collector.records import Session, SessionEnd, SessionStart, View
+from runtap_collector.settings import CollectorSettings
+
+FLUSH_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+MAX_SESSIONS = 10_000
+
+
+class RunTap:
+    """
+    A service's view on the process's emitter: its handler, its sessions, its end.
+
+        async with RunTap.from_env(service="checkout") as tap:
+            await chain.ainvoke(question, config={"callbacks": [tap.handler]})
+
+    Also a plain context manager. Several taps share one emitter; the last one that closes ends it.
+    """
+
+    def __init__(self, settings: CollectorSettings) -> None:
+        """
+        Connects to nothing yet: the first event does.
+
+        Raises:
+            ConnectionConflictError: this process already emits with other connection settings.
+            SettingsError: the connection's files cannot be read.
+        """
+        self._view = View.of(settings)
+        self._emitter = emitters.attach(settings)
+        self._is_closed = False
+        self._sessions: dict[str, Session] = {}
+        self.handler = RunTapHandler(_capture=Capture(self._emitter, self._view))
+
+    @classmethod
+    def from_env(cls, *, service: str | None = None, **overrides: Any) -> Self:
+        """
+        A tap with settings from the environment.
+
+        Args:
+            service: name of the service, `RUNTAP_SERVICE` if not given.
+            **overrides: other settings that win over the environment, named as in `CollectorSettings`.
+
+        Raises:
+            SettingsError: a value cannot work.
+            ConnectionConflictError: this process already emits with other connection settings.
+        """
+        return cls(CollectorSettings.load(service=service, **overrides))
+
+    @contextmanager
+    def session(
+        self,
+        session_id: str,
+        *,
+        user_id: str | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Iterator[None]:
+        """
+        Gives a session to all runs that begin inside, in tasks and threads with a copy of this context too.
+
+        Tags and metadata are added to those runs. Emits the session's start and end.
+
+        Raises:
+            ValueError: the session id is empty.
+        """
+        before = current_session.get()
+        self.start_session(session_id, user_id=user_id, tags=tags, metadata=metadata)
+        try:
+            yield
+        finally:
+            self.end_session(session_id)
+            current_session.set(before)
+
+    def start_session(
+        self,
+        session_id: str,
+        *,
+        user_id: str | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Emits the start of a session, and gives it to the runs that begin in this context until `end_session`.
+
+        Raises:
+            ValueError: the session id is empty.
+        """
+        session = make_session(session_id, self._view, user_id, tags, metadata)
+        self._sessions[session.session_id] = session
+        if len(self._sessions) > MAX_SESSIONS:
+            # One that nobody ended. Its end will be emitted without its tags and metadata.
+            self._sessions.pop(next(iter(self._sessions)), None)
+        current_session.set(session)
+        self._emitter.offer(SessionStart(session, self._emitter.session_routes.get_or_add(session.session_id)))
+
+    def end_session(self, session_id: str) -> None:
+        """
+        Emits the end of a session, whether or not this process started it.
+
+        Raises:
+            ValueError: the session id is empty.
+        """
+        name = make_session(session_id, self._view, None, None, None)
+        session = self._sessions.pop(name.session_id, name)
+        if current_session.get() is session:
+            current_session.set(None)
+        self._emitter.offer(SessionEnd(session, self._emitter.session_routes.get_or_add(session.session_id)))
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
+        """
+        Waits until everything captured so far is in Kafka, at most `timeout` seconds. Blocks; see `aflush`.
+        """
+        return self._emitter.flush(timeout)
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> Delivery:
+        """
+        Waits like `flush`; the process's last tap also ends the emitter and drops what is left then.
+
+        Handlers stay attached and do nothing from then on but count. Blocks; see `aclose`.
+        """
+        if self._is_closed:
+            return self._emitter.ledger.delivery()
+        self._is_closed = True
+        return self._emitter.detach(timeout)
+
+    async def aflush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
+        """
+        `flush` without blocking the event loop.
+        """
+        return await asyncio.to_thread(self.flush, timeout)
+
+    async def aclose(self, timeout: float = CLOSE_SECONDS) -> Delivery:
+        """
+        `close` without blocking the event loop.
+        """
+        return await asyncio.to_thread(self.close, timeout)
+
+    def stats(self) -> Stats:
+        """
+        The emitter's side of the ledger, counted since it began.
+        """
+        return self._emitter.stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()

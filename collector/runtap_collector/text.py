@@ -1,0 +1,70 @@
+"""
+Foreign text and values made to fit the contract's limits: what breaks one would be a dead letter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from runtap_collector.records import MetadataValues
+from runtap_schemas.events import MAX_METADATA_KEYS, MAX_METADATA_LENGTH, MAX_NAME_LENGTH, MAX_TAGS
+
+# Keys that LangChain and LangGraph put there for themselves.
+_INTERNAL_PREFIXES = ("ls_", "langgraph_", "checkpoint_", "lc_", "__")
+_INT64 = 2**63
+
+
+def clip(text: str, limit: int) -> str:
+    """
+    At most `limit` characters, with lone surrogates replaced, which JSON in UTF-8 cannot hold.
+    """
+    if len(text) > limit:
+        text = text[:limit]
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "replace").decode()
+
+
+def name_of(value: object) -> str | None:
+    """
+    A name from a foreign value. `None`: there is none.
+    """
+    if value is None or value == "":
+        return None
+    return clip(value if isinstance(value, str) else str(value), MAX_NAME_LENGTH)
+
+
+def clip_tags(tags: Iterable[object] | None) -> list[str]:
+    """
+    The first tags that fit.
+    """
+    if not tags:
+        return []
+    return [clip(tag, MAX_NAME_LENGTH) for tag in tags if isinstance(tag, str)][:MAX_TAGS]
+
+
+def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
+    """
+    Adds the user's own scalar values to `kept`, up to the limit of keys.
+    """
+    for key, value in metadata.items():
+        if not isinstance(key, str) or key.startswith(_INTERNAL_PREFIXES):
+            continue
+        kind = type(value)
+        if kind is str:
+            value = clip(value, MAX_METADATA_LENGTH)
+        elif kind is int:
+            if not -_INT64 <= value < _INT64:
+                value = clip(str(value), MAX_METADATA_LENGTH)
+        elif kind is float:
+            if not math.isfinite(value):
+                value = str(value)
+        elif isinstance(value, str):
+            value = clip(str.__str__(value), MAX_METADATA_LENGTH)
+        elif kind is not bool:
+            continue
+        if len(kept) >= MAX_METADATA_KEYS and key not in kept:
+            continue
+        kept[clip(key, MAX_METADATA_LENGTH)] = value

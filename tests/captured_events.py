@@ -1,0 +1,80 @@
+"""
+A collector without Kafka: what the handler captures, read from the ring and passed once through the wire contract.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from runtap_collector import CollectorSettings, RunTapHandler
+from runtap_collector.capture import Capture
+from runtap_collector.emitter import Emitter
+from runtap_collector.records import View
+from runtap_schemas import Event, RunEnded, Skipped, Unreadable, decode_event, encode_event, number_event
+
+E = TypeVar("E", bound=Event)
+
+
+class SilentEmitter(Emitter):
+    """
+    An emitter that never starts its sender.
+    """
+
+    def _wake(self) -> None:
+        return
+
+
+class Captured:
+    """
+    A handler, and the events that it would have sent.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = CollectorSettings.load(**{"service": "tested", "environment": "tests", **settings})
+        self.emitter = SilentEmitter(self.settings)
+        self.handler = self.another_handler()
+        self._events: list[Event] = []
+
+    def another_handler(self) -> RunTapHandler:
+        """
+        Another handler on the same emitter.
+        """
+        return RunTapHandler(_capture=Capture(self.emitter, View.of(self.settings)))
+
+    def call(self, callback: str, *arguments: object, **keywords: object) -> None:
+        """
+        Calls the handler as LangChain does, which ignores what it returns.
+        """
+        getattr(self.handler, callback)(*arguments, **keywords)
+
+    def events(self) -> list[Event]:
+        """
+        Everything captured so far, in order, as a worker would read it.
+        """
+        for record in self.emitter.ring.take():
+            if record.is_superseded:
+                continue
+            value = number_event(encode_event(record.build()), self.emitter.ledger.emitter, len(self._events) + 1)
+            event = decode_event(value)
+            assert not isinstance(event, (Skipped, Unreadable)), event
+            self._events.append(event)
+        return self._events
+
+    def of(self, kind: type[E]) -> list[E]:
+        """
+        The events of one kind.
+        """
+        return [event for event in self.events() if isinstance(event, kind)]
+
+    def ended(self) -> list[RunEnded]:
+        """
+        The ended runs, in the order of their ends.
+        """
+        return self.of(RunEnded)
+
+    def ended_named(self, name: str) -> RunEnded:
+        """
+        The only ended run of that name.
+        """
+        (run,) = [run for run in self.ended() if run.name == name]
+        return run

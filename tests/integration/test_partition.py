@@ -1,0 +1,462 @@
+"""
+A partition in one worker's hands, on SQLite and on PostgreSQL; the log is a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from runtap_consumers.dimensions import Dimensions
+from runtap_consumers.errors import FencedError
+from runtap_consumers.partition import Partition, Tools
+from runtap_consumers.pricing import PriceTable
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.rollups import DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.sketch import quantiles_ns
+from runtap_consumers.store.dimension_values import admit_values
+from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.writer import Writer
+from runtap_schemas import Usage
+from samples import (
+    SECOND_NS,
+    START_NS,
+    Log,
+    chain_end,
+    failure,
+    model_call,
+    report,
+    run_start,
+    session_end,
+    session_start,
+)
+
+ALL = tuple(PROJECTIONS)
+PRICES = PriceTable.load()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, "runtap.events", "Europe/Berlin")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def tools(store: Store) -> Iterator[Callable[[], Tools]]:
+    """
+    Makes the tools of one worker; each call stands for another process.
+    """
+    writers: list[Writer] = []
+
+    def make() -> Tools:
+        writer = Writer.of(store)
+        writers.append(writer)
+        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
+        return Tools(store, writer, PRICES, dimensions, ConsumerSettings.load(cost_by="metadata.team"))
+
+    yield make
+    for writer in writers:
+        writer.close()
+
+
+def worker(tools: Callable[[], Tools], projections: tuple[str, ...] = ALL, log_start: int = 0) -> Partition:
+    partition = Partition(0, projections, tools())
+    partition.load(log_start)
+    return partition
+
+
+def apply(partition: Partition, log: Log, at_most: int | None = None) -> None:
+    records = log.since(partition.next_offset, at_most)
+    partition.commit(partition.fold(records))
+
+
+def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
+    with store.read() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def one(store: Store, query: str) -> tuple[Any, ...]:
+    (row,) = rows(store, query)
+    return row
+
+
+def mixed_log() -> Log:
+    log = Log()
+    log.append(session_start(START_NS), "e1", 1)
+    log.append(run_start(START_NS + 1), "e1", 2)
+    log.append(
+        model_call(START_NS + 10 * SECOND_NS, session_id="s-1", user_id="u-7", metadata={"team": "red"}), "e1", 3
+    )
+    log.append(
+        model_call(
+            START_NS + 70 * SECOND_NS, session_id="s-1", model="unheard-of", provider="nobody", request_model=None
+        ),
+        "e1",
+        4,
+    )
+    log.append(model_call(START_NS + 2 * 3600 * SECOND_NS, usage=None, usage_source="none"), "e1", 5)
+    tool = chain_end(
+        START_NS + 71 * SECOND_NS,
+        run_type="tool",
+        name="lookup",
+        is_root=False,
+        parent_run_id="chain",
+        status="error",
+        error=failure(),
+        session_id="s-1",
+    )
+    log.append(tool, "e1", 6)
+    for number, is_root in ((7, False), (8, True)):
+        ancestor = chain_end(
+            START_NS + (71 + number) * SECOND_NS,
+            is_root=is_root,
+            status="error",
+            error=failure(origin=False),
+            session_id="s-1",
+            run_id=f"chain-{START_NS + 1}",
+        )
+        log.append(ancestor, "e1", number)
+    log.append(session_end(START_NS + 80 * SECOND_NS), "e1", 9)
+    log.append(report(1, 10, {0: 10}, START_NS + 90 * SECOND_NS), "e1", 10)
+    return log
+
+
+COST_SUMS = (
+    "sum(calls), sum(priced_calls), sum(unpriced_calls), sum(unmetered_calls), sum(input_tokens), "
+    "sum(cache_read_tokens), sum(output_tokens), sum(cost_picodollars)"
+)
+# 800 * 0.15 + 200 * 0.075 + 100 * 0.6 dollars a million.
+CALL_PICODOLLARS = 195 * 10**6
+
+
+@pytest.mark.parametrize("grain", ["minute", "hour", "day", "total"])
+def test_every_grain_holds_the_same_sums(store: Store, tools: Callable[[], Tools], grain: str) -> None:
+    apply(worker(tools), mixed_log())
+    assert one(store, f"SELECT {COST_SUMS} FROM cost_{grain}") == (3, 1, 1, 1, 2000, 400, 200, CALL_PICODOLLARS)
+    counted = "sum(count), sum(ok), sum(errors), sum(total_ns), min(min_ns), max(max_ns), sum(first_token_count)"
+    assert one(store, f"SELECT {counted} FROM performance_{grain}") == (
+        6,
+        3,
+        3,
+        15 * SECOND_NS,
+        2 * SECOND_NS,
+        3 * SECOND_NS,
+        3,
+    )
+    assert one(store, f"SELECT sum(count) FROM errors_{grain}") == (1,)
+    assert one(store, f"SELECT sum(ok), sum(errors) FROM roots_{grain}") == (0, 1)
+
+
+def test_buckets_are_minutes_hours_and_local_days_of_the_end(store: Store, tools: Callable[[], Tools]) -> None:
+    apply(worker(tools), mixed_log())
+    hours = [START_NS, START_NS + 2 * HOUR_NS]
+    assert [bucket for (bucket,) in rows(store, "SELECT DISTINCT bucket_ns FROM cost_minute ORDER BY 1")] == [
+        START_NS,
+        START_NS + MINUTE_NS,
+        START_NS + 2 * HOUR_NS,
+    ]
+    assert [bucket for (bucket,) in rows(store, "SELECT DISTINCT bucket_ns FROM cost_hour ORDER BY 1")] == hours
+    # Berlin is an hour ahead of UTC in March: its midnight is 23:00 of the day before.
+    assert rows(store, "SELECT DISTINCT bucket_ns FROM cost_day") == [(START_NS - 11 * HOUR_NS,)]
+
+
+def test_sketches_of_later_commits_and_of_another_worker_add_up(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    for number in range(1, 101):
+        log.append(model_call(START_NS + number, duration_ns=number * 10_000_000), "e1", number)
+    first = worker(tools)
+    apply(first, log, 30)
+    apply(first, log, 30)
+    apply(worker(tools), log)
+    for grain in ("minute", "hour", "day"):
+        ((sketch,),) = rows(store, f"SELECT sketch FROM performance_{grain}")
+        median, p99 = quantiles_ns(bytes(sketch), [0.5, 0.99])
+        assert median == pytest.approx(0.505 * 10**9, rel=0.02)
+        assert p99 == pytest.approx(0.99 * 10**9, rel=0.02)
+
+
+def test_attributes_sessions_and_runs_hold_the_facts(store: Store, tools: Callable[[], Tools]) -> None:
+    apply(worker(tools), mixed_log())
+    attributes = rows(store, "SELECT attribute, value, calls, cost_picodollars FROM cost_by_attribute ORDER BY 1")
+    assert attributes == [("team", "red", 1, CALL_PICODOLLARS), ("user", "u-7", 1, CALL_PICODOLLARS)]
+    columns = (
+        "starts, ends, traces, llm_calls, tool_calls, errors, input_tokens, output_tokens, first_at_ns, last_at_ns"
+    )
+    assert one(store, f"SELECT {columns} FROM sessions") == (
+        1,
+        1,
+        1,
+        2,
+        1,
+        1,
+        2000,
+        200,
+        START_NS,
+        START_NS + 80 * SECOND_NS,
+    )
+    assert rows(store, "SELECT session_id, user_id FROM session_users") == [("s-1", "u-7")]
+    costs = rows(store, "SELECT model, unpriced_calls, cost_picodollars FROM session_costs ORDER BY model")
+    assert costs == [("gpt-4o-mini-2024-07-18", 0, CALL_PICODOLLARS), ("unheard-of", 1, 0)]
+    assert one(store, "SELECT count(*), sum(cost_picodollars) FROM runs") == (6, CALL_PICODOLLARS)
+    # Its start was sent, its end came: it is no longer open.
+    assert rows(store, "SELECT run_id FROM open_runs") == []
+    assert one(store, "SELECT count(*) FROM runs WHERE usage_source = 'none' AND input_tokens IS NULL") == (4,)
+
+
+def test_open_run_stays_until_its_end_comes(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    log.append(run_start(START_NS, run_id="r-1", session_id="s-9"), "e1", 1)
+    partition = worker(tools)
+    apply(partition, log)
+    assert rows(store, "SELECT run_id, session_id, started_at_ns FROM open_runs") == [("r-1", "s-9", START_NS)]
+    log.append(chain_end(START_NS + SECOND_NS, run_id="r-1"), "e1", 2)
+    apply(partition, log)
+    assert rows(store, "SELECT run_id FROM open_runs") == []
+
+
+def test_repeats_leave_totals_unchanged_and_are_counted(store: Store, tools: Callable[[], Tools]) -> None:
+    log = mixed_log()
+    partition = worker(tools)
+    apply(partition, log)
+    before = [rows(store, f"SELECT * FROM {table}") for table in ("cost_total", "sessions", "runs", "errors_hour")]
+    for record in log.records[2:6]:
+        log.append_value(record.value, START_NS + DAY_NS)
+    apply(partition, log)
+    assert worker(tools).next_offset == 14
+    after = [rows(store, f"SELECT * FROM {table}") for table in ("cost_total", "sessions", "runs", "errors_hour")]
+    assert after == before
+    assert rows(store, "SELECT DISTINCT repeats, mark FROM lane_marks") == [(4, 10)]
+
+
+def test_a_late_number_fills_its_gap_once(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    partition = worker(tools, ("cost",))
+    for number in (1, 5, 3, 3, 6):
+        log.append(model_call(START_NS + number), "e1", number)
+    apply(partition, log)
+    assert one(store, "SELECT calls FROM cost_total") == (4,)
+    assert one(store, "SELECT mark, gaps, repeats FROM lane_marks") == (6, "[[2,2],[4,4]]", 1)
+    again = worker(tools, ("cost",))
+    for number in (2, 4, 2):
+        log.append(model_call(START_NS + number), "e1", number)
+    apply(again, log)
+    assert one(store, "SELECT calls FROM cost_total") == (6,)
+    assert one(store, "SELECT mark, gaps, repeats FROM lane_marks") == (6, "[]", 2)
+
+
+def test_each_projection_has_marks_of_its_own(store: Store, tools: Callable[[], Tools]) -> None:
+    log = mixed_log()
+    apply(worker(tools, ("cost",)), log)
+    both = worker(tools, ("cost", "performance"))
+    assert both.next_offset == 0
+    apply(both, log)
+    assert one(store, f"SELECT {COST_SUMS} FROM cost_total")[0] == 3
+    assert one(store, "SELECT sum(count) FROM performance_total") == (6,)
+    assert rows(store, "SELECT projection, mark, repeats FROM lane_marks ORDER BY 1") == [
+        ("cost", 10, 0),
+        ("performance", 10, 0),
+    ]
+
+
+def test_the_slower_of_two_workers_writes_nothing(store: Store, tools: Callable[[], Tools]) -> None:
+    log = mixed_log()
+    slow, quick = worker(tools), worker(tools)
+    folded = slow.fold(log.since(0, 4))
+    apply(quick, log)
+    with pytest.raises(FencedError):
+        slow.commit(folded)
+    assert one(store, f"SELECT {COST_SUMS} FROM cost_total")[0] == 3
+    assert one(store, "SELECT count(*) FROM runs") == (6,)
+    assert one(store, "SELECT min(next_offset), max(next_offset) FROM positions") == (10, 10)
+
+
+def test_raised_epoch_fences_a_worker_at_the_same_offset(store: Store, tools: Callable[[], Tools]) -> None:
+    log = mixed_log()
+    partition = worker(tools, ("cost",))
+    folded = partition.fold(log.since(0))
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE positions SET epoch = epoch + 1"))
+    with pytest.raises(FencedError):
+        partition.commit(folded)
+    assert rows(store, "SELECT * FROM cost_total") == []
+
+
+def test_unreadable_records_are_dead_letters_and_the_partition_goes_on(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    log.append_value(b"not json")
+    log.append_value(None)
+    log.append_value(b'{"version":2,"emitter":"e1","sequence":2,"type":"run.ended"}')
+    bad_usage = log.append(model_call(START_NS), "e1", 3)
+    assert bad_usage.value is not None
+    bad_usage.value = bad_usage.value.replace(b'"input_tokens":1000', b'"input_tokens":-1000')
+    log.append_value(b'{"version":1,"emitter":"e1","sequence":4,"type":"run.dreamt"}')
+    log.append(model_call(START_NS), "e1", 5)
+    apply(worker(tools), log)
+    assert one(store, "SELECT calls FROM cost_total") == (2,)
+    causes = rows(store, "SELECT log_offset, cause FROM dead_letters ORDER BY log_offset")
+    assert [offset for offset, _ in causes] == [1, 2, 3, 4]
+    assert "malformed" in causes[0][1]
+    assert "no value" in causes[1][1]
+    assert "version 2" in causes[2][1]
+    assert "input_tokens" in causes[3][1]
+    assert rows(store, "SELECT DISTINCT mark, gaps, quarantined FROM lane_marks") == [(5, "[]", 2)]
+    assert rows(store, "SELECT type, count FROM skipped_types") == [("run.dreamt", 1)]
+
+
+def test_a_new_incarnation_keeps_marks_so_that_a_resend_counts_once(store: Store, tools: Callable[[], Tools]) -> None:
+    log = mixed_log()
+    partition = worker(tools)
+    apply(partition, log)
+    partition = worker(tools)
+    partition.begin_incarnation(0, START_NS)
+    fresh = Log()
+    fresh.append_value(log.records[9].value, START_NS)
+    fresh.append(model_call(START_NS + SECOND_NS), "e1", 11)
+    again = worker(tools)
+    assert again.next_offset == 0
+    apply(again, fresh)
+    assert one(store, "SELECT sum(calls) FROM cost_total") == (4,)
+    assert rows(store, "SELECT DISTINCT incarnation, next_offset FROM positions") == [(2, 2)]
+    assert rows(store, "SELECT DISTINCT kind, first_offset FROM log_incidents") == [("recreated", 10)]
+
+
+def test_a_worker_that_follows_the_old_log_is_fenced(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    stale, other = worker(tools, ("cost",)), worker(tools, ("cost",))
+    other.begin_incarnation(0, START_NS)
+    log.append(model_call(START_NS), "e1", 1)
+    with pytest.raises(FencedError):
+        apply(stale, log)
+
+
+def test_numbers_before_the_log_start_are_before_and_not_lost(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log(first_offset=500)
+    log.append(model_call(START_NS), "e1", 900)
+    partition = worker(tools, ("cost",), log_start=500)
+    apply(partition, log)
+    assert one(store, "SELECT mark, gaps, before FROM lane_marks") == (900, "[]", 899)
+
+
+def test_retention_that_overtook_a_worker_is_recorded_with_its_offsets(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = mixed_log()
+    apply(worker(tools, ("cost",)), log, 3)
+    partition = worker(tools, ("cost",))
+    partition.skip_lost(7, START_NS)
+    partition = worker(tools, ("cost",), log_start=7)
+    apply(partition, log)
+    assert rows(store, "SELECT kind, first_offset, last_offset FROM log_incidents") == [("retention", 3, 6)]
+    assert one(store, "SELECT mark, gaps FROM lane_marks") == (10, "[[4,7]]")
+
+
+def test_a_clock_that_is_wrong_moves_the_event_to_log_time(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    log.append(model_call(START_NS + HOUR_NS), "e1", 1, log_time_ns=START_NS)
+    log.append(model_call(START_NS - 9 * DAY_NS), "e1", 2, log_time_ns=START_NS)
+    log.append(model_call(START_NS - DAY_NS), "e1", 3, log_time_ns=START_NS)
+    apply(worker(tools), log)
+    assert rows(store, "SELECT bucket_ns, calls FROM cost_hour ORDER BY 1") == [
+        (START_NS - DAY_NS, 1),
+        (START_NS, 2),
+    ]
+    assert rows(store, "SELECT service, count FROM skewed_events") == [("checkout", 2)]
+
+
+def test_rows_past_their_retention_go_and_stay_gone(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    partition = worker(tools)
+    log.append(model_call(START_NS), "e1", 1)
+    apply(partition, log)
+    log.append(model_call(START_NS + 7 * DAY_NS + HOUR_NS), "e1", 2)
+    log.append(model_call(START_NS), "e1", 3, log_time_ns=START_NS + 7 * DAY_NS + HOUR_NS)
+    apply(partition, log)
+    assert rows(store, "SELECT bucket_ns, calls FROM cost_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS, 1)]
+    assert rows(store, "SELECT bucket_ns FROM performance_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS,)]
+    assert one(store, "SELECT sum(calls) FROM cost_hour") == (3,)
+    # The run that ended seven days ago was deleted; the late one was inserted in the same commit, by its log time.
+    assert one(store, "SELECT count(*) FROM runs") == (2,)
+
+
+def test_names_beyond_the_cap_count_under_other(
+    store: Store, tools: Callable[[], Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtap_consumers.store.dimension_values.DEFAULT_CAP", 3)
+    log = Log()
+    for number in range(1, 7):
+        log.append(model_call(START_NS + number, name=f"name-{number}", run_id=f"r-{number}"), "e1", number)
+    log.append(model_call(START_NS + 7, name="name-1", run_id="r-7"), "e1", 7)
+    apply(worker(tools), log)
+    counted = rows(store, "SELECT name, sum(count) FROM performance_total GROUP BY name ORDER BY name")
+    assert counted == [("__other__", 3), ("name-1", 2), ("name-2", 1), ("name-3", 1)]
+    # Facts keep their names, and what a model is called elsewhere does not change its price.
+    assert one(store, "SELECT count(DISTINCT name) FROM runs") == (6,)
+    assert one(store, "SELECT sum(cost_picodollars) FROM cost_total") == (7 * CALL_PICODOLLARS,)
+
+
+def test_largest_values_that_the_contract_lets_through_do_not_stop_a_partition(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = Log()
+    most = Usage(input_tokens=10**9, output_tokens=10**9)
+    for number in range(1, 101):
+        log.append(
+            model_call(
+                START_NS,
+                model="gpt-4.5-preview",
+                usage=most,
+                duration_ns=10**16,
+                started_at_ns=2**63 - 1,
+                name="n" * 200,
+            ),
+            "e1",
+            number,
+        )
+    apply(worker(tools), log)
+    counted = one(store, "SELECT sum(calls), sum(unpriced_calls), sum(input_tokens) FROM cost_total")
+    assert counted == (100, 100, 100 * 10**9)
+    assert one(store, "SELECT sum(total_ns) FROM performance_total") == (100 * 10**16,)
+
+
+def test_a_fold_that_raises_stops_its_projection_alone(
+    store: Store, tools: Callable[[], Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    log = mixed_log()
+    monkeypatch.setitem(PROJECTIONS, "sessions", broken)
+    partition = worker(tools)
+    apply(partition, log)
+    assert set(partition.failed) == {"sessions"}
+    places = dict(rows(store, "SELECT projection, next_offset FROM positions"))
+    assert places.pop("sessions") == 0
+    assert set(places.values()) == {10}
+    monkeypatch.undo()
+    apply(worker(tools), log)
+    assert one(store, "SELECT traces FROM sessions") == (1,)
+    assert one(store, "SELECT sum(calls) FROM cost_total") == (3,)
+
+
+def test_a_cached_call_is_free_and_a_reported_cost_beats_the_table(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    log.append(model_call(START_NS, usage_source="cache"), "e1", 1)
+    usage = Usage(input_tokens=10, output_tokens=1)
+    log.append(model_call(START_NS, usage=usage, reported_cost_usd="0.0123"), "e1", 2)
+    apply(worker(tools, ("cost",)), log)
+    assert rows(
+        store,
+        "SELECT price_set, price_class, cached_calls, priced_calls, input_tokens, cost_picodollars "
+        "FROM cost_total ORDER BY price_class",
+    ) == [
+        (PRICES.price_set, "cached", 1, 1, 0, 0),
+        ("provider", "reported", 0, 1, 10, 12_300_000_000),
+    ]

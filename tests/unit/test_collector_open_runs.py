@@ -1,0 +1,95 @@
+"""
+The table of open runs.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from captured_events import Captured
+from runtap_collector.open_runs import MAX_AGE_SECONDS, OpenRuns, RouteMemory
+from runtap_collector.records import OpenRun, Route, View
+
+_VIEW = View("s", "e", {}, captures_content=False)
+
+
+def _run(parent: OpenRun | None = None) -> OpenRun:
+    run_id = uuid.uuid4()
+    route = parent.route if parent else Route(str(run_id))
+    return OpenRun(run_id, parent.run_id if parent else None, "chain", "n", _VIEW, route)
+
+
+def test_a_run_begins_once_and_ends_once() -> None:
+    runs = OpenRuns()
+    run = _run()
+    again = OpenRun(run.run_id, None, "chain", "n", _VIEW, Route("other"))
+    assert [runs.begin(run), runs.begin(again)] == [True, False]
+    assert runs.get(run.run_id) is run
+    assert runs.end(run.run_id) is run
+    assert runs.end(run.run_id) is None
+
+
+def test_children_of_ended_and_of_unknown_parents_find_one_route() -> None:
+    runs = OpenRuns()
+    run = _run()
+    runs.begin(run)
+    runs.end(run.run_id)
+    assert runs.route_under(run.run_id) is run.route
+    stranger = uuid.uuid4()
+    assert runs.route_under(stranger) is runs.route_under(stranger)
+    assert runs.route_under(stranger).key == str(stranger)
+
+
+def test_interrupt_marks_open_ancestors_only() -> None:
+    runs = OpenRuns()
+    root = _run()
+    middle = _run(root)
+    leaf = _run(middle)
+    sibling = _run(root)
+    for run in (root, middle, leaf, sibling):
+        runs.begin(run)
+    runs.mark_interrupted(leaf)
+    assert [run.interrupted for run in (root, middle, leaf, sibling)] == [True, True, False, False]
+
+
+def test_the_oldest_leave_a_full_table() -> None:
+    runs = OpenRuns(max_runs=100)
+    entered = [_run() for _ in range(101)]
+    for run in entered:
+        run.started_monotonic_ns = 10**18
+        runs.begin(run)
+    assert runs.is_full
+    assert runs.evict(now_monotonic_ns=10**18) == entered[:2]
+    assert len(runs) == 99
+    assert not runs.is_full
+
+
+def test_runs_older_than_a_day_leave() -> None:
+    runs = OpenRuns()
+    old, young = _run(), _run()
+    old.started_monotonic_ns, young.started_monotonic_ns = 1, 10**9
+    runs.begin(old)
+    runs.begin(young)
+    assert runs.evict(now_monotonic_ns=MAX_AGE_SECONDS * 10**9 + 5) == [old]
+
+
+def test_eviction_is_counted_and_its_end_ignored() -> None:
+    captured = Captured()
+    captured.emitter.open_runs = OpenRuns(max_runs=10)
+    run_ids = [uuid.uuid4() for _ in range(12)]
+    for run_id in run_ids:
+        captured.call("on_chain_start", {}, {}, run_id=run_id)
+    for run_id in run_ids:
+        captured.call("on_chain_end", {}, run_id=run_id)
+    ring = captured.emitter.ring
+    evicted = ring.dropped["evicted", "run.ended"]
+    assert evicted > 0
+    assert len(captured.ended()) == 12 - evicted
+    assert ring.captured == 24
+
+
+def test_memory_forgets_the_oldest() -> None:
+    memory = RouteMemory(limit=2)
+    routes = [memory.get_or_add(name) for name in ("a", "b", "c")]
+    assert memory.get("a") is None
+    assert memory.get("c") is routes[2]
