@@ -1,0 +1,88 @@
+"""
+The alert loop: every second a round of the evaluator, then what it stored goes to Kafka.
+
+State and outbox row are one transaction, the record comes after it: an alert is published at least once, a repeat with
+the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import structlog
+
+from runtap_consumers.alerts.evaluator import AlertEvaluator
+from runtap_consumers.errors import KafkaUnavailableError, StoreError
+from runtap_consumers.kafka import Publisher, TopicEnds
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.engine import Store
+from runtap_schemas.topics import alerts_topic
+
+ROUND_SECONDS = 1.0
+_LONGEST_BACK_OFF_SECONDS = 30.0
+
+_logger = structlog.get_logger(__name__)
+
+
+async def run_alerts(
+    store: Store, settings: ConsumerSettings, stop: asyncio.Event, on_round: Callable[[], None] = lambda: None
+) -> None:
+    """
+    Evaluates and publishes until `stop` is set; an outage of Kafka or of the store is logged once and waited out.
+
+    Args:
+        store: whose figures are judged.
+        settings: of the rules, and how to reach Kafka.
+        stop: ends the loop, at most one round later.
+        on_round: called after each round that went through, for a health check.
+    """
+    failures = 0
+    while not stop.is_set():
+        try:
+            async with TopicEnds(settings, store.events_topic) as ends, Publisher(settings) as publisher:
+                evaluator = AlertEvaluator(store, settings)
+                try:
+                    while not stop.is_set():
+                        await _run_round(evaluator, ends, publisher, settings)
+                        on_round()
+                        if failures:
+                            _logger.info("alerts_resumed", failures=failures)
+                            failures = 0
+                        await _sleep(stop, ROUND_SECONDS)
+                finally:
+                    await asyncio.to_thread(evaluator.close)
+        except (KafkaUnavailableError, StoreError) as error:
+            if not failures:
+                _logger.warning("alerts_interrupted", error=str(error))
+            failures += 1
+            longest = min(_LONGEST_BACK_OFF_SECONDS, ROUND_SECONDS * 2**failures)
+            await _sleep(stop, random.uniform(longest / 2, longest))
+
+
+async def _run_round(
+    evaluator: AlertEvaluator, ends: TopicEnds, publisher: Publisher, settings: ConsumerSettings
+) -> None:
+    # The present first, then the ends, then what is applied: so nothing that came in between counts as applied.
+    now_ns = time.time_ns()
+    log_ends = await ends.read()
+    watermark_ns, caught_up = await asyncio.to_thread(evaluator.watermark, log_ends, now_ns)
+    raised = await asyncio.to_thread(evaluator.evaluate, now_ns, watermark_ns, caught_up)
+    if raised:
+        _logger.info("alerts_raised", alerts=raised)
+    if not evaluator.holds_lease:
+        return
+    for row in await asyncio.to_thread(evaluator.outbox):
+        await publisher.publish(alerts_topic(settings.topic_prefix), row.service.encode(), row.payload)
+        await asyncio.to_thread(evaluator.mark_published, row.id)
+        _logger.info("alert_published", id=row.id, state=row.state)
+
+
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass

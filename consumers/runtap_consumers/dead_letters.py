@@ -1,0 +1,81 @@
+"""
+Records that could not be read go on to a topic of their own, as they were, from the table that a worker put them in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from runtap_consumers.errors import RecordTooLargeError, StoreError
+from runtap_consumers.kafka import Publisher
+from runtap_consumers.store import alert_rows
+from runtap_consumers.store.alert_rows import DeadLetter
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.writer import Writer
+
+# Of a record that no topic takes with our headers added; the table has it whole.
+_CUT_BYTES = 100_000
+
+_logger = structlog.get_logger(__name__)
+
+
+async def publish_dead_letters(store: Store, publisher: Publisher, topic: str) -> int:
+    """
+    Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
+
+    Each is marked after its acknowledgement: it is published at least once, a repeat (also of another worker that does
+    this at the same time) with the same `id` header.
+
+    Returns:
+        How many were published.
+
+    Raises:
+        KafkaUnavailableError: Kafka did not take one; those before it are marked.
+        StoreError: the store cannot be read or written.
+    """
+    letters = await asyncio.to_thread(_read, store)
+    if not letters:
+        return 0
+    writer = Writer.of(store)
+    try:
+        for letter in letters:
+            await _publish(publisher, topic, letter, store.events_topic)
+            await asyncio.to_thread(_mark, writer, letter)
+    finally:
+        writer.close()
+    _logger.info("dead_letters_published", topic=topic, records=len(letters))
+    return len(letters)
+
+
+async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_topic: str) -> None:
+    headers = [
+        ("id", letter.id.encode()),
+        ("topic", events_topic.encode()),
+        ("partition", str(letter.partition).encode()),
+        ("offset", str(letter.log_offset).encode()),
+        ("cause", letter.cause.encode()),
+    ]
+    try:
+        # The client refuses a record that has neither key nor value.
+        value = b"" if letter.key is None and letter.value is None else letter.value
+        await publisher.publish(topic, letter.key, value, headers)
+    except RecordTooLargeError:
+        size = str(len(letter.value or b"")).encode()
+        cut = (letter.value or b"")[:_CUT_BYTES]
+        await publisher.publish(topic, None, cut, [*headers, ("original_bytes", size)])
+
+
+def _read(store: Store) -> list[DeadLetter]:
+    try:
+        with store.read() as connection:
+            return alert_rows.read_dead_letters(connection)
+    except SQLAlchemyError as error:
+        raise StoreError(f"the dead letters cannot be read: {error}") from error
+
+
+def _mark(writer: Writer, letter: DeadLetter) -> None:
+    with writer.transaction():
+        alert_rows.mark_published(writer, "dead_letters", letter.id)

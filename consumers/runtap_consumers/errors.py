@@ -1,0 +1,72 @@
+"""
+Errors of the workers' side.
+
+    RuntapError
+    └── ConsumerError
+        ├── StoreError          the store cannot be used: unreachable, of another topic, of another version
+        │   └── FencedError          another worker owns the partition now
+        ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
+        │   └── RecordTooLargeError      one record is larger than its topic takes
+        ├── InputError               what a person asked for cannot be understood
+        ├── PriceFileError           a file of prices cannot be read, or is wrong
+        ├── RepriceRefusedError      figures cannot be priced again exactly
+        └── WorkerStoppedError       no running projection makes progress any more
+"""
+
+from __future__ import annotations
+
+from runtap_schemas import RuntapError
+
+
+class ConsumerError(RuntapError):
+    """
+    Root of what workers, report and tools raise on purpose.
+    """
+
+
+class StoreError(ConsumerError):
+    """
+    The store cannot be used. The message names its address, without password, and what to do.
+    """
+
+
+class FencedError(StoreError):
+    """
+    The positions are not where this worker left them: another owns the partition now. Forget all memory of it.
+    """
+
+
+class KafkaUnavailableError(ConsumerError):
+    """
+    Kafka, or a topic on it, cannot be used. The message names both and what to do.
+    """
+
+
+class RecordTooLargeError(KafkaUnavailableError):
+    """
+    One record is larger than its topic takes; sending it again does not help.
+    """
+
+
+class WorkerStoppedError(ConsumerError):
+    """
+    No running projection of this worker can make progress; the process exits non-zero.
+    """
+
+
+class InputError(ConsumerError):
+    """
+    What a person asked for cannot be understood. The message repeats it and says what is expected.
+    """
+
+
+class PriceFileError(ConsumerError):
+    """
+    A file of prices cannot be read, or something in it cannot work. The message names file, line and value.
+    """
+
+
+class RepriceRefusedError(ConsumerError):
+    """
+    Some figures in the range cannot be priced again exactly; nothing was written. The message says which and why.
+    """

@@ -1,0 +1,101 @@
+"""
+Health of a worker, for compose and Kubernetes: healthy means progress.
+
+It is served from a thread of its own, so that a worker whose loop hangs still answers, with what is wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+
+@dataclass
+class Health:
+    """
+    What a worker knows of itself. Written by the worker, read by the health server.
+
+    `stalled_after_seconds`: how long there may be lag without progress. Times are `time.monotonic()`.
+    """
+
+    projections: tuple[str, ...]
+    stalled_after_seconds: float = 60.0
+    partitions: list[int] = field(default_factory=list)
+    lag: int = 0
+    events_applied: int = 0
+    commits: int = 0
+    fenced: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    last_turn: float = field(default_factory=time.monotonic)
+    last_progress: float = field(default_factory=time.monotonic)
+
+    def problems(self) -> list[str]:
+        """
+        What is wrong; empty where the worker is healthy.
+        """
+        now = time.monotonic()
+        found = [f"{name} has stopped: {error}" for name, error in self.failed.items()]
+        if now - self.last_turn > self.stalled_after_seconds:
+            found.append(f"the worker's loop has not turned for {now - self.last_turn:.0f} s")
+        if self.is_stalled():
+            found.append(f"lag of {self.lag} records and no progress for {now - self.last_progress:.0f} s")
+        return found
+
+    def is_stalled(self) -> bool:
+        """
+        Whether there is lag and no projection has moved for too long.
+        """
+        return self.lag > 0 and time.monotonic() - self.last_progress > self.stalled_after_seconds
+
+    def turned(self) -> None:
+        """
+        Notes that a loop without lag, such as that of the alerts, went round.
+        """
+        self.last_turn = self.last_progress = time.monotonic()
+
+    def progressed(self) -> None:
+        """
+        Notes that a commit went through, or that there was nothing to do.
+        """
+        self.last_progress = time.monotonic()
+
+
+def serve_health(health: Health, port: int) -> uvicorn.Server:
+    """
+    Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
+
+    Args:
+        health: what the worker keeps up to date.
+        port: TCP port.
+
+    Returns:
+        The running server; set its `should_exit` to end it.
+    """
+
+    async def answer(_request: Request) -> JSONResponse:
+        problems = health.problems()
+        body = {
+            "status": "unhealthy" if problems else "healthy",
+            "problems": problems,
+            "projections": list(health.projections),
+            "partitions": health.partitions,
+            "lag": health.lag,
+            "events_applied": health.events_applied,
+            "commits": health.commits,
+            "fenced": health.fenced,
+        }
+        return JSONResponse(body, status_code=503 if problems else 200)
+
+    application = Starlette(routes=[Route("/health", answer)])
+    server = uvicorn.Server(
+        uvicorn.Config(application, host="0.0.0.0", port=port, log_level="warning", access_log=False, lifespan="off")
+    )
+    threading.Thread(target=server.run, name="runtap-health", daemon=True).start()
+    return server

@@ -1,0 +1,105 @@
+"""
+Prices for people to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from runtap_consumers.instants import dollars
+from runtap_consumers.pricing.overrides import Overrides, OwnPrice
+from runtap_consumers.pricing.rates import KNOWN_TIERS, Rates
+from runtap_consumers.pricing.table import PriceTable
+
+_DAY_NS = 86_400 * 10**9
+_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+# Prices without a day are compared with the table's on a day that all of its models of today have a price on.
+_LATER_DAY = date(2026, 1, 1).toordinal() - _EPOCH_ORDINAL
+# Rates are differences from the price of the total that contains them.
+_PARTS = {
+    "cache_read": "input",
+    "cache_write_5m": "input",
+    "cache_write_1h": "input",
+    "input_audio": "input",
+    "input_image": "input",
+    "reasoning": "output",
+    "output_audio": "output",
+}
+
+
+def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) -> list[dict[str, Any]] | None:
+    """
+    A model's prices on a day, one row a price class; `None` where it has none.
+
+    Args:
+        table: the prices.
+        provider: as calls name it.
+        model: likewise.
+        at_ns: an instant of the day.
+    """
+    sold = table.sellers.find(provider, model)
+    if sold is None:
+        return None
+    own_tiers = [own.tier for own in sold.terms.prices if own.tier] + [factor.tier for factor in sold.terms.tiers]
+    tiers = dict.fromkeys((*KNOWN_TIERS, *own_tiers))
+    rows: list[dict[str, Any]] = []
+    for tier in (None, *tiers):
+        for cells in table.plan(provider, model, tier, at_ns // _DAY_NS).cells:
+            last: Rates | None = None
+            for price_class, rates in cells:
+                # A size at which this model's price does not change is no row.
+                if rates is not None and rates != last:
+                    rows.append(
+                        {
+                            "provider": sold.provider.id if sold.provider else provider,
+                            "model": sold.model.id if sold.model else sold.name,
+                            "is_own": bool(sold.terms.prices or sold.terms.tiers or sold.terms.discounts),
+                            "price_class": price_class,
+                            **_in_dollars(rates),
+                        }
+                    )
+                last = rates
+    return rows or None
+
+
+def _in_dollars(rates: Rates) -> dict[str, str | None]:
+    """
+    Dollars per million tokens, per thousand searches and requests.
+    """
+    prices: dict[str, str | None] = {}
+    for name in ("input", "output", *_PARTS):
+        rate: int | None = getattr(rates, name)
+        whole = getattr(rates, _PARTS[name]) if name in _PARTS else 0
+        prices[name] = dollars(None if rate is None else (rate + whole) * 10**6)
+    prices["web_search"] = dollars(None if rates.web_search is None else rates.web_search * 10**3)
+    prices["request"] = dollars(rates.request * 10**3)
+    return prices
+
+
+def missing_classes(overrides: Overrides) -> Iterator[str]:
+    """
+    What own prices leave out that the installed table prices apart: it then costs what its total costs.
+    """
+    table = PriceTable.load()
+    for own in overrides.price:
+        sold = table.sellers.find(own.provider, own.model)
+        if sold is None or sold.model is None or own.tier is not None:
+            continue
+        day = own.begins.toordinal() - _EPOCH_ORDINAL if own.begins else _LATER_DAY
+        (_, rates) = table.plan(own.provider, own.model, None, day).cells[0][0]
+        if rates is None:
+            continue
+        left_out = [name for name in _PARTS if getattr(rates, name) and not _is_named(own, name)]
+        if left_out:
+            yield (
+                f"model {own.model!r} has prices of its own for {', '.join(left_out)} in genai-prices, the file names "
+                "none: such tokens will cost what all input or output costs"
+            )
+
+
+def _is_named(own: OwnPrice, name: str) -> bool:
+    price: Decimal | None = getattr(own, name)
+    return price is not None or (name.startswith("cache_write") and own.cache_write is not None)

@@ -1,0 +1,150 @@
+"""
+Who sold a call: from the names that LangChain reports to a model of the price table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from genai_prices.types import ModelInfo, Provider
+
+from runtap_consumers.pricing.overrides import Overrides, Terms
+
+# Names that LangChain and its routers give to providers, where they are not genai-prices' own.
+_PROVIDER_IDS = {
+    "amazon_bedrock": "aws",
+    "anthropic_bedrock": "aws",
+    "azure_ai": "azure",
+    "azure_inference": "azure",
+    "azure_openai": "azure",
+    "bedrock": "aws",
+    "bedrock_converse": "aws",
+    "cohere_chat": "cohere",
+    "fireworks_ai": "fireworks",
+    "gemini": "google",
+    "google_anthropic_vertex": "google",
+    "google_genai": "google",
+    "google_vertexai": "google",
+    "mistralai": "mistral",
+    "moonshot": "moonshotai",
+    "together_ai": "together",
+    "togetherai": "together",
+    "vertex_ai": "google",
+    "vertexai": "google",
+    "voyage": "voyageai",
+    "xai": "x-ai",
+}
+# Nobody bills these by the token: own hardware, or a subscription. A look-alike model name must not price them.
+_NOT_SOLD_BY_TOKEN = frozenset(
+    {
+        "gpt4all",
+        "huggingface",
+        "llama_cpp",
+        "llamacpp",
+        "lmstudio",
+        "mlx",
+        "ollama",
+        "openai-codex",
+        "vllm",
+        "xinference",
+    }
+)
+# `mistralai/…` names weights on Hugging Face, which anybody may be serving.
+_WEIGHTS_PREFIXES = frozenset({"mistralai"})
+# `models/…` of the Gemini API, `publishers/google/models/…` of Vertex.
+_GOOGLE_PATH = re.compile(r"^(projects/.*/|publishers/.*/)?models/")
+
+
+class Sold(NamedTuple):
+    """
+    What was sold: a model of the table and the provider whose call it was (who may resell another's model), and the
+    owner's own terms. `model` is `None` where the terms alone say what it costs.
+    """
+
+    name: str
+    provider: Provider | None
+    model: ModelInfo | None
+    terms: Terms = Terms()
+
+    @property
+    def is_own(self) -> bool:
+        """
+        Whether the provider lists the model as one of its own.
+        """
+        return self.provider is not None and any(self.model is own for own in self.provider.models)
+
+
+class Sellers:
+    """
+    Finds models by name. Slow (up to milliseconds): for the caller to remember.
+    """
+
+    def __init__(self, providers: Sequence[Provider], overrides: Overrides | None = None) -> None:
+        self._providers = list(providers)
+        self._overrides = overrides or Overrides()
+        self._by_id = {provider.id: provider for provider in providers}
+
+    def find(self, provider: str | None, model: str | None) -> Sold | None:
+        """
+        The model that was billed, `None` where that is unknown or nobody bills it by the token.
+        """
+        if not model:
+            return None
+        seller = (provider or "").strip().lower()
+        given = _GOOGLE_PATH.sub("", model.strip().lower())
+        home = self._provider(seller) if seller else None
+        sellers = {seller, _PROVIDER_IDS.get(seller, seller)} | ({home.id} if home else set())
+        name = self._overrides.real_name(sellers, given)
+        terms = self._overrides.terms(sellers, (given, name))
+        found = next(self._candidates(seller, name), None)
+        if found is None:
+            return Sold(name, None, None, terms) if terms.prices else None
+        return found._replace(terms=terms)
+
+    def nearest(self, provider: str | None, model: str, at_most: int = 3) -> list[str]:
+        """
+        Known models whose names look most like one that is not known, as `provider/model`; of the provider, if it is.
+        """
+        wanted = model.strip().lower().rpartition("/")[2]
+        home = self._provider(provider.strip().lower()) if provider else None
+        known: dict[str, str] = {}
+        for each in [home, *self._providers] if home else self._providers:
+            for one in each.models:
+                known.setdefault(one.id.rpartition("/")[2].lower(), f"{each.id}/{one.id}")
+        return [known[name] for name in get_close_matches(wanted, known, at_most, cutoff=0.6)]
+
+    def _candidates(self, provider: str, name: str) -> Iterator[Sold]:
+        """
+        Likeliest first: the provider itself; a seller named before a slash; the maker known by such names.
+
+        The last two only where the provider is unknown, or `openai`: its client speaks to everybody (`base_url`).
+        """
+        if provider in _NOT_SOLD_BY_TOKEN:
+            return
+        home = self._provider(provider) if provider else None
+        if home:
+            yield from self._models(home, name)
+        may_be_another = home is None or home.id == "openai"
+        prefix, _, rest = name.partition("/")
+        seller = self._by_id.get(_PROVIDER_IDS.get(prefix, prefix)) if rest else None
+        if seller and (seller is home or (may_be_another and prefix not in _WEIGHTS_PREFIXES)):
+            yield from self._models(seller, rest)
+        # A tag (`deepseek-r1:8b`) is Ollama's way to name weights.
+        if may_be_another and ":" not in name:
+            for maker in self._providers:
+                if maker.model_match is not None and maker.model_match.is_match(name):
+                    yield from self._models(maker, name)
+                    return
+
+    def _models(self, provider: Provider, name: str) -> Iterator[Sold]:
+        if model := provider.find_model(name, all_providers=self._providers):
+            yield Sold(name, provider, model)
+
+    def _provider(self, name: str) -> Provider | None:
+        if provider := self._by_id.get(_PROVIDER_IDS.get(name, name)):
+            return provider
+        matches = (each for each in self._providers if each.provider_match and each.provider_match.is_match(name))
+        return next(matches, None)

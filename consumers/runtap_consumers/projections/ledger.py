@@ -1,0 +1,47 @@
+"""
+Ledger: what emitters say of themselves. What became of their events stands in every projection's lane marks; the sums
+are worked out at read (`runtap_consumers.ledger`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from runtap_consumers.batch import Batch
+from runtap_consumers.rollups import EMITTER_REPORTS, SKIPPED_TYPES, Changes
+from runtap_schemas import EmitterReported
+
+
+def fold_ledger(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
+    """
+    Folds the reports of a batch, and counts the event types that this version does not know.
+    """
+    reports = {(report.emitter, report.number): _row(report, log_time) for report, log_time in batch.reports}
+    skipped: dict[tuple[Any, ...], list[Any]] = {}
+    for event_type in batch.skipped_types:
+        skipped.setdefault((event_type,), [0])[0] += 1
+    return Changes(rows={EMITTER_REPORTS.name: reports, SKIPPED_TYPES.name: skipped})
+
+
+def _row(report: EmitterReported, log_time_ns: int) -> list[Any]:
+    return [
+        report.service,
+        report.environment,
+        report.host,
+        report.process_id,
+        log_time_ns,
+        # A fast clock must not claim the future: the broker's clock less the age bounds it.
+        min(report.complete_at_ns, log_time_ns - report.complete_age_ns),
+        int(report.closing),
+        report.captured,
+        report.superseded,
+        report.content_dropped,
+        orjson.dumps(report.dropped).decode(),
+        orjson.dumps(report.adopted).decode(),
+        orjson.dumps(report.lanes, option=orjson.OPT_NON_STR_KEYS).decode(),
+        msgspec.json.encode(report.skipped).decode(),
+        msgspec.json.encode(report.replayed).decode(),
+    ]

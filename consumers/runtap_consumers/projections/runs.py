@@ -1,0 +1,81 @@
+"""
+Runs: one row of facts an ended run, and a row each for those that have not ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from runtap_consumers.batch import Batch, Call
+from runtap_consumers.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
+from runtap_schemas import RunEnded
+
+_NO_USAGE = (None,) * len(TOKEN_CLASSES)
+
+
+def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
+    """
+    Folds starts and ends. Rows name what the events said, whatever was capped elsewhere.
+    """
+    opened: dict[tuple[Any, ...], list[Any]] = {}
+    for event, at_ns in batch.started:
+        opened[(event.run_id,)] = [
+            event.parent_run_id,
+            event.trace_id,
+            event.session_id,
+            event.user_id,
+            event.service,
+            event.environment,
+            event.run_type,
+            event.name,
+            event.provider,
+            event.request_model,
+            at_ns,
+            batch.log_time_ns,
+        ]
+    runs, ended = [], []
+    for (ended_event, at_ns), call in zip(batch.ended_uncapped, batch.calls, strict=True):
+        runs.append(_row(ended_event, at_ns, batch.log_time_ns, call))
+        if opened.pop((ended_event.run_id,), None) is None:
+            ended.append(ended_event.run_id)
+    return Changes(rows={OPEN_RUNS.name: opened}, runs=runs, ended_run_ids=ended)
+
+
+def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tuple[Any, ...]:
+    usage, error = event.usage, event.error
+    return (
+        log_time_ns,
+        event.started_at_ns,
+        at_ns,
+        event.duration_ns,
+        event.time_to_first_token_ns,
+        event.run_id,
+        event.parent_run_id,
+        event.trace_id,
+        event.session_id,
+        event.user_id,
+        event.service,
+        event.environment,
+        event.run_type,
+        event.name,
+        event.provider,
+        event.request_model,
+        event.model,
+        event.service_tier,
+        event.status,
+        event.finish_reason,
+        error.type if error else None,
+        error.category if error else None,
+        error.message if error else None,
+        error.fingerprint if error else None,
+        int(error.origin) if error else None,
+        event.usage_source,
+        *(_NO_USAGE if usage is None else (getattr(usage, name) for name in TOKEN_CLASSES)),
+        call.price_set if call else None,
+        call.price_class if call else None,
+        call.cost_picodollars if call else None,
+        orjson.dumps(event.tags).decode() if event.tags else "[]",
+        orjson.dumps(event.metadata).decode() if event.metadata else "{}",
+    )

@@ -1,0 +1,315 @@
+"""
+The tables that projections fill, declared once: their keys, their measures, and how two rows of one key become one.
+
+A projection returns rows in the order declared here; `store.tables` makes SQL tables of the same declarations. Every
+row carries partition and generation at the end of its key and is summed at read, so each row has one writer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+MINUTE_NS = 60 * 10**9
+HOUR_NS = 60 * MINUTE_NS
+DAY_NS = 24 * HOUR_NS
+SKEW_AHEAD_NS = MINUTE_NS
+SKEW_BEHIND_NS = 8 * DAY_NS
+
+# Retention by log time; days and totals are kept for ever.
+RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
+GRAINS = ("minute", "hour", "day", "total")
+OTHER = "__other__"
+
+
+class Merge(Enum):
+    """
+    What becomes of a measure when a second row of its key arrives.
+    """
+
+    ADD = "add"
+    MIN = "min"
+    MAX = "max"
+    # The first value that is not null stays.
+    KEEP = "keep"
+    # The newcomer is the whole truth: its writer held the old value.
+    REPLACE = "replace"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """
+    One column that is not part of the key. `kind`: `integer`, `text` or `bytes`.
+    """
+
+    name: str
+    merge: Merge
+    kind: str = "integer"
+    # Sketches are kept by the grains that serve quantiles, and left out of the totals.
+    in_total: bool = True
+
+
+@dataclass(frozen=True)
+class Rollup:
+    """
+    A table of rows that add up.
+
+    `keys` leave out the bucket in front, and partition and generation at the end. With `grains` there is a table for
+    each of `GRAINS`, named `{name}_{grain}`; without, one table of that name.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    grains: bool = False
+    integer_keys: tuple[str, ...] = ()
+
+    def table_name(self, grain: str | None = None) -> str:
+        """
+        Name of the SQL table, of one grain where there are grains.
+        """
+        return f"{self.name}_{grain}" if self.grains else self.name
+
+    def key_columns(self, grain: str | None = None) -> tuple[str, ...]:
+        """
+        All columns of the key, in order.
+        """
+        bucket = ("bucket_ns",) if self.grains and grain != "total" else ()
+        return (*bucket, *self.keys, "partition", "generation")
+
+    def measures_of(self, grain: str | None = None) -> tuple[Measure, ...]:
+        """
+        The measures that a grain's table has.
+        """
+        return tuple(measure for measure in self.measures if measure.in_total or grain != "total")
+
+
+def _sums(*names: str) -> tuple[Measure, ...]:
+    return tuple(Measure(name, Merge.ADD) for name in names)
+
+
+TOKEN_CLASSES = (
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+    "input_audio_tokens",
+    "input_image_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "output_audio_tokens",
+    "web_searches",
+)
+
+# A call is an ended model run: priced, unpriced (usage, no price), unmetered (succeeded without usage), or failed
+# without usage. A cached call is one that LangChain's own cache answered; it is priced, at nothing.
+COST_MEASURES = _sums(
+    "calls", "priced_calls", "unpriced_calls", "unmetered_calls", "cached_calls", *TOKEN_CLASSES, "cost_picodollars"
+)
+
+COST = Rollup(
+    "cost",
+    ("provider", "model", "service", "environment", "price_set", "price_class"),
+    COST_MEASURES,
+    grains=True,
+)
+# `bucket_ns` is an hour here. Attributes are `user` and up to three metadata keys.
+COST_BY_ATTRIBUTE = Rollup(
+    "cost_by_attribute",
+    ("attribute", "value", "bucket_ns", "provider", "model", "price_set", "price_class"),
+    COST_MEASURES,
+    integer_keys=("bucket_ns",),
+)
+
+PERFORMANCE = Rollup(
+    "performance",
+    ("service", "environment", "run_type", "name", "model"),
+    (
+        *_sums("count", "ok", "errors", "interrupted", "cancelled", "total_ns"),
+        Measure("min_ns", Merge.MIN),
+        Measure("max_ns", Merge.MAX),
+        # Tokens and durations of the runs that reported output tokens: their ratio is the output speed.
+        *_sums("output_tokens", "output_ns", "first_token_count"),
+        Measure("sketch", Merge.REPLACE, "bytes", in_total=False),
+        Measure("first_token_sketch", Merge.REPLACE, "bytes", in_total=False),
+    ),
+    grains=True,
+)
+
+# Ended root runs: what a service's error rate is made of.
+ROOTS = Rollup(
+    "roots",
+    ("service", "environment"),
+    (*_sums("ok", "errors", "interrupted", "cancelled"), Measure("sample_error_run_id", Merge.KEEP, "text")),
+    grains=True,
+)
+_OCCURRENCE = (
+    *_sums("count"),
+    Measure("first_at_ns", Merge.MIN),
+    Measure("last_at_ns", Merge.MAX),
+    Measure("sample_run_id", Merge.KEEP, "text"),
+)
+# Origins only: one exception that passed through three ancestors is one error.
+ERRORS = Rollup("errors", ("service", "environment", "fingerprint"), _OCCURRENCE, grains=True)
+ERROR_GROUPS = Rollup(
+    "error_groups",
+    ("service", "environment", "fingerprint"),
+    (
+        Measure("type", Merge.KEEP, "text"),
+        Measure("category", Merge.KEEP, "text"),
+        Measure("message", Merge.KEEP, "text"),
+        Measure("run_type", Merge.KEEP, "text"),
+        *_OCCURRENCE,
+    ),
+)
+# The last RECENT_ERRORS of each partition.
+RECENT_ERRORS_KEPT = 100
+RECENT_ERRORS = Rollup(
+    "recent_errors",
+    ("at_ns", "run_id"),
+    tuple(
+        Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "run_type", "name", "type", "message")
+    ),
+    integer_keys=("at_ns",),
+)
+# Minutes that a commit touched since the alert evaluator last looked; the evaluator deletes what it has read.
+# The count makes a second touch an update, which waits for an evaluator that is deleting the row; without it, a touch
+# could be deleted before what it announces is committed.
+TOUCHED_MINUTES = Rollup("touched_minutes", ("bucket_ns",), _sums("touches"), integer_keys=("bucket_ns",))
+
+SESSIONS = Rollup(
+    "sessions",
+    ("session_id",),
+    (
+        Measure("first_at_ns", Merge.MIN),
+        Measure("last_at_ns", Merge.MAX),
+        *_sums("starts", "ends", "traces", "llm_calls", "tool_calls", "errors", "input_tokens", "output_tokens"),
+        Measure("service", Merge.KEEP, "text"),
+        # Retention goes by it.
+        Measure("last_log_time_ns", Merge.MAX),
+    ),
+)
+SESSION_USERS = Rollup("session_users", ("session_id", "user_id"), ())
+SESSION_COSTS = Rollup("session_costs", ("session_id", "provider", "model", "price_set", "price_class"), COST_MEASURES)
+
+# Starts whose end has not come. `started_at_ns` leads nothing: rows go when the end comes.
+OPEN_RUNS = Rollup(
+    "open_runs",
+    ("run_id",),
+    (
+        *(
+            Measure(name, Merge.KEEP, "text")
+            for name in (
+                "parent_run_id",
+                "trace_id",
+                "session_id",
+                "user_id",
+                "service",
+                "environment",
+                "run_type",
+                "name",
+                "provider",
+                "request_model",
+            )
+        ),
+        Measure("started_at_ns", Merge.KEEP),
+        Measure("log_time_ns", Merge.KEEP),
+    ),
+)
+
+# Event types that this version does not know, and events whose time was not believed.
+SKIPPED_TYPES = Rollup("skipped_types", ("type",), _sums("count"))
+SKEWED = Rollup("skewed_events", ("service",), _sums("count"))
+
+EMITTER_REPORTS = Rollup(
+    "emitter_reports",
+    ("emitter", "number"),
+    (
+        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "host")),
+        Measure("process_id", Merge.KEEP),
+        Measure("log_time_ns", Merge.KEEP),
+        # Already clamped by the reader: at most the append time less its age.
+        Measure("complete_at_ns", Merge.KEEP),
+        Measure("closing", Merge.KEEP),
+        Measure("captured", Merge.KEEP),
+        Measure("superseded", Merge.KEEP),
+        Measure("content_dropped", Merge.KEEP),
+        # JSON: {reason: {kind: n}}, {emitter: n}, {partition: last}, [{emitter, partition, first, last, reason}], …
+        *(Measure(name, Merge.KEEP, "text") for name in ("dropped", "adopted", "lanes", "skipped", "replayed")),
+    ),
+    integer_keys=("number",),
+)
+
+ROLLUPS = (
+    COST,
+    COST_BY_ATTRIBUTE,
+    PERFORMANCE,
+    ROOTS,
+    ERRORS,
+    ERROR_GROUPS,
+    RECENT_ERRORS,
+    TOUCHED_MINUTES,
+    SESSIONS,
+    SESSION_USERS,
+    SESSION_COSTS,
+    OPEN_RUNS,
+    SKIPPED_TYPES,
+    SKEWED,
+    EMITTER_REPORTS,
+)
+
+# One row of facts an ended run. Rows have no key of their own: the fence is the guarantee that each comes once.
+RUN_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("partition", "integer"),
+    ("generation", "integer"),
+    ("log_time_ns", "integer"),
+    ("started_at_ns", "integer"),
+    ("ended_at_ns", "integer"),
+    ("duration_ns", "integer"),
+    ("first_token_ns", "integer"),
+    ("run_id", "text"),
+    ("parent_run_id", "text"),
+    ("trace_id", "text"),
+    ("session_id", "text"),
+    ("user_id", "text"),
+    ("service", "text"),
+    ("environment", "text"),
+    ("run_type", "text"),
+    ("name", "text"),
+    ("provider", "text"),
+    ("request_model", "text"),
+    ("model", "text"),
+    ("service_tier", "text"),
+    ("status", "text"),
+    ("finish_reason", "text"),
+    ("error_type", "text"),
+    ("error_category", "text"),
+    ("error_message", "text"),
+    ("error_fingerprint", "text"),
+    ("error_origin", "integer"),
+    ("usage_source", "text"),
+    *((name, "integer") for name in TOKEN_CLASSES),
+    ("price_set", "text"),
+    ("price_class", "text"),
+    ("cost_picodollars", "integer"),
+    ("tags", "text"),
+    ("metadata", "text"),
+)
+
+
+@dataclass
+class Changes:
+    """
+    What one projection makes of a batch.
+
+    `minutes` holds deltas of rollups with grains, by minute: (bucket, *keys) -> measures; `rows` those of rollups
+    without grains: keys -> measures. Both leave out partition and generation, which the commit adds. A sketch measure
+    is a list of bucket numbers until then. `runs` are whole rows less partition and generation; `ended_run_ids` close
+    open runs.
+    """
+
+    minutes: dict[str, dict[tuple[Any, ...], list[Any]]] = field(default_factory=dict)
+    rows: dict[str, dict[tuple[Any, ...], list[Any]]] = field(default_factory=dict)
+    runs: list[tuple[Any, ...]] = field(default_factory=list)
+    ended_run_ids: list[str] = field(default_factory=list)

@@ -1,0 +1,100 @@
+"""
+Settings of workers, report and alerts; the only reader of the environment on this side.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, field_validator
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from runtap_schemas import ConnectionSettings
+
+DEFAULT_DATABASE_URL = "sqlite:///.runtap/runtap.db"
+
+
+class ConsumerSettings(ConnectionSettings):
+    """
+    Settings of everything that reads the stream or the store.
+    """
+
+    database_url: str = Field(
+        DEFAULT_DATABASE_URL, description="the store: sqlite:///path or postgresql://user:password@host/database"
+    )
+    timezone: str | None = Field(
+        None, description="time zone of a new store's days (UTC if unset); in `report`, how times are printed"
+    )
+    cost_by: str = Field(
+        "", description="up to three metadata keys to attribute costs to: metadata.team,metadata.feature"
+    )
+    prices: str | None = Field(None, description="file of your own prices, TOML: docs/costs.md")
+    price_data: str | None = Field(
+        None,
+        description="where `runtap prices update` keeps newer data; "
+        "unset: beside a SQLite store, else in ~/.local/state/runtap",
+    )
+    commit_seconds: float = Field(
+        0.25, gt=0, le=60, description="longest wait for more events before a commit, seconds"
+    )
+    commit_events: int = Field(10_000, ge=1, le=200_000, description="events of a partition that start a commit")
+    runs_retention_days: float = Field(7, gt=0, le=400, description="how long single runs are kept, days")
+    sessions_retention_days: float = Field(90, gt=0, le=4_000, description="how long sessions are kept, days")
+    session_timeout_seconds: float = Field(
+        10, ge=1, le=300, description="how long a worker may be silent before its partitions go to others, seconds"
+    )
+    alert_error_rate: float = Field(0.1, gt=0, le=1, description="error rate of a service that raises an alert, 0 to 1")
+    alert_least_roots: int = Field(20, ge=1, description="ended root runs in the window below which no rate is judged")
+    alert_learning_seconds: float = Field(
+        600, ge=0, description="how long a new store learns its error groups without an alert, seconds"
+    )
+    alert_groups_an_hour: int = Field(
+        10, ge=0, description="new-group alerts a service and hour; the rest in a summary"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level of what workers log: debug, info, warning or error"
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            url = make_url(value)
+        except ArgumentError as error:
+            raise ValueError("expected sqlite:///path or postgresql://user:password@host/database") from error
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"expected sqlite or postgresql, not {url.get_backend_name()}")
+        if url.get_backend_name() == "sqlite" and not url.database:
+            raise ValueError("expected a file: workers cannot share a store in memory")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        if value is not None and value not in available_timezones():
+            raise ValueError("expected a name of the IANA time zone database, such as Europe/Berlin")
+        return value
+
+    @field_validator("cost_by")
+    @classmethod
+    def _check_attributes(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if len(names) > 3 or any(not name.removeprefix("metadata.") for name in names):
+            raise ValueError("expected at most three metadata keys, such as metadata.team,metadata.feature")
+        return ",".join(names)
+
+    @property
+    def cost_attributes(self) -> tuple[str, ...]:
+        """
+        The metadata keys that costs are attributed to.
+        """
+        return tuple(name.removeprefix("metadata.") for name in self.cost_by.split(",") if name)
+
+    def zone(self) -> ZoneInfo:
+        """
+        The time zone to print in, UTC where none is set.
+        """
+        return ZoneInfo(self.timezone or "UTC")

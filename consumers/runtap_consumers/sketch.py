@@ -1,0 +1,97 @@
+"""
+Latency sketches: mergeable histograms of log-spaced buckets, 50 an octave, relative error at most 1 %.
+
+Stored as little-endian 32-bit words, `bucket << 20 | count`, in no order; a bucket may occur more than once, so that
+concatenating two blobs merges them. Bucket: `octave * 50 + (ns * 50 >> (octave - 1))` with `octave = ns.bit_length()`,
+integers only, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+
+_COUNT_BITS = 20
+_FULL = (1 << _COUNT_BITS) - 1
+
+
+def bucket_of(duration_ns: int) -> int:
+    """
+    The bucket of a duration; 0 counts as 1 ns.
+    """
+    octave = duration_ns.bit_length()
+    if octave == 0:
+        return 100
+    return octave * 50 + (duration_ns * 50 >> (octave - 1))
+
+
+def bucket_value_ns(bucket: int) -> float:
+    """
+    The value that stands for a bucket: 2ab / (a + b) of its ends, which halves the largest relative error.
+    """
+    octave, step = divmod(bucket - 50, 50)
+    low = (50 + step) * 2.0 ** (octave - 1) / 50
+    high = (51 + step) * 2.0 ** (octave - 1) / 50
+    return 2 * low * high / (low + high)
+
+
+class Sketch:
+    """
+    A sketch that grows: the stored form, and where in it each bucket lies.
+    """
+
+    __slots__ = ("_places", "_words")
+
+    def __init__(self, blob: bytes | None = None) -> None:
+        self._words = array("I", blob or b"")
+        if sys.byteorder == "big":
+            self._words.byteswap()
+        self._places = {word >> _COUNT_BITS: place for place, word in enumerate(self._words)}
+
+    def add(self, buckets: Iterable[int]) -> None:
+        """
+        Counts one occurrence of each bucket.
+        """
+        words, places = self._words, self._places
+        for bucket in buckets:
+            place = places.get(bucket)
+            if place is None or words[place] & _FULL == _FULL:
+                places[bucket] = len(words)
+                words.append(bucket << _COUNT_BITS | 1)
+            else:
+                words[place] += 1
+
+    def to_bytes(self) -> bytes:
+        """
+        The stored form.
+        """
+        if sys.byteorder == "big":
+            swapped = array("I", self._words)
+            swapped.byteswap()
+            return swapped.tobytes()
+        return self._words.tobytes()
+
+
+def quantiles_ns(blob: bytes, fractions: Iterable[float]) -> list[float | None]:
+    """
+    Quantiles of a sketch, or of several concatenated.
+
+    Args:
+        blob: the stored form; empty where nothing was counted.
+        fractions: between 0 and 1.
+
+    Returns:
+        Nanoseconds each, `None` where nothing was counted.
+    """
+    wanted = list(fractions)
+    if not blob:
+        return [None] * len(wanted)
+    words = np.frombuffer(blob, dtype="<u4")
+    counts = np.bincount(words >> _COUNT_BITS, weights=words & _FULL)
+    cumulated = np.cumsum(counts)
+    total = cumulated[-1]
+    ranks = [min(max(fraction * (total - 1), 0), total - 1) for fraction in wanted]
+    return [bucket_value_ns(int(np.searchsorted(cumulated, rank, side="right"))) for rank in ranks]

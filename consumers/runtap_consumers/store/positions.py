@@ -1,0 +1,93 @@
+"""
+Positions and lane marks: read in one snapshot, made where a projection meets a partition for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy import Connection, select
+
+from runtap_consumers.lane_marks import Lane
+from runtap_consumers.store.tables import lane_marks, positions
+
+
+@dataclass(frozen=True)
+class Position:
+    """
+    One projection's place in one partition. `fingerprint` is that of the record before `next_offset`.
+    """
+
+    projection: str
+    next_offset: int
+    epoch: int
+    incarnation: int
+    generation: int
+    begun_at: int
+    fingerprint: str
+    log_time_ns: int
+
+
+def load_positions(connection: Connection, partition: int, projections: Iterable[str]) -> dict[str, Position]:
+    """
+    The positions that exist, by projection.
+    """
+    rows = connection.execute(
+        select(positions).where(positions.c.partition == partition, positions.c.projection.in_(list(projections)))
+    )
+    return {
+        row.projection: Position(
+            row.projection,
+            row.next_offset,
+            row.epoch,
+            row.incarnation,
+            row.generation,
+            row.begun_at,
+            row.fingerprint,
+            row.log_time_ns,
+        )
+        for row in rows
+    }
+
+
+def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:
+    """
+    The lanes that a projection knows of a partition, by emitter.
+    """
+    rows = connection.execute(
+        select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
+    )
+    return {
+        row.emitter: Lane(
+            first_at_ns=row.first_at_ns,
+            last_log_time_ns=row.last_log_time_ns,
+            mark=row.mark,
+            gaps=[(first, last) for first, last in orjson.loads(row.gaps)],
+            before=row.before,
+            forgotten=row.forgotten,
+            quarantined=row.quarantined,
+            repeats=row.repeats,
+        )
+        for row in rows
+    }
+
+
+def lane_row(projection: str, partition: int, emitter: str, lane: Lane) -> tuple[str | int, ...]:
+    """
+    A lane as `lane_marks` holds it, in the order of its columns.
+    """
+    return (
+        projection,
+        partition,
+        emitter,
+        lane.mark,
+        orjson.dumps(lane.gaps).decode(),
+        lane.before,
+        lane.forgotten,
+        lane.quarantined,
+        lane.repeats,
+        lane.first_at_ns,
+        lane.last_log_time_ns,
+    )

@@ -1,0 +1,109 @@
+"""
+What a partition's owner deletes inside its commit, by log time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtap_consumers.ledger import LANE_RETENTION_NS
+from runtap_consumers.rollups import RETENTION_NS, ROLLUPS
+
+Deletion = tuple[str, tuple[Any, ...]]
+
+# Which projection's commit deletes of which rollup.
+OWNERS = {
+    "cost": ("cost",),
+    "performance": ("performance",),
+    "errors": ("roots", "errors"),
+}
+_SESSION_TABLES = ("session_users", "session_costs")
+
+
+def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[Deletion]:
+    """
+    Deletes rollup rows past their grain's retention, and lanes that were silent for 14 days.
+    """
+    deletions: list[Deletion] = [
+        (
+            f"DELETE FROM {rollup.table_name(grain)} WHERE bucket_ns < ? AND partition = ?",
+            (log_time_ns - kept_ns, partition),
+        )
+        for rollup in ROLLUPS
+        if rollup.name in OWNERS.get(projection, ())
+        for grain, kept_ns in RETENTION_NS.items()
+    ]
+    deletions.append(
+        (
+            "DELETE FROM lane_marks WHERE projection = ? AND partition = ? AND last_log_time_ns < ?",
+            (projection, partition, log_time_ns - LANE_RETENTION_NS),
+        )
+    )
+    if projection == "cost":
+        deletions.append(
+            (
+                "DELETE FROM cost_by_attribute WHERE bucket_ns < ? AND partition = ?",
+                (log_time_ns - RETENTION_NS["hour"], partition),
+            )
+        )
+    if projection == "ledger":
+        deletions.append(
+            (
+                "DELETE FROM emitter_reports WHERE partition = ? AND log_time_ns < ?",
+                (partition, log_time_ns - LANE_RETENTION_NS),
+            )
+        )
+    return deletions
+
+
+def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: str) -> list[Deletion]:
+    """
+    Deletes single runs and open ones past their retention, the oldest first.
+
+    Args:
+        partition: whose rows.
+        log_time_ns: the partition's log time.
+        kept_ns: how long runs are kept.
+        at_most: how many ended runs go with this commit.
+        dialect: `sqlite` or `postgresql`.
+    """
+    row_id = "rowid" if dialect == "sqlite" else "ctid"
+    horizon = log_time_ns - kept_ns
+    # The index leads with the start, which is never later than the log time by more than a minute.
+    chosen = f"SELECT {row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
+    return [
+        (f"DELETE FROM runs WHERE {row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
+        ("DELETE FROM open_runs WHERE partition = ? AND log_time_ns < ?", (partition, horizon)),
+    ]
+
+
+def expired_sessions(partition: int, log_time_ns: int, kept_ns: int) -> list[Deletion]:
+    """
+    Deletes sessions without an event for longer than they are kept.
+    """
+    horizon = log_time_ns - kept_ns
+    expired = "SELECT session_id FROM sessions WHERE last_at_ns < ? AND last_log_time_ns < ? AND partition = ?"
+    parameters = (horizon, horizon, partition)
+    return [
+        *(
+            (f"DELETE FROM {table} WHERE partition = ? AND session_id IN ({expired})", (partition, *parameters))
+            for table in _SESSION_TABLES
+        ),
+        (
+            "DELETE FROM sessions WHERE last_at_ns < ? AND last_log_time_ns < ? AND partition = ?",
+            parameters,
+        ),
+    ]
+
+
+def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletion:
+    """
+    Deletes all but the newest recent errors of a partition.
+    """
+    newest = (
+        "SELECT at_ns FROM recent_errors WHERE partition = ? AND generation = ? ORDER BY at_ns DESC LIMIT 1 OFFSET ?"
+    )
+    return (
+        f"DELETE FROM recent_errors WHERE partition = ? AND generation = ? AND at_ns < ({newest})",
+        (partition, generation, partition, generation, kept - 1),
+    )

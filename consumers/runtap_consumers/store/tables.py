@@ -1,0 +1,216 @@
+"""
+Every table, declared once.
+
+The rollups come from `runtap_consumers.rollups`; what stands here besides are the tables that belong to the store, the
+worker and the alert evaluator. All instants are `…_ns`, Unix nanoseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+
+from runtap_consumers.rollups import GRAINS, ROLLUPS, RUN_COLUMNS, Rollup
+
+metadata = MetaData()
+# STRICT tables of SQLite know INTEGER alone, which holds 64 bits there.
+_INTEGER = BigInteger().with_variant(Integer, "sqlite")
+_KINDS: dict[str, Any] = {"integer": _INTEGER, "text": Text, "bytes": LargeBinary}
+# SQLite: an overflow page a row is paid for in tables WITHOUT ROWID once rows carry sketches or long texts.
+_WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs"}
+
+
+def _rollup_table(rollup: Rollup, grain: str | None) -> Table:
+    integers = {"bucket_ns", "partition", "generation", *rollup.integer_keys}
+    keys = [
+        Column(name, _INTEGER if name in integers else Text, primary_key=True, nullable=False, autoincrement=False)
+        for name in rollup.key_columns(grain)
+    ]
+    measures = [
+        Column(measure.name, _KINDS[measure.kind], info={"merge": measure.merge})
+        for measure in rollup.measures_of(grain)
+    ]
+    return Table(
+        rollup.table_name(grain),
+        metadata,
+        *keys,
+        *measures,
+        sqlite_with_rowid=rollup.name in _WITH_ROWID,
+        sqlite_strict=True,
+    )
+
+
+for _rollup in ROLLUPS:
+    for _grain in GRAINS if _rollup.grains else (None,):
+        _rollup_table(_rollup, _grain)
+
+runs = Table(
+    "runs",
+    metadata,
+    *(Column(name, _KINDS[kind]) for name, kind in RUN_COLUMNS),
+    Index("runs_trace", "trace_id"),
+    Index("runs_run", "run_id"),
+    # Answers every filter of `runtap runs` inside the index, in time order.
+    Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
+    sqlite_strict=True,
+)
+Index("emitter_reports_at", metadata.tables["emitter_reports"].c.log_time_ns)
+Index("sessions_last", metadata.tables["sessions"].c.last_at_ns)
+Index("recent_errors_last", metadata.tables["recent_errors"].c.partition, metadata.tables["recent_errors"].c.at_ns)
+
+
+def _bigint(name: str, **options: Any) -> Column[Any]:
+    return Column(name, _INTEGER, nullable=False, **options)
+
+
+def _text(name: str, **options: Any) -> Column[Any]:
+    return Column(name, Text, nullable=False, **options)
+
+
+# One row: whose store this is. Its time zone and its events topic are fixed when it is made.
+store = Table(
+    "store",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    _text("store_id"),
+    _text("events_topic"),
+    _text("timezone"),
+    _bigint("created_at_ns"),
+    sqlite_strict=True,
+)
+
+# One row a projection and partition; the truth about what has been applied. `begun_at` is the offset at which the row
+# was made, `fingerprint` the hash of the record before `next_offset` ('' where there is none).
+positions = Table(
+    "positions",
+    metadata,
+    _text("projection", primary_key=True),
+    _bigint("partition", primary_key=True, autoincrement=False),
+    _bigint("next_offset"),
+    _bigint("epoch"),
+    _bigint("incarnation"),
+    _bigint("generation"),
+    _bigint("begun_at"),
+    _text("fingerprint"),
+    _bigint("log_time_ns"),
+    sqlite_strict=True,
+)
+
+# Marks and gaps belong to (projection, partition, emitter), across incarnations. `gaps` is JSON, [[first, last], …];
+# `forgotten` counts the numbers of gaps beyond the 64 ranges kept: lost, and no longer to be filled.
+lane_marks = Table(
+    "lane_marks",
+    metadata,
+    _text("projection", primary_key=True),
+    _bigint("partition", primary_key=True, autoincrement=False),
+    _text("emitter", primary_key=True),
+    _bigint("mark"),
+    _text("gaps"),
+    _bigint("before"),
+    _bigint("forgotten"),
+    _bigint("quarantined"),
+    _bigint("repeats"),
+    _bigint("first_at_ns"),
+    _bigint("last_log_time_ns"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+# What befell a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
+log_incidents = Table(
+    "log_incidents",
+    metadata,
+    _text("projection", primary_key=True),
+    _bigint("partition", primary_key=True, autoincrement=False),
+    _bigint("incarnation", primary_key=True, autoincrement=False),
+    _bigint("first_offset", primary_key=True, autoincrement=False),
+    _text("kind"),
+    _bigint("last_offset"),
+    _bigint("at_ns"),
+    sqlite_strict=True,
+)
+
+# Records that could not be read, also sent to the dead-letters topic. `id`: topic, partition, offset, hash of bytes.
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    _text("id", primary_key=True),
+    _bigint("partition"),
+    _bigint("log_offset"),
+    _bigint("log_time_ns"),
+    _text("cause"),
+    Column("emitter", Text),
+    Column("sequence", _INTEGER),
+    Column("key", LargeBinary),
+    Column("value", LargeBinary),
+    _bigint("published"),
+    sqlite_strict=True,
+)
+
+# Values of a dimension that figures may name, a day (UTC, by log time); the rest go under `__other__`.
+dimension_values = Table(
+    "dimension_values",
+    metadata,
+    _bigint("day", primary_key=True, autoincrement=False),
+    _text("dimension", primary_key=True),
+    _text("value", primary_key=True),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+# The alert evaluator: at most one at a time holds the lease.
+alert_lease = Table(
+    "alert_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    _text("holder"),
+    _bigint("expires_at_ns"),
+    _bigint("learning_until_ns"),
+    _bigint("evaluated_to_ns"),
+    sqlite_strict=True,
+)
+alert_states = Table(
+    "alert_states",
+    metadata,
+    _text("rule", primary_key=True),
+    _text("service", primary_key=True),
+    _text("environment", primary_key=True),
+    _text("state"),
+    _bigint("transition"),
+    _bigint("window_to_ns"),
+    sqlite_strict=True,
+)
+# Error groups that were seen once: a rebuild of the figures must not make every group new again.
+alert_known_groups = Table(
+    "alert_known_groups",
+    metadata,
+    _text("service", primary_key=True),
+    _text("fingerprint", primary_key=True),
+    _bigint("known_at_ns"),
+    sqlite_strict=True,
+)
+alert_budgets = Table(
+    "alert_budgets",
+    metadata,
+    _text("service", primary_key=True),
+    _bigint("hour_ns", primary_key=True, autoincrement=False),
+    _bigint("sent"),
+    _bigint("suppressed"),
+    _bigint("summarised"),
+    sqlite_strict=True,
+)
+# Written with the state that made it, published afterwards; also the history that the report shows.
+alert_outbox = Table(
+    "alert_outbox",
+    metadata,
+    _text("id", primary_key=True),
+    _bigint("at_ns"),
+    _text("rule"),
+    _text("state"),
+    _text("service"),
+    _text("summary"),
+    Column("payload", LargeBinary, nullable=False),
+    _bigint("published"),
+    sqlite_strict=True,
+)

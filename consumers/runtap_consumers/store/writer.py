@@ -1,0 +1,342 @@
+"""
+The write path: one connection, one thread, one transaction a batch.
+
+The order inside a transaction is what makes it exact (exactness.md, "Move"): on PostgreSQL the COPY of run rows, then
+the conditional move of the positions, then whole statements; on SQLite the move comes first.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import psycopg
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
+from sqlalchemy import Table
+
+from runtap_consumers.errors import FencedError, StoreError
+from runtap_consumers.store import statements, tables
+from runtap_consumers.store.engine import Store
+
+Row = Sequence[Any]
+# OverflowError: sqlite3's word for an integer beyond 64 bits.
+_DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError)
+
+
+@dataclass(frozen=True)
+class Move:
+    """
+    Where a projection stood, and where it goes.
+    """
+
+    projection: str
+    expected_offset: int
+    epoch: int
+    next_offset: int
+    fingerprint: str
+    log_time_ns: int
+    incarnation: int
+    next_epoch: int
+
+
+@dataclass
+class Commit:
+    """
+    Everything that one transaction writes for one partition. Rows are whole, in the order of their table's columns.
+    """
+
+    partition: int
+    moves: list[Move]
+    upserts: list[tuple[Table, list[Row]]] = field(default_factory=list)
+    new_rows: list[tuple[Table, list[Row]]] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
+    ended_run_ids: list[str] = field(default_factory=list)
+    deletions: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+
+class Writer(ABC):
+    """
+    A connection that commits batches. Not safe for use by two threads at once.
+    """
+
+    dialect: str
+    _placeholder: str
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._upserts = {
+            table.name: statements.upsert_statement(table, self.dialect)
+            for table in tables.metadata.tables.values()
+            if table.primary_key.columns
+        }
+
+    @staticmethod
+    def of(store: Store) -> Writer:
+        """
+        The writer for a store's database.
+        """
+        return SqliteWriter(store) if store.is_sqlite else PostgresWriter(store)
+
+    def commit(self, commit: Commit) -> None:
+        """
+        Writes a batch, whole or not at all.
+
+        Raises:
+            FencedError: a position is not where it was expected; another worker owns the partition.
+            StoreError: the outcome is not known, or nothing was written; load the positions again.
+        """
+        with self.transaction():
+            self._write_before_move(commit)
+            self._move(commit)
+            self._write_after_move(commit)
+            for table, rows in commit.upserts:
+                self.execute_rows(self._upserts[table.name], table, rows)
+            for table, rows in commit.new_rows:
+                self.execute_rows(statements.insert_new_statement(table, self.dialect), table, rows)
+            for statement, parameters in commit.deletions:
+                self.execute(statement, parameters)
+
+    def _move(self, commit: Commit) -> None:
+        # Sorted, so that two workers with several projections cannot deadlock.
+        for move in sorted(commit.moves, key=lambda move: move.projection):
+            changed = self.execute(
+                "UPDATE positions SET next_offset = ?, fingerprint = ?, log_time_ns = ?, incarnation = ?, epoch = ? "
+                "WHERE projection = ? AND partition = ? AND next_offset = ? AND epoch = ?",
+                (
+                    move.next_offset,
+                    move.fingerprint,
+                    move.log_time_ns,
+                    move.incarnation,
+                    move.next_epoch,
+                    move.projection,
+                    commit.partition,
+                    move.expected_offset,
+                    move.epoch,
+                ),
+            )
+            if changed != 1:
+                raise FencedError(
+                    f"{move.projection}/{commit.partition}: the position is no longer {move.expected_offset} "
+                    f"(epoch {move.epoch}): another worker has moved it"
+                )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """
+        Commits what is executed inside, or rolls back and raises.
+
+        Raises:
+            StoreError: the database refused or vanished; after it the connection is made anew.
+        """
+        try:
+            self._begin()
+            yield
+            self._finish()
+        except _DRIVER_ERRORS as error:
+            self.reset()
+            raise StoreError(f"the store did not take a commit: {str(error).strip()}") from error
+        except BaseException:
+            self.reset()
+            raise
+
+    def read(self, statement: str, parameters: Row = ()) -> list[Any]:
+        """
+        Runs one statement with `?` placeholders outside of a transaction, and returns its rows.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            return self.query(statement, parameters)
+        except _DRIVER_ERRORS as error:
+            self.reset()
+            raise StoreError(f"cannot read the store: {str(error).strip()}") from error
+
+    @abstractmethod
+    def execute(self, statement: str, parameters: Row = ()) -> int:
+        """
+        Runs one statement with `?` placeholders; returns how many rows it changed.
+        """
+
+    @abstractmethod
+    def query(self, statement: str, parameters: Row = ()) -> list[Any]:
+        """
+        Runs one statement with `?` placeholders inside a transaction, and returns its rows.
+        """
+
+    @abstractmethod
+    def execute_rows(self, statement: str, table: Table, rows: list[Row]) -> None:
+        """
+        Runs a statement of `store.statements` for rows of a table.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """
+        Rolls back; gives up the connection where that fails.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """
+        Closes the connection.
+        """
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None: ...
+
+    @abstractmethod
+    def _write_before_move(self, commit: Commit) -> None: ...
+
+    @abstractmethod
+    def _write_after_move(self, commit: Commit) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SqliteWriter(Writer):
+    """
+    One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row.
+    """
+
+    dialect = "sqlite"
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        database = store.engine.url.database
+        assert database is not None
+        self._connection = sqlite3.connect(database, timeout=10, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("PRAGMA cache_size=-65536")
+        self._insert_runs = statements.insert_statement(tables.runs)
+
+    def execute(self, statement: str, parameters: Row = ()) -> int:
+        return self._connection.execute(statement, parameters).rowcount
+
+    def query(self, statement: str, parameters: Row = ()) -> list[Any]:
+        return self._connection.execute(statement, parameters).fetchall()
+
+    def execute_rows(self, statement: str, table: Table, rows: list[Row]) -> None:
+        self._connection.executemany(statement, rows)
+
+    def reset(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.rollback()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _begin(self) -> None:
+        # A deferred transaction that reads and then writes fails at once where another has committed in between.
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def _finish(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def _write_before_move(self, commit: Commit) -> None:
+        """
+        Nothing: on SQLite everything comes after the move.
+        """
+
+    def _write_after_move(self, commit: Commit) -> None:
+        if commit.runs:
+            self._connection.executemany(self._insert_runs, commit.runs)
+        for first in range(0, len(commit.ended_run_ids), 500):
+            ids = commit.ended_run_ids[first : first + 500]
+            self._connection.execute(
+                f"DELETE FROM open_runs WHERE partition = ? AND run_id IN ({','.join('?' * len(ids))})",
+                (commit.partition, *ids),
+            )
+
+
+class PostgresWriter(Writer):
+    """
+    PostgreSQL. Time-outs end a transaction whose worker was stopped, so that the next owner can go on.
+    """
+
+    dialect = "postgresql"
+    _BEGIN = (
+        "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '3s'; "
+        "SET LOCAL statement_timeout = '30s'; SET LOCAL client_connection_check_interval = '1s'"
+    )
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._copy_runs = statements.copy_statement(tables.runs)
+        self._run_types = statements.column_types(tables.runs)
+
+    def execute(self, statement: str, parameters: Row = ()) -> int:
+        return self._connect().execute(statement.replace("?", "%s"), parameters).rowcount
+
+    def query(self, statement: str, parameters: Row = ()) -> list[Any]:
+        return self._connect().execute(statement.replace("?", "%s"), parameters).fetchall()
+
+    def execute_rows(self, statement: str, table: Table, rows: list[Row]) -> None:
+        if rows:
+            self._connect().execute(statement, [list(column) for column in zip(*rows, strict=True)])
+
+    def reset(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+        except psycopg.Error:
+            self._connection.close()
+        if self._connection.closed:
+            self._connection = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            url = self._store.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+            connection = psycopg.connect(
+                url,
+                autocommit=True,
+                connect_timeout=5,
+                application_name="runtap-worker",
+                keepalives_idle=5,
+                tcp_user_timeout=10_000,
+                prepare_threshold=None,
+            )
+            # psycopg sizes an int by its value; nearly every row would be another statement.
+            connection.adapters.register_dumper(int, Int8Dumper)
+            connection.adapters.register_dumper(int, Int8BinaryDumper)
+            self._connection = connection
+        return self._connection
+
+    def _begin(self) -> None:
+        self._connect().execute(self._BEGIN)
+
+    def _finish(self) -> None:
+        self._connect().commit()
+
+    def _write_before_move(self, commit: Commit) -> None:
+        if not commit.runs:
+            return
+        with self._connect().cursor() as cursor, cursor.copy(self._copy_runs) as copy:
+            copy.set_types(self._run_types)
+            for row in commit.runs:
+                copy.write_row(row)
+
+    def _write_after_move(self, commit: Commit) -> None:
+        if commit.ended_run_ids:
+            self._connect().execute(
+                "DELETE FROM open_runs WHERE partition = %s AND run_id = ANY(%s)",
+                (commit.partition, commit.ended_run_ids),
+            )

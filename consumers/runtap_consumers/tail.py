@@ -1,0 +1,256 @@
+"""
+The live stream, one line a record, for people and for programs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from runtap_consumers.instants import local_time
+from runtap_consumers.record_tail import Record, tail_records
+from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import (
+    Alert,
+    AnyEvent,
+    EmitterReported,
+    RunEnded,
+    RunEvent,
+    RunNoted,
+    RunStarted,
+    RunStreamed,
+    SessionEvent,
+    Skipped,
+    Unreadable,
+    decode_alert,
+    decode_event,
+)
+from runtap_schemas.topics import alerts_topic, events_topic
+
+_STATUS_STYLES = {"ok": "green", "error": "bold red", "interrupted": "yellow", "cancelled": "yellow"}
+_ALERT_STYLES = {"firing": "bold red", "resolved": "green", "noticed": "yellow"}
+_TEXT_LENGTH = 160
+
+Decoded = AnyEvent | Skipped | Unreadable
+
+
+class TailFilter(NamedTuple):
+    """
+    Which events to show. Without a filter everything is, also what cannot be read.
+
+    `types` holds event types (`run.ended`) and run types (`llm`); an event of one of them is shown.
+    """
+
+    session: str | None = None
+    types: tuple[str, ...] = ()
+
+    def admits(self, event: Decoded) -> bool:
+        """
+        Whether to show an event.
+        """
+        if self.session is not None and getattr(event, "session_id", None) != self.session:
+            return False
+        return not self.types or bool({type_name(event), getattr(event, "run_type", None)} & {*self.types})
+
+
+def type_name(event: Decoded) -> str:
+    """
+    The event type as it stands on the wire; `unreadable` for what is none.
+    """
+    if isinstance(event, Skipped):
+        return event.type
+    return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
+
+
+async def tail_events(
+    settings: ConsumerSettings, wanted: TailFilter, as_json: bool = False, from_beginning: bool = False
+) -> None:
+    """
+    Prints events as they come, until it is cancelled.
+
+    Args:
+        settings: how to reach Kafka, and the time zone to print in.
+        wanted: which events.
+        as_json: print the records as they are, one a line, instead of lines for people.
+        from_beginning: begin with the oldest event that is kept.
+
+    Raises:
+        KafkaUnavailableError: the topic cannot be read.
+    """
+
+    def show(record: Record, console: Console, zone: ZoneInfo) -> None:
+        event = decode_event(record.value)
+        if not wanted.admits(event):
+            return
+        if as_json:
+            _write_json(record, event.cause if isinstance(event, Unreadable) else None)
+        else:
+            console.print(describe_event(event, record, zone), soft_wrap=True)
+
+    topic = events_topic(settings.topic_prefix)
+    await _show_all(tail_records(settings, topic, from_beginning), show, settings.zone())
+
+
+async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_beginning: bool = False) -> None:
+    """
+    Prints alerts as they come, until it is cancelled; arguments as for `tail_events`.
+
+    Raises:
+        KafkaUnavailableError: the topic cannot be read.
+    """
+
+    def show(record: Record, console: Console, zone: ZoneInfo) -> None:
+        try:
+            alert = decode_alert(record.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if as_json:
+                _write_json(record, str(error))
+            else:
+                console.print(_unreadable(str(error), record, zone), soft_wrap=True)
+            return
+        if as_json:
+            _write_json(record, None)
+        else:
+            console.print(describe_alert(alert, zone), soft_wrap=True)
+
+    topic = alerts_topic(settings.topic_prefix)
+    await _show_all(tail_records(settings, topic, from_beginning), show, settings.zone())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process from in here, with the connection still open.
+        raise BrokenPipeError
+
+
+async def _show_all(
+    records: AsyncIterator[Record], show: Callable[[Record, Console, ZoneInfo], None], zone: ZoneInfo
+) -> None:
+    console = _Console(highlight=False)
+    # The generator holds a connection: it is closed here, not when it is thrown away.
+    async with aclosing(records) as open_records:  # type: ignore[type-var]
+        async for record in open_records:
+            show(record, console, zone)
+
+
+def _write_json(record: Record, cause: str | None) -> None:
+    if cause is None:
+        line = record.value or b""
+    else:
+        place = {"partition": record.partition, "offset": record.offset}
+        line = msgspec.json.encode({"type": "unreadable", "cause": cause, **place})
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def describe_event(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
+    """
+    One line about an event: when, whose, what, how it went.
+    """
+    if isinstance(event, Unreadable):
+        return _unreadable(event.cause, record, zone)
+    if isinstance(event, Skipped):
+        return _line(record.log_time_ns, zone, event.emitter, (f"unknown event type {event.type}", "yellow"))
+    if isinstance(event, EmitterReported):
+        return _describe_report(event, zone)
+    if isinstance(event, SessionEvent):
+        user = f"by {event.user_id}" if event.user_id else ""
+        action = type_name(event).removeprefix("session.")
+        return _line(event.at_ns, zone, event.service, (f"session {action}", "cyan"), event.session_id, user)
+    return _describe_run(event, zone)
+
+
+def _describe_run(event: RunEvent, zone: ZoneInfo) -> Text:
+    parts: list[str | tuple[str, str]] = [f"{event.run_type:9}", (event.name or "(unnamed)", "bold")]
+    if isinstance(event, RunStarted):
+        parts += [("started", "dim"), event.request_model or ""]
+    elif isinstance(event, RunEnded):
+        parts += [(event.status, _STATUS_STYLES[event.status]), _duration(event.duration_ns), *_call(event)]
+        if event.error is not None:
+            style = "red" if event.status == "error" else "yellow"
+            parts.append((f"{event.error.type}: {_shortened(event.error.message)}", style))
+    elif isinstance(event, RunNoted):
+        attempt = f"attempt {event.attempt}" if event.attempt is not None else ""
+        parts += [(event.kind.replace("_", " "), "magenta"), event.note or "", attempt]
+    elif isinstance(event, RunStreamed):
+        parts.append((_shortened(event.text), "dim"))
+    return _line(event.at_ns, zone, event.service, *parts)
+
+
+def _call(event: RunEnded) -> list[str | tuple[str, str]]:
+    """
+    What a model run used, and the model.
+    """
+    parts: list[str | tuple[str, str]] = []
+    if event.usage is not None:
+        taken, given = (
+            "?" if tokens is None else f"{tokens:,}" for tokens in (event.usage.input_tokens, event.usage.output_tokens)
+        )
+        parts.append(f"{taken} → {given} tokens")
+    parts.append((event.model or event.request_model or "", "blue"))
+    return parts
+
+
+def _describe_report(event: EmitterReported, zone: ZoneInfo) -> Text:
+    dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
+    counts = f"{event.captured:,} events, {dropped:,} dropped"
+    who = f"emitter {event.emitter} on {event.host}"
+    style = "yellow" if dropped else "dim"
+    return _line(
+        event.at_ns, zone, event.service, (who, "dim"), ("closing" if event.closing else "", "dim"), (counts, style)
+    )
+
+
+def describe_alert(alert: Alert, zone: ZoneInfo) -> Text:
+    """
+    One line about an alert.
+    """
+    run = f"sample run {alert.sample_run_id}" if alert.sample_run_id else ""
+    return _line(alert.at_ns, zone, None, (f"{alert.state:8}", _ALERT_STYLES[alert.state]), alert.summary, (run, "dim"))
+
+
+def _unreadable(cause: str, record: Record, zone: ZoneInfo) -> Text:
+    place = f"partition {record.partition}, offset {record.offset}"
+    return _line(record.log_time_ns, zone, None, ("unreadable", "bold red"), place, (_shortened(cause), "red"))
+
+
+def _line(at_ns: int, zone: ZoneInfo, service: str | None, *parts: str | tuple[str, str]) -> Text:
+    """
+    Text is appended as it is: what a service sends is never read as markup or as control codes.
+    """
+    moment = local_time(at_ns, zone)
+    line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
+    for part in (*(() if service is None else ((service or "(unknown service)", "dim"),)), *parts):
+        text, style = (part, "") if isinstance(part, str) else part
+        if text:
+            line.append("  ").append(_printable(text), style=style)
+    return line
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _TEXT_LENGTH else f"{line[: _TEXT_LENGTH - 1]}…"
+
+
+def _duration(duration_ns: int) -> str:
+    milliseconds = duration_ns / 1e6
+    return f"{milliseconds:.0f} ms" if milliseconds < 1_000 else f"{milliseconds / 1e3:.2f} s"
+
+
+def event_types() -> tuple[str, ...]:
+    """
+    Names of the event types that this version knows.
+    """
+    kinds: tuple[Any, ...] = AnyEvent.__args__
+    return tuple(str(kind.__struct_config__.tag) for kind in kinds)

@@ -1,0 +1,134 @@
+"""
+The command lines and settings of docker-compose.yml, run for real: only addresses are those of this test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from runtap_consumers.kafka import Publisher
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.record_tail import tail_records
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.engine import open_store
+from runtap_schemas import Alert, decode_alert, encode_event, number_event
+from runtap_schemas.topics import alerts_topic, events_topic
+from samples import chain_end, failure
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+def _environment(service: str, kafka: str, prefix: str, database: str) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RUNTAP_", "PG"))}
+    ours = {
+        key: value.replace("${RUNTAP_TIMEZONE:-UTC}", "UTC") for key, value in SERVICES[service]["environment"].items()
+    }
+    del ours["PGPASSWORD"]
+    addresses = {"RUNTAP_BOOTSTRAP_SERVERS": kafka, "RUNTAP_DATABASE_URL": database, "RUNTAP_TOPIC_PREFIX": prefix}
+    assert addresses.keys() - ours.keys() == {"RUNTAP_TOPIC_PREFIX"}
+    return {**inherited, **ours, **addresses}
+
+
+def _runtap(words: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runtap_consumers", *words],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _health(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=3) as answer:
+        body: dict[str, Any] = json.loads(answer.read())
+        return body
+
+
+async def _fail_and_be_alerted(settings: ConsumerSettings) -> Alert:
+    """
+    Thirty root runs, two thirds of them failed, and the first alert after that.
+    """
+    async with Publisher(settings) as publisher:
+        for number in range(1, 31):
+            status: dict[str, Any] = {"status": "error", "error": failure()} if number % 3 else {}
+            ended = chain_end(time.time_ns(), run_id=f"run-{number}", **status)
+            value = number_event(encode_event(ended), "emitter-1", number)
+            await publisher.publish(events_topic(settings.topic_prefix), b"one key, one lane", value)
+    async with asyncio.timeout(20):
+        tail = tail_records(settings, alerts_topic(settings.topic_prefix), from_beginning=True)
+        async with aclosing(tail) as records:  # type: ignore[type-var]
+            return decode_alert((await anext(records)).value or b"")
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def test_services_start_report_health_and_end_within_their_grace(
+    kafka: str, topic_prefix: str, postgres_database: str, tmp_path: Path, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    topics = _runtap(
+        SERVICES["topics"]["command"], _environment("topics", kafka, topic_prefix, postgres_database), tmp_path
+    )
+    processes.append(topics)
+    assert topics.wait(timeout=30) == 0
+    ports = {}
+    for name in (*PROJECTIONS, "alerts"):
+        ports[name] = _free_port()
+        words = [str(ports[name]) if word == "8080" else word for word in SERVICES[name]["command"]]
+        processes.append(_runtap(words, _environment(name, kafka, topic_prefix, postgres_database), tmp_path))
+    deadline = time.monotonic() + 60
+    waiting = set(ports)
+    while waiting:
+        assert time.monotonic() < deadline, f"not healthy: {waiting}"
+        time.sleep(0.2)
+        for name in sorted(waiting):
+            with contextlib.suppress(OSError):
+                body = _health(ports[name])
+                if name == "alerts" or len(body["partitions"]) == 6:
+                    assert body["status"] == "healthy"
+                    waiting.discard(name)
+    store = open_store(postgres_database, f"{topic_prefix}.events")
+    assert store.zone.key == "UTC"
+    store.close()
+    alert = asyncio.run(_fail_and_be_alerted(ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)))
+    assert (alert.rule, alert.state, alert.service) == ("error_rate", "firing", "checkout")
+    assert alert.rate is not None
+    assert alert.rate > 0.1
+    for process in processes[1:]:
+        process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    codes = [process.wait(timeout=10) for process in processes[1:]]
+    assert codes == [0] * 7
+    assert time.monotonic() - began < 10

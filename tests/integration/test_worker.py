@@ -1,0 +1,345 @@
+"""
+`runtap worker` on real Kafka.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import struct
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.record.util import calc_crc32c
+from sqlalchemy import create_engine, text
+
+from runtap_demo.ports import free_ports
+from runtap_schemas import RunEnded
+from samples import model_call
+from worker_process import WorkerSetting, numbered, produce, wait_until
+
+MakeTopic = Callable[..., Awaitable[str]]
+CALL_PICODOLLARS = 195 * 10**6
+
+
+@pytest.fixture
+def setting(kafka: str, topic_prefix: str, store_url: str) -> WorkerSetting:
+    return WorkerSetting(kafka, topic_prefix, store_url)
+
+
+@pytest.fixture
+def setting_on_sqlite(kafka: str, topic_prefix: str, tmp_path: Path) -> WorkerSetting:
+    return WorkerSetting(kafka, topic_prefix, f"sqlite:///{tmp_path}/runtap.db")
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Any]]:
+    started: list[Any] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def calls(count: int, first: int = 0) -> list[RunEnded]:
+    now = time.time_ns()
+    return [model_call(now, run_id=f"run-{first + number}", trace_id=f"t-{number}") for number in range(count)]
+
+
+def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:
+    url = setting.store_url.replace("postgresql://", "postgresql+psycopg://")
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+    finally:
+        engine.dispose()
+
+
+def counted(setting: WorkerSetting) -> tuple[int, int]:
+    """
+    Calls and picodollars so far; none before the store is there.
+    """
+    try:
+        ((found, cost),) = rows(
+            setting, "SELECT coalesce(sum(calls), 0), coalesce(sum(cost_picodollars), 0) FROM cost_total"
+        )
+    except Exception as error:
+        if "cost_total" not in str(error):
+            raise
+        return 0, 0
+    return int(found), int(cost)
+
+
+async def test_drained_workers_count_every_event_once(
+    setting: WorkerSetting, kafka: str, events_topic: MakeTopic
+) -> None:
+    topic = await events_topic(partitions=3)
+    await produce(kafka, topic, numbered(calls(3_000)))
+    await asyncio.to_thread(setting.drain)
+    assert counted(setting) == (3_000, 3_000 * CALL_PICODOLLARS)
+    # Nothing new: nothing changes. Something new: it alone is added.
+    await asyncio.to_thread(setting.drain)
+    assert counted(setting) == (3_000, 3_000 * CALL_PICODOLLARS)
+    await produce(kafka, topic, numbered(calls(30, first=3_000), first=3_000))
+    await asyncio.to_thread(setting.drain, "cost")
+    await asyncio.to_thread(setting.drain, "runs", "performance", "errors", "sessions", "ledger")
+    assert counted(setting)[0] == 3_030
+    assert rows(setting, "SELECT count(*), count(DISTINCT run_id) FROM runs") == [(3_030, 3_030)]
+
+
+async def test_workers_that_are_killed_join_and_leave_leave_exact_figures(
+    setting: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    topic = await events_topic(partitions=3)
+    total = 12_000
+    setting.more["RUNTAP_COMMIT_EVENTS"] = "150"
+    log = tmp_path / "workers.log"
+    processes += [setting.start(log), setting.start(log)]
+    feeding = asyncio.create_task(produce(kafka, topic, numbered(calls(total))))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] > 300, 30, "the first commits")
+    processes[0].kill()
+    processes.append(setting.start(log))
+    await asyncio.sleep(1)
+    processes[1].send_signal(signal.SIGTERM)
+    await feeding
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] >= total, 60, "all events")
+    assert counted(setting) == (total, total * CALL_PICODOLLARS)
+    assert rows(setting, "SELECT count(*), count(DISTINCT run_id) FROM runs") == [(total, total)]
+    processes[2].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert processes[2].wait(10) == 0
+    assert time.monotonic() - began < 5
+    assert counted(setting) == (total, total * CALL_PICODOLLARS)
+
+
+async def remake(kafka: str, topic: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if topic not in await admin.list_topics():
+                break
+        await admin.create_topics([NewTopic(topic, partitions, 1)])
+    finally:
+        await admin.close()
+
+
+@pytest.mark.parametrize("length", [60, 900], ids=["shorter", "longer"])
+async def test_a_topic_made_again_is_read_from_its_beginning(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, length: int
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=3)
+    await produce(kafka, topic, numbered(calls(300)))
+    await asyncio.to_thread(setting.drain)
+    await remake(kafka, topic, 3)
+    # The same emitter goes on with its numbers, after a repeat of its last three events.
+    await produce(kafka, topic, numbered(calls(3 + length, first=297), first=297))
+    await asyncio.to_thread(setting.drain)
+    assert counted(setting) == (300 + length, (300 + length) * CALL_PICODOLLARS)
+    assert rows(setting, "SELECT DISTINCT incarnation FROM positions") == [(2,)]
+    assert rows(setting, "SELECT DISTINCT kind FROM log_incidents") == [("recreated",)]
+    assert rows(setting, "SELECT DISTINCT gaps, repeats FROM lane_marks") == [("[]", 1)]
+
+
+async def test_a_topic_made_again_under_a_running_worker_is_noticed(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(100), partitions=1))
+    processes.append(setting.start(tmp_path / "worker.log"))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 100, 30, "the first hundred")
+    await remake(kafka, topic, 1)
+    await produce(kafka, topic, numbered(calls(250), emitter="e2", partitions=1))
+
+    def is_complete() -> bool:
+        if processes[-1].poll() is not None:
+            # It met the moment without the topic, said so and exited: what its supervisor does then.
+            processes.append(setting.start(tmp_path / "worker.log"))
+        return counted(setting)[0] == 350
+
+    await asyncio.to_thread(wait_until, is_complete, 60, "the new log")
+    assert counted(setting) == (350, 350 * CALL_PICODOLLARS)
+
+
+async def test_retention_that_overtakes_a_worker_is_a_recorded_loss(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(50), partitions=1))
+    await asyncio.to_thread(setting.drain, "cost")
+    await produce(kafka, topic, numbered(calls(50), partitions=1, first=50))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=80)})
+    await admin.close()
+    await asyncio.to_thread(setting.drain, "cost")
+    assert counted(setting)[0] == 70
+    incidents = rows(setting, "SELECT kind, first_offset, last_offset FROM log_incidents")
+    assert incidents == [("retention", 50, 79)]
+    assert rows(setting, "SELECT mark, gaps FROM lane_marks") == [(100, "[[51,80]]")]
+
+
+async def test_unreadable_records_reach_the_dead_letters_topic_and_their_neighbours_count(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    good = numbered(calls(3), partitions=1)
+    await produce(kafka, topic, [good[0], (0, b"not json", []), good[1], (0, b'{"a":1}', []), good[2]])
+    processes.append(setting.start(tmp_path / "worker.log"))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 3, 30, "the good events")
+    consumer = AIOKafkaConsumer(
+        topic.replace(".events", ".dead-letters"), bootstrap_servers=kafka, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        letters = [await asyncio.wait_for(consumer.getone(), 20) for _ in range(2)]
+    finally:
+        await consumer.stop()
+    assert [letter.value for letter in letters] == [b"not json", b'{"a":1}']
+    headers = dict(letters[0].headers)
+    assert headers["offset"] == b"1"
+    assert b"malformed" in headers["cause"]
+
+
+async def produce_with_odd_header(kafka: str, topic: str, value: bytes | None) -> None:
+    """
+    Writes a record whose header has a name that is no UTF-8; other clients may.
+    """
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        batch.append(key=b"key", value=value, timestamp=None, headers=[("odd-name", b"x")])
+        batch.close()
+        raw = bytearray(bytes(batch._build()).replace(b"odd-name", b"odd-\xff\xfe\xfd\xfc"))
+        # Bytes 17 to 20 are the checksum of all that follows.
+        raw[17:21] = struct.pack(">I", calc_crc32c(bytes(raw[21:])))
+        batch._buffer = raw
+        await (await producer.send_batch(batch, topic, partition=0))
+    finally:
+        await producer.stop()
+
+
+async def test_a_record_that_the_client_cannot_decode_is_stepped_over(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    good = numbered(calls(5), partitions=1)
+
+    await produce(kafka, topic, good[:2])
+    await produce_with_odd_header(kafka, topic, good[2][1])
+    await produce(kafka, topic, good[3:])
+    await asyncio.to_thread(setting.drain)
+    letters = rows(setting, "SELECT log_offset, cause FROM dead_letters")
+    assert counted(setting)[0] == 4
+    assert [offset for offset, _ in letters] == [2]
+    assert "cannot decode" in letters[0][1]
+
+
+async def test_health_is_progress(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    (port,) = free_ports(1)
+    processes.append(setting.start(tmp_path / "worker.log", "cost", "--health", str(port)))
+    await produce(kafka, topic, numbered(calls(20), partitions=1))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 20, 30, "the events")
+
+    def health() -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    found = await asyncio.to_thread(health)
+    assert (found["status"], found["partitions"], found["events_applied"]) == ("healthy", [0], 20)
+
+
+async def test_a_worker_whose_topic_is_deleted_says_so_and_exits(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(5), partitions=1))
+    log = tmp_path / "worker.log"
+    processes.append(setting.start(log))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 5, 30, "the events")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_topics([topic])
+    assert await asyncio.to_thread(processes[0].wait, 40) == 1
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.close()
+    assert f"topic {topic} is no longer there" in log.read_text()
+
+
+async def test_bad_addresses_and_names_end_the_worker_with_one_line(
+    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic
+) -> None:
+    setting = setting_on_sqlite
+    await events_topic(partitions=1)
+    (port,) = free_ports(1)
+    cases = {
+        ("RUNTAP_TOPIC_PREFIX", "nobody-made"): "there is no topic nobody-made.events",
+        ("RUNTAP_BOOTSTRAP_SERVERS", f"127.0.0.1:{port}"): f"127.0.0.1:{port}",
+        ("RUNTAP_DATABASE_URL", "mysql://x/y"): "expected sqlite or postgresql",
+        ("RUNTAP_DATABASE_URL", f"postgresql://127.0.0.1:{port}/x"): "cannot open the store",
+        ("RUNTAP_DATABASE_URL", "sqlite:////proc/nowhere/x.db"): "RUNTAP_DATABASE_URL",
+        ("RUNTAP_TIMEZONE", "Mars/Olympus"): "RUNTAP_TIMEZONE='Mars/Olympus'",
+        ("RUNTAP_COMMIT_EVENTS", "none"): "RUNTAP_COMMIT_EVENTS='none'",
+    }
+    for (name, value), message in cases.items():
+        setting.more = {name: value}
+        done = await asyncio.to_thread(setting.run, "worker", "cost")
+        assert done.returncode != 0
+        last = done.stderr.strip().splitlines()[-1]
+        assert message in last, done.stderr[-2000:]
+        assert "Traceback" not in done.stderr
+
+
+async def test_a_store_of_another_topic_is_refused(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic
+) -> None:
+    setting = setting_on_sqlite
+    await events_topic(partitions=1)
+    await asyncio.to_thread(setting.drain, "cost")
+    setting.more = {"RUNTAP_TOPIC_PREFIX": "another"}
+    done = await asyncio.to_thread(setting.run, "worker", "cost")
+    assert done.returncode != 0
+    assert "another.events" in done.stderr.strip().splitlines()[-1]
+
+
+async def test_partitions_added_while_workers_run_are_read_from_their_beginning(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    from aiokafka.admin import NewPartitions
+
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(10), partitions=1))
+    processes.append(setting.start(tmp_path / "worker.log"))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 10, 30, "the events")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.create_partitions({topic: NewPartitions(total_count=3)})
+    await admin.close()
+    await produce(kafka, topic, numbered(calls(30), emitter="e2", partitions=3))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 40, 30, "the new partitions")
+    assert rows(setting, "SELECT count(*) FROM runs") == [(40,)]
+    assert rows(setting, "SELECT sum(count) FROM performance_total") == [(40,)]

@@ -1,0 +1,147 @@
+"""
+What the doctor makes of what it sees.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtap_consumers.doctor import (
+    Finding,
+    LangSmithVariables,
+    Level,
+    check_langsmith,
+    check_prices,
+    check_settings,
+    check_store,
+    check_topic,
+    masked,
+)
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.engine import open_store
+from runtap_consumers.topics import ClusterState, TopicState
+from runtap_schemas.topics import all_topics
+
+SETTINGS = ConsumerSettings.load(bootstrap_servers="kafka-1:9092")
+EVENTS = all_topics("runtap")[0]
+GOOD = {**EVENTS.settings, "min.insync.replicas": "2", "max.message.bytes": "1048588"}
+
+
+def judged(state: TopicState, brokers: int = 3) -> list[Finding]:
+    return list(check_topic(state, ClusterState(brokers, "4.1 or later", [state]), SETTINGS))
+
+
+def test_good_topic_is_one_finding() -> None:
+    (finding,) = judged(TopicState(EVENTS, partitions=6, replication_factor=3, settings=GOOD))
+    assert finding.level is Level.OK
+
+
+def test_missing_topic_names_the_command_that_fits_the_cluster() -> None:
+    (finding,) = judged(TopicState(EVENTS), brokers=1)
+    assert (finding.level, finding.advice) == (Level.FAIL, "runtap topics create --replication-factor 1")
+    assert judged(TopicState(EVENTS))[0].advice == "runtap topics create"
+
+
+@pytest.mark.parametrize(
+    ("changed", "setting"),
+    [
+        ({"message.timestamp.type": "CreateTime"}, "message.timestamp.type"),
+        ({"min.insync.replicas": "1"}, "min.insync.replicas"),
+        ({"max.message.bytes": "1000"}, "max.message.bytes"),
+        ({"retention.ms": "3600000"}, "retention.ms"),
+        ({"cleanup.policy": "compact"}, "cleanup.policy"),
+    ],
+)
+def test_differing_setting_comes_with_the_command_that_cures_it(changed: dict[str, str], setting: str) -> None:
+    (finding,) = judged(TopicState(EVENTS, partitions=6, replication_factor=3, settings={**GOOD, **changed}))
+    assert finding.level is Level.WARN
+    assert finding.detail.startswith(f"{setting} is {changed[setting]}, wanted ")
+    assert "kafka-configs.sh --bootstrap-server kafka-1:9092 --alter" in finding.advice
+    assert f"--add-config {setting}=" in finding.advice
+
+
+@pytest.mark.parametrize("retention", ["-1", "99999999999"])
+def test_longer_retention_is_no_difference(retention: str) -> None:
+    (finding,) = judged(
+        TopicState(EVENTS, partitions=6, replication_factor=3, settings={**GOOD, "retention.ms": retention})
+    )
+    assert finding.level is Level.OK
+
+
+def test_single_replica_is_a_warning_only_where_there_could_be_more() -> None:
+    state = TopicState(EVENTS, partitions=6, replication_factor=1, settings={**GOOD, "min.insync.replicas": "1"})
+    assert [finding.level for finding in judged(state, brokers=1)] == [Level.OK]
+    assert [finding.level for finding in judged(state, brokers=3)] == [Level.WARN]
+
+
+def test_settings_show_no_password() -> None:
+    settings = ConsumerSettings.load(
+        database_url="postgresql://runtap:secret@db/runtap",
+        security_protocol="SASL_PLAINTEXT",
+        sasl_username="worker",
+        sasl_password="secret",
+    )
+    findings = list(check_settings(settings))
+    assert [finding.level for finding in findings] == [Level.OK, Level.WARN]
+    assert not any("secret" in text for finding in findings for text in finding[1:])
+
+
+def test_store_that_no_worker_made_yet_is_a_warning(tmp_path: Path) -> None:
+    (finding,) = check_store(ConsumerSettings.load(database_url=f"sqlite:///{tmp_path / 'none.db'}"))
+    assert finding.level is Level.WARN
+    assert finding.advice.startswith("start `runtap worker`")
+
+
+def test_store_of_another_topic_and_zone_is_told(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runtap.db'}"
+    open_store(url, "other.events", "Europe/Berlin").close()
+    findings = list(check_store(ConsumerSettings.load(database_url=url, timezone="Asia/Tokyo")))
+    assert [finding.level for finding in findings] == [Level.OK, Level.FAIL, Level.WARN]
+    assert "Europe/Berlin" in findings[0].detail
+    assert "SQLite 3." in findings[0].detail
+
+
+def test_prices_name_their_version() -> None:
+    finding = check_prices()
+    assert finding.level is Level.OK
+    assert finding.detail.startswith("genai-prices ")
+
+
+@pytest.fixture
+def langsmith(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for space in ("LANGSMITH", "LANGCHAIN"):
+        for name in ("TRACING", "TRACING_V2", "API_KEY", "PROJECT", "ENDPOINT"):
+            monkeypatch.delenv(f"{space}_{name}", raising=False)
+    return monkeypatch
+
+
+def test_unset_langsmith_is_not_mentioned(langsmith: pytest.MonkeyPatch) -> None:
+    assert list(check_langsmith(LangSmithVariables())) == []
+
+
+def test_langsmith_shows_only_the_ends_of_its_key(langsmith: pytest.MonkeyPatch) -> None:
+    langsmith.setenv("LANGCHAIN_TRACING_V2", "true")
+    langsmith.setenv("LANGSMITH_API_KEY", "lsv2_pt_0123456789abcdef")
+    langsmith.setenv("LANGCHAIN_PROJECT", "checkout")
+    (finding,) = check_langsmith(LangSmithVariables())
+    assert finding.level is Level.OK
+    assert "key lsv2…cdef, project checkout, endpoint https://api.smith.langchain.com" in finding.detail
+    assert "0123" not in finding.detail
+
+
+def test_langsmith_without_key_or_with_another_word_than_true_is_a_warning(langsmith: pytest.MonkeyPatch) -> None:
+    langsmith.setenv("LANGSMITH_TRACING", "true")
+    assert [finding.level for finding in check_langsmith(LangSmithVariables())] == [Level.WARN]
+    langsmith.setenv("LANGSMITH_TRACING", "yes")
+    (finding,) = check_langsmith(LangSmithVariables())
+    assert finding.level is Level.WARN
+    assert "LANGSMITH_TRACING=true" in finding.advice
+    langsmith.setenv("LANGSMITH_TRACING", "false")
+    assert [finding.level for finding in check_langsmith(LangSmithVariables())] == [Level.OK]
+
+
+@pytest.mark.parametrize("secret", ["", "12345678", "123456789012345"])
+def test_short_secret_is_not_shown_at_all(secret: str) -> None:
+    assert masked(secret) == "…"

@@ -1,0 +1,113 @@
+"""
+What the live stream shows of a record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from runtap_consumers.record_tail import Record
+from runtap_consumers.tail import Decoded, TailFilter, describe_alert, describe_event, event_types
+from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable
+from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
+
+UTC = ZoneInfo("UTC")
+RECORD = Record(3, 17, START_NS, b"key", b"value")
+
+
+def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:
+    return describe_event(event, RECORD, zone).plain
+
+
+def test_model_call_shows_who_what_how_long_tokens_and_model() -> None:
+    assert shown(model_call()) == (
+        "10:00:00.000  checkout  llm        ChatOpenAI  ok  2.00 s  1,000 → 100 tokens  gpt-4o-mini-2024-07-18"
+    )
+    assert shown(model_call(), ZoneInfo("Asia/Tokyo")).startswith("19:00:00.000")
+
+
+def test_unknown_tokens_are_not_shown_as_none() -> None:
+    assert "tokens" not in shown(model_call(usage=None))
+
+
+def test_failed_run_is_red_and_says_why() -> None:
+    line = describe_event(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
+    assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order")
+    assert [str(span.style) for span in line.spans if "red" in str(span.style)] == ["bold red", "red"]
+
+
+def test_other_events_have_a_line_each() -> None:
+    noted = RunNoted(
+        **{**run_facts(), "run_type": "tool", "name": "search"}, kind="retry", note="rate limit", attempt=2
+    )
+    assert shown(noted) == "10:00:00.000  checkout  tool       search  retry  rate limit  attempt 2"
+    assert shown(run_start()).endswith("RunnableSequence  started")
+    assert shown(RunStreamed(**run_facts(), index=0, text="Hello\nworld")).endswith("Hello world")
+    assert shown(session_start()) == "10:00:00.000  checkout  session started  s-1  by u-7"
+    assert shown(report(1, 1_200, {}, dropped={"ring_full": {"note": 3}}, closing=True)).endswith(
+        "on host-1  closing  1,200 events, 3 dropped"
+    )
+    assert shown(Skipped("run.paused", "emitter-1", 4)) == "10:00:00.000  emitter-1  unknown event type run.paused"
+
+
+def run_facts() -> dict[str, Any]:
+    event = run_start()
+    return {name: getattr(event, name) for name in ("at_ns", "run_id", "trace_id", "service", "environment")} | {
+        "run_type": "llm",
+        "name": "ChatOpenAI",
+    }
+
+
+def test_unreadable_record_shows_where_it_lies_and_why() -> None:
+    assert shown(Unreadable("not an event: JSON is malformed")) == (
+        "10:00:00.000  unreadable  partition 3, offset 17  not an event: JSON is malformed"
+    )
+
+
+def test_control_codes_and_markup_of_a_service_stay_text() -> None:
+    line = shown(model_call(name="[red]x[/]\x1b[2J\x07"))
+    assert "[red]x[/] [2J " in line
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (TailFilter(), ["call", "chain", "session", "unreadable"]),
+        (TailFilter(session="s-1"), ["session"]),
+        (TailFilter(types=("llm",)), ["call"]),
+        (TailFilter(types=("run.ended",)), ["call", "chain"]),
+        (TailFilter(types=("chain", "session.started")), ["chain", "session"]),
+        (TailFilter(session="s-2", types=("session.started",)), []),
+    ],
+)
+def test_filter_admits(wanted: TailFilter, expected: list[str]) -> None:
+    events: dict[str, Decoded] = {
+        "call": model_call(),
+        "chain": chain_end(),
+        "session": session_start(),
+        "unreadable": Unreadable("cause"),
+    }
+    assert [name for name, event in events.items() if wanted.admits(event)] == expected
+
+
+def test_event_types_are_those_of_the_wire() -> None:
+    assert {"run.started", "run.ended", "emitter.reported"} <= {*event_types()}
+
+
+def test_alert_shows_state_summary_and_sample() -> None:
+    alert = Alert(
+        id="error_rate/checkout/prod/1",
+        rule="error_rate",
+        state="firing",
+        at_ns=START_NS,
+        service="checkout",
+        summary="checkout (prod): 20 of 30 root runs failed",
+        sample_run_id="run-1",
+    )
+    line = describe_alert(alert, UTC)
+    assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
+    assert "bold red" in [str(span.style) for span in line.spans]
