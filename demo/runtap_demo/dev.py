@@ -1,0 +1,82 @@
+"""
+`runtap dev`: Kafka and all workers for a developer's own app, on this machine, in one command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.topics import create_topics
+from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.child_processes import Child, end, spawn
+
+FOLDER = Path(".runtap")
+DEFAULT_PORT = 9092
+
+_PARTITIONS = 6
+_WORKER_STOP_SECONDS = 5.0
+_LOOK_SECONDS = 0.25
+
+
+def run_dev(port: int, console: Console) -> None:
+    """
+    Runs until Ctrl-C or a signal; log and figures stay in `.runtap` of the current folder.
+
+    Raises:
+        DemoError: a part did not start, or ended before its time.
+        RuntapError: the topics or the store cannot be used.
+    """
+    with ExitStack() as stack:
+        # The settings' defaults are what `runtap report` in this folder finds.
+        settings = ConsumerSettings.load(bootstrap_servers=f"127.0.0.1:{port}", security_protocol="PLAINTEXT")
+        kafka = stack.enter_context(EmbeddedKafka(FOLDER / "kafka", port=port, console=console))
+        with console.status("Starting the workers"):
+            asyncio.run(create_topics(settings, _PARTITIONS, replication_factor=1))
+            worker = _start_worker(settings)
+            stack.callback(end, [worker.process], _WORKER_STOP_SECONDS)
+        _explain(settings, port, console)
+        try:
+            while True:
+                kafka.check()
+                worker.check()
+                time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            console.print("Ending; log and figures stay.")
+
+
+def _start_worker(settings: ConsumerSettings) -> Child:
+    log = FOLDER / "worker.log"
+    environment = {
+        "RUNTAP_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "RUNTAP_SECURITY_PROTOCOL": settings.security_protocol,
+    }
+    command = [sys.executable, "-m", "runtap_consumers", "worker"]
+    return Child("worker", spawn(command, log=log, environment=environment), log)
+
+
+def _explain(settings: ConsumerSettings, port: int, console: Console) -> None:
+    """
+    Says what runs where, what to do next, and what this is not for.
+    """
+    lines = [
+        f"Kafka listens on {settings.bootstrap_servers}; topics {settings.topic_prefix}.*; log in {FOLDER / 'kafka'}",
+        f"Workers write to {settings.database_url}; their log is {FOLDER / 'worker.log'}",
+        "",
+        "Attach RunTapHandler() to your app, run it, then in this folder: runtap report, runtap tail",
+    ]
+    if port != DEFAULT_PORT:
+        lines.append(f"For your app and those commands: export RUNTAP_BOOTSTRAP_SERVERS={settings.bootstrap_servers}")
+    lines += [
+        "",
+        "For development only: one broker, one copy of the data, no passwords, reachable from this machine alone.",
+        "Stop with Ctrl-C; a new start goes on where this one ended.",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

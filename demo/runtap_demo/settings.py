@@ -1,0 +1,23 @@
+"""
+Settings of the demo package, read from the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+
+from runtap_schemas.connection import Settings
+
+
+class DemoSettings(Settings):
+    """
+    Where the embedded Kafka keeps what it downloaded.
+    """
+
+    kafka_cache: Path = Field(
+        default_factory=lambda: platformdirs.user_cache_path("runtap"),
+        description="folder of Apache Kafka's jars and of what is made from them once, about 110 MB",
+    )
