@@ -1,0 +1,157 @@
+"""
+`runtap prices` as a process, and a worker whose prices change while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from runtap_consumers.store.engine import open_store
+from samples import model_call
+from worker_process import WorkerSetting, numbered, produce, wait_until
+
+OWN = '[[price]]\nprovider = "openai"\nmodel = "gpt-4o-mini*"\ninput = "1"\noutput = "{}"\n'
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> WorkerSetting:
+    return WorkerSetting("127.0.0.1:1", "test", f"sqlite:///{tmp_path}/runtap.db")
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Any]]:
+    started: list[Any] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def test_check_names_file_and_line_and_what_a_price_leaves_out(setting: WorkerSetting, tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(OWN.format("2").replace("*", ""))
+    done = setting.run("prices", "check", str(file))
+    assert done.returncode == 0
+    assert "right: 1 prices" in done.stdout
+    assert "cache_read" in done.stderr
+    file.write_text(OWN.format("-2"))
+    done = setting.run("prices", "check", str(file))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"runtap: {file}:5: output")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_show_prints_own_and_listed_prices(setting: WorkerSetting, tmp_path: Path) -> None:
+    done = setting.run("prices", "show", "gpt-4o-mini", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (rows[0]["price_class"], rows[0]["input"], rows[0]["cache_read"]) == ("standard", "0.15", "0.075")
+    assert not rows[0]["is_own"]
+    file = tmp_path / "prices.toml"
+    file.write_text(OWN.format("2"))
+    setting.more["RUNTAP_PRICES"] = str(file)
+    done = setting.run("prices", "show", "gpt-4o-mini", "--provider", "openai", "--json")
+    own = json.loads(done.stdout.splitlines()[0])
+    assert (own["is_own"], own["input"], own["cache_read"], own["output"]) == (True, "1", "1", "2")
+    assert "gpt-4o-mini" in setting.run("prices", "show", "gpt-4o-mini").stdout
+    done = setting.run("prices", "show", "gpt-4o-minni", "--provider", "openai")
+    assert done.returncode == 2
+    assert "openai/gpt-4o-mini" in done.stderr
+
+
+def test_unmatched_lists_models_without_a_price(store_url: str, setting: WorkerSetting) -> None:
+    setting.store_url = store_url
+    store = open_store(store_url, "test.events", "UTC")
+    with store.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0)",
+            )
+        )
+        for model, unpriced in (("gpt-4o-minni", 3), ("gpt-4o-mini", 2), ("fine", 0)):
+            connection.execute(
+                text(
+                    "INSERT INTO cost_total (provider, model, service, environment, price_set, price_class, partition, "
+                    "generation, calls, unpriced_calls, input_tokens, output_tokens) "
+                    "VALUES ('openai', :model, 's', 'e', 'p', 'standard', 0, 0, 5, :unpriced, 100, 10)"
+                ),
+                {"model": model, "unpriced": unpriced},
+            )
+    store.close()
+    done = setting.run("prices", "unmatched", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["model"], row["unpriced_calls"], row["is_known"]) for row in rows] == [
+        ("gpt-4o-minni", 3, False),
+        ("gpt-4o-mini", 2, True),
+    ]
+    assert "openai/gpt-4o-mini" in rows[0]["nearest"]
+    assert "known by now" in setting.run("prices", "unmatched").stdout
+
+
+def test_update_takes_newer_data_from_a_file(setting: WorkerSetting, tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text("{}")
+    assert setting.run("prices", "update", "--from-file", str(file)).returncode == 2
+    model = {"id": "newest", "match": {"equals": "newest"}, "prices": {"input_mtok": 3, "output_mtok": 4}}
+    file.write_text(json.dumps([{"id": "openai", "name": "OpenAI", "api_pattern": "x", "models": [model]}]))
+    done = setting.run("prices", "update", "--from-file", str(file))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "prices.json").exists()
+    assert "3" in setting.run("prices", "show", "newest").stdout
+
+
+async def test_a_running_worker_takes_changed_prices_and_keeps_them_when_a_file_breaks(
+    kafka: str,
+    topic_prefix: str,
+    events_topic: Callable[..., Awaitable[str]],
+    tmp_path: Path,
+    processes: list[Any],
+) -> None:
+    setting = WorkerSetting(kafka, topic_prefix, f"sqlite:///{tmp_path}/runtap.db")
+    file = tmp_path / "prices.toml"
+    setting.more["RUNTAP_PRICES"] = str(file)
+    file.write_text(OWN.format("1"))
+    topic = await events_topic(partitions=3)
+    log = tmp_path / "worker.log"
+    processes.append(setting.start(log))
+
+    def call_again(first: int) -> Any:
+        now = time.time_ns()
+        events = [model_call(now, run_id=f"run-{first + number}") for number in range(30)]
+        return produce(kafka, topic, numbered(events, first=first))
+
+    def costs() -> dict[str, tuple[int, int]]:
+        engine = create_engine(setting.store_url)
+        try:
+            with engine.connect() as connection:
+                query = "SELECT price_set, sum(calls), sum(cost_picodollars) FROM cost_total GROUP BY 1"
+                return {row[0]: (row[1], row[2]) for row in connection.execute(text(query))}
+        except Exception as error:
+            if "cost_total" not in str(error):
+                raise
+            return {}
+        finally:
+            engine.dispose()
+
+    def total() -> int:
+        return sum(calls for calls, _ in costs().values())
+
+    await call_again(0)
+    await asyncio.to_thread(wait_until, lambda: total() == 30, 30, "the first calls")
+    file.write_text(OWN.format("2"))
+    await asyncio.to_thread(wait_until, lambda: "prices_reloaded" in log.read_text(), 15, "other prices")
+    await call_again(30)
+    await asyncio.to_thread(wait_until, lambda: total() == 60, 30, "the second calls")
+    file.write_text("[[price]]\n")
+    await asyncio.to_thread(wait_until, lambda: "prices_refused" in log.read_text(), 15, "the refusal")
+    await call_again(60)
+    await asyncio.to_thread(wait_until, lambda: total() == 90, 30, "the third calls")
+    assert sorted(costs().values()) == [(30, 30 * 1_100 * 10**6), (60, 60 * 1_200 * 10**6)]
+    assert log.read_text().count("prices_refused") == 1
