@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
+from operator import attrgetter
 
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.rollups import MINUTE_NS, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
@@ -17,6 +18,9 @@ PICODOLLARS = 10**12
 MAX_CALL_PICODOLLARS = 10_000 * PICODOLLARS
 
 Timed = tuple[RunEnded, int]
+
+# A usage's figures in the order of `rollups.TOKEN_CLASSES`, `None` where unknown.
+tokens_of = attrgetter(*TOKEN_CLASSES)
 
 
 @dataclass
@@ -121,7 +125,7 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: PriceTable
     if usage is None or cached:
         measures.extend([0] * len(TOKEN_CLASSES))
     else:
-        measures.extend(getattr(usage, name) or 0 for name in TOKEN_CLASSES)
+        measures.extend([tokens or 0 for tokens in tokens_of(usage)])
     measures.append(cost or 0)
     capped_model = capped.model or capped.request_model or ""
     return Call(capped, at_ns, capped.provider or "", capped_model, price_set, price_class, measures, cost)

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from runtap_consumers.errors import KafkaUnavailableError, StoreError
+from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
 from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka import check_reading
 from runtap_consumers.settings import ConsumerSettings
@@ -90,7 +90,7 @@ async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
             yield await _check_rights(settings)
     for finding in await asyncio.to_thread(lambda: list(check_store(settings))):
         yield finding
-    yield check_prices()
+    yield check_prices(settings)
     for finding in check_langsmith(LangSmithVariables()):
         yield finding
 
@@ -208,20 +208,23 @@ def _check_open_store(store: Store, settings: ConsumerSettings) -> Iterator[Find
         )
 
 
-def check_prices() -> Finding:
+def check_prices(settings: ConsumerSettings) -> Finding:
     """
-    Which prices are installed.
+    Which prices are in force.
     """
-    from runtap_consumers.pricing import PriceTable
-
     try:
         installed = version("genai-prices")
     except PackageNotFoundError:
         return Finding(Level.FAIL, "prices", "genai-prices is not installed", "pip install 'runtap[workers]'")
+    from runtap_consumers.pricing.source import load_prices
+
+    try:
+        price_set = load_prices(settings).price_set
+    except PriceFileError as error:
+        return Finding(Level.FAIL, "prices", str(error), "runtap prices check FILE")
+    own = f", own prices in {settings.prices}" if settings.prices else ""
     return Finding(
-        Level.OK,
-        "prices",
-        f"genai-prices {installed}, price set {PriceTable.load().price_set}; newer: pip install --upgrade genai-prices",
+        Level.OK, "prices", f"genai-prices {installed}, price set {price_set}{own}; newer: runtap prices update"
     )
 
 

@@ -10,6 +10,7 @@ Errors of the workers' side.
         ├── InputError               what a person asked for cannot be understood
         ├── PriceFileError           a file of prices cannot be read, or is wrong
         ├── RepriceRefusedError      figures cannot be priced again exactly
+        ├── RebuildError             figures cannot be rebuilt from the log now
         └── WorkerStoppedError       no running projection makes progress any more
 """
 
@@ -63,6 +64,12 @@ class InputError(ConsumerError):
 class PriceFileError(ConsumerError):
     """
     A file of prices cannot be read, or something in it cannot work. The message names file, line and value.
+    """
+
+
+class RebuildError(ConsumerError):
+    """
+    A projection cannot be rebuilt from the log now; its figures are as they were. The message says why.
     """
 
 

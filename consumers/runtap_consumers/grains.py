@@ -88,15 +88,22 @@ class SketchBook:
 
 
 def rows_of_grain(
-    rollup: Rollup, grain: str, minutes: Rows, calendar: Calendar, log_time_ns: int, sketches: SketchBook
+    rollup: Rollup,
+    grain: str,
+    minutes: Rows,
+    calendar: Calendar,
+    log_time_ns: int,
+    sketches: SketchBook,
+    not_before_ns: int = 0,
 ) -> Rows:
     """
     The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
 
-    Deltas of buckets past the grain's retention are left out: their row is gone.
+    Deltas of buckets past the grain's retention are left out: their row is gone. So are those of buckets that begin
+    before `not_before_ns`.
     """
     measures = rollup.measures
-    horizon = log_time_ns - RETENTION_NS.get(grain, log_time_ns)
+    horizon = max(log_time_ns - RETENTION_NS.get(grain, log_time_ns), not_before_ns)
     merged: Rows = {}
     for (minute, *keys), delta in minutes.items():
         bucket = _bucket(grain, minute, calendar)

@@ -53,7 +53,7 @@ async def within(seconds: float, call: Coroutine[Any, Any, _Result]) -> _Result:
     Awaits a client's call for a limited time, also where it swallows its cancellation.
 
     Raises:
-        TimeoutError: it took longer; it is cancelled and left behind.
+        TimeoutError: it took longer, and is cancelled and left behind; or the client cancelled it.
     """
     task = asyncio.ensure_future(call)
     try:
@@ -64,6 +64,9 @@ async def within(seconds: float, call: Coroutine[Any, Any, _Result]) -> _Result:
     if not done:
         _leave(task)
         raise TimeoutError(f"no answer within {seconds:.0f} s")
+    if task.cancelled():
+        # aiokafka's stop awaits tasks that it has just cancelled, and raises what they do. Nobody cancelled the caller.
+        raise TimeoutError("the client gave its own call up")
     return task.result()
 
 

@@ -7,6 +7,7 @@ nothing is missing that is not counted). Lanes belong to one projection each, so
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -274,11 +275,21 @@ def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]
     return ledger
 
 
+def worst_projection(ledger: dict[str, Sums]) -> str | None:
+    """
+    Whose sums are the headline: the projection that shows the fewest of the numbered events.
+    """
+    return max(
+        ledger, key=lambda name: (ledger[name].not_applied, ledger[name].lost, ledger[name].quarantined), default=None
+    )
+
+
 def worst_of(ledger: dict[str, Sums]) -> Sums:
     """
-    The headline: the projection that shows the fewest of the numbered events. Nothing where there is no projection.
+    The headline. Nothing where there is no projection.
     """
-    return max(ledger.values(), key=lambda sums: (sums.not_applied, sums.lost, sums.quarantined), default=Sums())
+    worst = worst_projection(ledger)
+    return Sums() if worst is None else ledger[worst]
 
 
 def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:
@@ -313,6 +324,32 @@ def _completeness_of(books: Books, projection: str) -> Completeness:
     # Once all are closed nothing is missing up to the last closing.
     at_ns = min(still_open) if still_open else max(closed, default=None)
     return Completeness(at_ns, tuple(silent))
+
+
+def witnesses_of_silence(books: Books, emitter: str) -> set[tuple[str, int]]:
+    """
+    Which of `books.report_times` show that others went on after an emitter's last sign of life.
+
+    Without the rest of them the emitter is as silent as with it: a minute of log time in steps that are no outage.
+    """
+    heard = books.last_heard_ns[emitter]
+    witnesses: set[tuple[str, int]] = set()
+    kept_ns, pending, seen_ns = heard, None, 0
+    times = books.report_times
+    for place in range(bisect_right(times, heard, key=itemgetter(1)), len(times)):
+        other, at_ns = times[place]
+        if other == emitter:
+            continue
+        if at_ns - kept_ns > _OUTAGE_NS and pending is not None:
+            witnesses.add(pending)
+            seen_ns += pending[1] - kept_ns if pending[1] - kept_ns <= _OUTAGE_NS else 0
+            kept_ns = pending[1]
+            if seen_ns >= SILENCE_NS:
+                return witnesses
+        pending = (other, at_ns)
+    if pending is not None:
+        witnesses.add(pending)
+    return witnesses
 
 
 def _has_left(books: Books, projection: str, emitter: str) -> bool:

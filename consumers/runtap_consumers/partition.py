@@ -117,6 +117,8 @@ class Partition:
         self._sketches: dict[str, SketchBook] = {}
         self._positions: dict[str, Position] = {}
         self._retention_due_ns = 0
+        # Buckets that begin before it are not written: a rebuild has them from elsewhere.
+        self._not_before_ns = 0
         self.cursors: list[Cursor] = []
         # Projections whose fold raised: their position stays, and they stay out until the process ends.
         self.failed: dict[str, Exception] = {}
@@ -194,7 +196,7 @@ class Partition:
             StoreError: what the fold needs of the store cannot be read.
             WorkerStoppedError: no projection is left that folds.
         """
-        decoded = [_decode(record) for record in records]
+        decoded = [decode_record(record) for record in records]
         commit = Commit(self.number, [])
         last = records[-1]
         following, fingerprint = last.offset + 1, fingerprint_of(last)
@@ -247,7 +249,7 @@ class Partition:
             at_ns = log_time if isinstance(event, Skipped) else event.at_ns
             if not take(event.emitter, event.sequence, at_ns, log_time):
                 continue
-            _add_event(batch, event, log_time)
+            add_event(batch, event, log_time)
         capped = self._tools.dimensions.cap([event for event, _ in batch.ended_uncapped], batch.log_time_ns)
         batch.ended = [(event, at_ns) for event, (_, at_ns) in zip(capped, batch.ended_uncapped, strict=True)]
         if "ledger" in cursor.projections and dead_letters:
@@ -295,7 +297,9 @@ class Partition:
         for rollup_name, minutes in changes.minutes.items():
             rollup = _ROLLUPS[rollup_name]
             for grain in GRAINS:
-                rows = rows_of_grain(rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name])
+                rows = rows_of_grain(
+                    rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name], self._not_before_ns
+                )
                 deltas.append((rollup.table_name(grain), rows))
         self._sketches[name].trim()
         part = Commit(self.number, [])
@@ -340,7 +344,8 @@ class Partition:
             commit.deletions += retention.expired_buckets(name, self.number, at_ns)
         if "sessions" in moved:
             kept_ns = int(settings.sessions_retention_days * DAY_NS)
-            commit.deletions += retention.expired_sessions(self.number, moved["sessions"], kept_ns)
+            generation = self._positions["sessions"].generation
+            commit.deletions += retention.expired_sessions(self.number, generation, moved["sessions"], kept_ns)
 
     def commit(self, commit: Commit) -> None:
         """
@@ -426,18 +431,24 @@ def _state(position: Position) -> tuple[int, str, bool]:
     return position.next_offset, position.fingerprint, position.begun_at > 0
 
 
-def _decode(record: Record) -> Any:
+def decode_record(record: Record) -> Any:
+    """
+    Reads a record's event, also one that the Kafka client could not hand out.
+    """
     if isinstance(record, UndecodableRecord):
         return Unreadable(record.cause)
     return decode_event(record.value)
 
 
-def _add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
-    if isinstance(event, Skipped):
-        batch.skipped_types.append(event.type)
-        return
+def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
+    """
+    Puts an event that is new where its kind belongs.
+    """
     if isinstance(event, EmitterReported):
         batch.reports.append((event, log_time_ns))
+        return
+    if isinstance(event, Skipped):
+        batch.skipped_types.append(event.type)
         return
     at_ns, is_skewed = believed_time(event.at_ns, log_time_ns)
     if is_skewed:

@@ -38,18 +38,21 @@ class PartitionReader:
     Reads the partitions that the consumer group assigns to this process.
     """
 
-    def __init__(self, settings: ConsumerSettings, topic: str, group: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
+    ) -> None:
         """
         Args:
             settings: how to reach Kafka.
             topic: the events topic.
-            group: the consumer group's name.
+            group: the consumer group's name; `None`: of no group, `take` says which partitions to read.
             on_change: called, on the event loop, when the assignment has changed; nothing may be polled any more
                 before it was loaded and sought again.
         """
         self._settings = settings
         self._topic = topic
         self._on_change = on_change
+        self._group = group
         self._careful: dict[int, int] = {}
         session_ms = int(settings.session_timeout_seconds * 1000)
         options = settings.client_options()
@@ -78,7 +81,7 @@ class PartitionReader:
 
     async def start(self) -> None:
         """
-        Connects and joins the group.
+        Connects and joins the group, if there is one.
 
         Raises:
             KafkaUnavailableError: Kafka cannot be reached, or the topic does not exist.
@@ -87,7 +90,8 @@ class PartitionReader:
             await within(START_SECONDS, self._inspector.start())
         with translated(self._settings, self._topic):
             await self.partition_numbers()
-        self._consumer.subscribe([self._topic], listener=_Listener(self._consumer, self._on_change))
+        if self._group is not None:
+            self._consumer.subscribe([self._topic], listener=_Listener(self._consumer, self._on_change))
         with translated(self._settings, self._topic):
             # Joining waits for the members that are there, so for up to their session.
             await within(START_SECONDS + self._settings.session_timeout_seconds, self._consumer.start())
@@ -102,6 +106,15 @@ class PartitionReader:
             except (KafkaError, TimeoutError) as error:
                 logger.warning("kafka_client_abandoned", error=repr(error))
                 abandon(client)
+
+    def take(self, offsets: dict[int, int]) -> None:
+        """
+        Reads these partitions, each from its offset; for readers without a group.
+        """
+        self._consumer.assign([self._place(partition) for partition in offsets])
+        # Before the first await: the client has no other idea of where to begin.
+        for partition, offset in offsets.items():
+            self._consumer.seek(self._place(partition), offset)
 
     def assigned(self) -> set[int]:
         """
@@ -206,7 +219,15 @@ class PartitionReader:
         async with self._looking:
             self._inspector.assign([place])
             self._inspector.seek(place, offset)
-            polled = await within(_DEADLINE_SECONDS, self._inspector.getmany(place, timeout_ms=5_000, max_records=1))
+            try:
+                polled = await within(
+                    _DEADLINE_SECONDS, self._inspector.getmany(place, timeout_ms=5_000, max_records=1)
+                )
+            except (KafkaError, TimeoutError):
+                raise
+            except Exception as error:  # noqa: BLE001
+                # One that `poll` stepped over: where it ended a commit, every owner of the partition looks at it.
+                return UndecodableRecord(offset, 0, repr(error))
         records = polled.get(place, ())
         return records[0] if records and records[0].offset == offset else None
 

@@ -35,6 +35,7 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.thinning import thin_reports
 from runtap_schemas import SettingsError
 from runtap_schemas.topics import dead_letters_topic, events_topic
 
@@ -48,6 +49,7 @@ _LONGEST_BACK_OFF_SECONDS = 5.0
 _SAME_LOG_EVERY_SECONDS = 10.0
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
+_THIN_REPORTS_EVERY_SECONDS = 600.0
 
 Result = TypeVar("Result")
 
@@ -214,6 +216,7 @@ class Worker:
             self._start_side_task(self._publish_progress(), "progress")
             if "ledger" in self._projections:
                 self._start_side_task(self._publish_dead_letters(), "dead-letters")
+                self._start_side_task(self._thin_reports(), "thinning")
             await self._turn_until_stopped(ends)
         finally:
             for task in self._side_tasks:
@@ -344,6 +347,9 @@ class Worker:
         for next_offset, fingerprint in places:
             if next_offset > log_end:
                 return False
+            if not fingerprint and next_offset > log_start:
+                # Nothing was read yet, so it began at the log's start; and a log's start never goes back.
+                return False
             if not fingerprint or next_offset - 1 < log_start:
                 continue
             record = await self._reader.record_at(number, next_offset - 1)
@@ -443,6 +449,16 @@ class Worker:
                 # They stay in the store, unpublished, and are tried again.
                 logger.warning("dead_letters_not_published", reason=str(error))
                 await asyncio.sleep(10)
+
+    async def _thin_reports(self) -> None:
+        while True:
+            # Workers of one store do it at different moments.
+            await asyncio.sleep(_THIN_REPORTS_EVERY_SECONDS * random.uniform(0.5, 1.5))
+            try:
+                deleted = await asyncio.to_thread(thin_reports, self._store)
+                logger.debug("reports_thinned", deleted=deleted)
+            except StoreError as error:
+                logger.warning("reports_not_thinned", reason=str(error))
 
     def _start_side_task(self, work: object, name: str) -> None:
         self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]

@@ -75,14 +75,19 @@ def test_unmatched_lists_models_without_a_price(store_url: str, setting: WorkerS
                 "INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0)",
             )
         )
-        for model, unpriced in (("gpt-4o-minni", 3), ("gpt-4o-mini", 2), ("fine", 0)):
+        for model, unpriced, price_class in (
+            ("gpt-4o-minni", 3, "standard"),
+            ("gpt-4o-mini", 2, "standard"),
+            ("gpt-4o", 1, "flex/impossible"),
+            ("fine", 0, "standard"),
+        ):
             connection.execute(
                 text(
                     "INSERT INTO cost_total (provider, model, service, environment, price_set, price_class, partition, "
                     "generation, calls, unpriced_calls, input_tokens, output_tokens) "
-                    "VALUES ('openai', :model, 's', 'e', 'p', 'standard', 0, 0, 5, :unpriced, 100, 10)"
+                    "VALUES ('openai', :model, 's', 'e', 'p', :price_class, 0, 0, 5, :unpriced, 100, 10)"
                 ),
-                {"model": model, "unpriced": unpriced},
+                {"model": model, "unpriced": unpriced, "price_class": price_class},
             )
     store.close()
     done = setting.run("prices", "unmatched", "--json")
@@ -90,7 +95,9 @@ def test_unmatched_lists_models_without_a_price(store_url: str, setting: WorkerS
     assert [(row["model"], row["unpriced_calls"], row["is_known"]) for row in rows] == [
         ("gpt-4o-minni", 3, False),
         ("gpt-4o-mini", 2, True),
+        ("gpt-4o", 1, True),
     ]
+    assert [row["impossible_calls"] for row in rows] == [0, 0, 1]
     assert "openai/gpt-4o-mini" in rows[0]["nearest"]
     assert "known by now" in setting.run("prices", "unmatched").stdout
 
@@ -104,7 +111,7 @@ def test_update_takes_newer_data_from_a_file(setting: WorkerSetting, tmp_path: P
     done = setting.run("prices", "update", "--from-file", str(file))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "prices.json").exists()
-    assert "3" in setting.run("prices", "show", "newest").stdout
+    assert "3" in setting.run("prices", "show", "openai/newest").stdout
 
 
 async def test_a_running_worker_takes_changed_prices_and_keeps_them_when_a_file_breaks(

@@ -114,6 +114,8 @@ async def test_workers_that_are_killed_join_and_leave_leave_exact_figures(
     await asyncio.to_thread(wait_until, lambda: counted(setting)[0] >= total, 60, "all events")
     assert counted(setting) == (total, total * CALL_PICODOLLARS)
     assert rows(setting, "SELECT count(*), count(DISTINCT run_id) FROM runs") == [(total, total)]
+    # One that is still importing has no handler yet, and dies of the signal.
+    await asyncio.to_thread(wait_until, lambda: log.read_text().count('"worker_started"') == 3, 30, "the third worker")
     processes[2].send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert processes[2].wait(10) == 0
@@ -250,6 +252,22 @@ async def test_a_record_that_the_client_cannot_decode_is_stepped_over(
     assert counted(setting)[0] == 4
     assert [offset for offset, _ in letters] == [2]
     assert "cannot decode" in letters[0][1]
+
+
+async def test_a_record_that_the_client_cannot_decode_may_be_the_last(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic
+) -> None:
+    setting = setting_on_sqlite
+    topic = await events_topic(partitions=1)
+    good = numbered(calls(5), partitions=1)
+    await produce(kafka, topic, good[:3])
+    await produce_with_odd_header(kafka, topic, b"{}")
+    await asyncio.to_thread(setting.drain)
+    # The next owner compares the record before its position, which is that one.
+    await produce(kafka, topic, good[3:])
+    await asyncio.to_thread(setting.drain)
+    assert counted(setting)[0] == 5
+    assert rows(setting, "SELECT DISTINCT incarnation, next_offset FROM positions") == [(1, 6)]
 
 
 async def test_health_is_progress(

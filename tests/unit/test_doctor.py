@@ -104,7 +104,7 @@ def test_store_of_another_topic_and_zone_is_told(tmp_path: Path) -> None:
 
 
 def test_prices_name_their_version() -> None:
-    finding = check_prices()
+    finding = check_prices(ConsumerSettings.load())
     assert finding.level is Level.OK
     assert finding.detail.startswith("genai-prices ")
 

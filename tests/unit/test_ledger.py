@@ -146,7 +146,8 @@ class World:
         for other in self.emitters.values():
             if other.state == "killed" and other.waiting:
                 adopter.adopted[other.name] = adopter.adopted.get(other.name, 0) + len(other.waiting)
-                adopter.waiting = sorted(adopter.waiting + other.waiting)
+                # They count from now: nobody can have known of them before, whatever was called complete by then.
+                adopter.waiting += [self.now_ns] * len(other.waiting)
                 other.waiting = []
 
     def read(self, projection: str, partition: int, count: int) -> None:
@@ -256,10 +257,15 @@ def check_claims(world: World, books: Books) -> None:
                 if not known_from <= at_ns < claim.at_ns or (partition, number) in skipped:
                     continue
                 lane = books.lanes_of(projection, name)[partition]
-                assert (name, partition, number) in world.applied[projection] or number <= lane.before
+                # A reader that began within a repeat takes what lies between for a gap: counted as lost, not unseen.
+                marks = world.marks.get((projection, partition))
+                gaps = marks.lanes[name].gaps if marks and name in marks.lanes else []
+                is_counted_lost = any(first <= number <= last for first, last in gaps)
+                is_applied = (name, partition, number) in world.applied[projection]
+                assert is_applied or is_counted_lost or number <= lane.before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=st.lists(STEPS, min_size=30, max_size=120), late_begin=st.sampled_from((0, 0, 0, 3)))
 def test_no_term_is_negative_and_no_claim_is_false_at_any_moment(
     steps: list[tuple[str, str, int, str, int]], late_begin: int

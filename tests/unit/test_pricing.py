@@ -400,7 +400,7 @@ def one_model(model: str, prices: ModelPrice) -> Provider:
 def test_time_of_day_has_a_window_only_where_the_model_has_a_price_for_it() -> None:
     night, day, gap = (instant(f"2026-11-20T{clock}:00") for clock in ("03:59", "04:00", "06:00"))
     assert TABLE.price("deepseek", "deepseek-v4-pro", used(), night).price_class == "utc0100-0400"
-    assert TABLE.price("deepseek", "deepseek-v4-pro", used(), day).price_class == "standard"
+    assert TABLE.price("deepseek", "deepseek-v4-pro", used(), day).price_class == "utc0400-0600"
     assert TABLE.price("deepseek", "deepseek-v4-pro", used(), gap).price_class == "utc0600-1000"
     assert cost("deepseek", "deepseek-v4-pro", used(), night) == 1_000 * 1_320_000 + 100 * 3_960_000
     assert cost("deepseek", "deepseek-v4-pro", used(), day) == 1_000 * 660_000 + 100 * 1_980_000

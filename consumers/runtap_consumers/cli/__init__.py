@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import typer
 
-from runtap_consumers.cli import look, operate, prices, streams, work
+from runtap_consumers.cli import account, look, operate, prices, rebuild, reprice, streams, work
 from runtap_consumers.cli.commands import CommandGroup
 from runtap_consumers.errors import InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
@@ -40,9 +40,20 @@ def _root(
     pass
 
 
-for _command in (work.worker, look.report, look.runs, look.sessions, streams.tail, operate.doctor):
+for _command in (
+    work.worker,
+    look.report,
+    look.runs,
+    look.sessions,
+    streams.tail,
+    account.ledger,
+    reprice.reprice,
+    rebuild.rebuild,
+    operate.doctor,
+):
     app.command()(_command)
 app.add_typer(streams.alerts_app, name="alerts")
+app.add_typer(account.dead_letters_app, name="dead-letters")
 app.add_typer(operate.topics_app, name="topics")
 app.add_typer(work.store_app, name="store")
 app.add_typer(prices.prices_app, name="prices")

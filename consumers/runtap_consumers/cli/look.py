@@ -16,10 +16,12 @@ import typer
 
 from runtap_consumers import runs as run_rows
 from runtap_consumers import sessions as session_rows
+from runtap_consumers.attribution import build_attribution
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.printing import print_report, print_runs, print_sessions
+from runtap_consumers.printing_costs import print_attribution
 from runtap_consumers.report import build_report, read_completeness
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
@@ -33,7 +35,7 @@ Limit = Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-@takes_settings("timezone")
+@takes_settings("timezone", "cost_by")
 def report(
     settings: ConsumerSettings,
     json: Annotated[
@@ -42,6 +44,9 @@ def report(
     since: Since = None,
     until: Until = None,
     service: Annotated[str | None, typer.Option(help="Only this service.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="ATTRIBUTE", help="Costs alone, by user or a metadata key of RUNTAP_COST_BY.")
+    ] = None,
 ) -> None:
     """
     Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time.
@@ -50,10 +55,16 @@ def report(
     since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise InputError(f"the range ends before it begins: --since {since}, --until {until or 'now'}")
+    if by is not None and service is not None:
+        raise InputError("--by and --service do not go together: costs by attribute are those of all services")
+    zone = settings.zone()
     with _opened(settings) as store:
-        figures = build_report(store, since_ns, until_ns, service, settings.zone(), now_ns)
+        if by is None:
+            figures = build_report(store, since_ns, until_ns, service, zone, now_ns)
+        else:
+            figures = build_attribution(store, by, settings.cost_attributes, since_ns, until_ns, zone, now_ns)
         if json is None:
-            print_report(figures)
+            (print_report if by is None else print_attribution)(figures)
             return
     text = orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if json == "-":

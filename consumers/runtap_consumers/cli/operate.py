@@ -58,7 +58,7 @@ def create(
             )
 
 
-@takes_settings("timezone")
+@takes_settings("timezone", "prices", "price_data")
 def doctor(settings: ConsumerSettings) -> None:
     """
     Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure.

@@ -94,6 +94,7 @@ def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
                     "provider": row.provider or None,
                     "model": row.model or None,
                     "unpriced_calls": row.calls,
+                    "impossible_calls": row.impossible_calls,
                     "input_tokens": row.input_tokens,
                     "output_tokens": row.output_tokens,
                     "is_known": sellers.find(row.provider, row.model) is not None,

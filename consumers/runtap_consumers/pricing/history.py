@@ -140,7 +140,7 @@ def _stretches(window: tuple[int, int] | None) -> list[tuple[int, int]]:
 
 
 def _add_up(rates: Rates, marks: frozenset[str], calls: int, tokens: Mapping[str, int]) -> Sum | None:
-    is_priced = _has_price(rates, marks, tokens)
+    is_priced = _has_price(rates, marks, tokens, calls == 1)
     if not is_priced:
         return None if is_priced is None else Sum(None)
     return Sum(
@@ -158,7 +158,7 @@ def _add_up(rates: Rates, marks: frozenset[str], calls: int, tokens: Mapping[str
     )
 
 
-def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int]) -> bool | None:
+def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int], is_single: bool) -> bool | None:
     """
     Whether every call of a row has a price (`True`), or none (`False`); `None`: it cannot be told.
     """
@@ -170,7 +170,7 @@ def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int]) -
     if any(unpriced_audio):
         # Each call has audio of one kind or the other: of both only where the other kind is missing in all.
         other = tokens["output_audio_tokens"] if rates.input_audio is None else tokens["input_audio_tokens"]
-        return False if len(unpriced_audio) == 2 or other == 0 else None
+        return False if is_single or len(unpriced_audio) == 2 or other == 0 else None
     if "mixed" not in marks:
         return True
     # Every call has cached tokens and audio or image: it has no price where both are priced apart.
@@ -178,4 +178,4 @@ def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int]) -
     modal = [bool(getattr(rates, name)) for name in ("input_audio", "input_image") if tokens[f"{name}_tokens"]]
     if not any(cache) or not any(modal):
         return True
-    return False if all(cache) and all(modal) else None
+    return False if is_single or (all(cache) and all(modal)) else None

@@ -143,7 +143,10 @@ class PriceTable:
             cost += cache_write_5m * rates.cache_write_5m + cache_write_1h * rates.cache_write_1h
         if reasoning:
             cost += reasoning * rates.reasoning
-        if modal or output_audio or web_searches:
+        if web_searches and not (modal or output_audio):
+            rate = rates.web_search
+            return Priced(price_class, None if rate is None else cost + web_searches * rate)
+        if modal or output_audio:
             extras = _cost_of_extras(usage, rates)
             return Priced(price_class, None if extras is None else cost + extras)
         return Priced(price_class, cost)
@@ -178,7 +181,8 @@ class PriceTable:
         for number, minute in enumerate([0, *starts]):
             moment = midnight + timedelta(minutes=minute)
             window = ""
-            if any(each.active(moment) for each in constraints):
+            if starts:
+                # Outside of the dearer or cheaper hours too: else an hour that both meet in could not be priced again.
                 # The first and the last stretch of the day are one window around midnight.
                 window = f"utc{_clock(starts[number - 1])}-{_clock(starts[number % len(starts)])}"
             classes = ["/".join(filter(None, (tier[:_MAX_TIER_LENGTH], size, window))) for size in self._size_labels]

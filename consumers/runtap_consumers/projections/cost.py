@@ -4,6 +4,7 @@ Costs: calls, tokens by class and money, by provider, model, service, environmen
 
 from __future__ import annotations
 
+from operator import add
 from typing import Any
 
 from runtap_consumers.batch import Batch, Call, minute_of
@@ -49,7 +50,7 @@ def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
 
 def _add(rows: dict[tuple[Any, ...], list[Any]], key: tuple[Any, ...], measures: list[int]) -> None:
     row = rows.get(key)
-    rows[key] = measures if row is None else [a + b for a, b in zip(row, measures, strict=True)]
+    rows[key] = measures if row is None else list(map(add, row, measures))
 
 
 def _attributes(call: Call, cost_attributes: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
+import msgspec
 
-from runtap_consumers.batch import Batch, Call
+from runtap_consumers.batch import Batch, Call, tokens_of
 from runtap_consumers.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
 from runtap_schemas import RunEnded
 
+# Not orjson: an integer of metadata may be of any size.
+_encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None,) * len(TOKEN_CLASSES)
 
 
@@ -72,10 +74,10 @@ def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tu
         error.fingerprint if error else None,
         int(error.origin) if error else None,
         event.usage_source,
-        *(_NO_USAGE if usage is None else (getattr(usage, name) for name in TOKEN_CLASSES)),
+        *(_NO_USAGE if usage is None else tokens_of(usage)),
         call.price_set if call else None,
         call.price_class if call else None,
         call.cost_picodollars if call else None,
-        orjson.dumps(event.tags).decode() if event.tags else "[]",
-        orjson.dumps(event.metadata).decode() if event.metadata else "{}",
+        _encode(event.tags).decode() if event.tags else "[]",
+        _encode(event.metadata).decode() if event.metadata else "{}",
     )

@@ -4,6 +4,7 @@ Sessions: when, who, how much, at what cost.
 
 from __future__ import annotations
 
+from operator import add
 from typing import Any
 
 from runtap_consumers.batch import Batch
@@ -74,4 +75,4 @@ class _Sessions:
         row[_OUTPUT] += measures[_OUTPUT_MEASURE]
         key = (session_id, *model, *price)
         costs = self.costs.get(key)
-        self.costs[key] = measures if costs is None else [a + b for a, b in zip(costs, measures, strict=True)]
+        self.costs[key] = measures if costs is None else list(map(add, costs, measures))

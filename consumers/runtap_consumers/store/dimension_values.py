@@ -18,41 +18,48 @@ _DAYS_KEPT = 30
 
 def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
     """
-    Admits what there is room for, in key order, in a transaction of its own.
+    Admits what there is room for, in a transaction of its own; see `admit_inside`.
+
+    Raises:
+        StoreError: the store did not take it.
+    """
+    with writer.transaction():
+        return admit_inside(writer, day, values)
+
+
+def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
+    """
+    Admits what there is room for, in key order.
 
     Args:
-        writer: of the thread that folds.
+        writer: of the thread that folds, inside a transaction.
         day: days since the epoch, by log time.
         values: (dimension, value) pairs that were not decided yet.
 
     Returns:
         Those that are admitted, now or before. The others stay out for the day.
-
-    Raises:
-        StoreError: the store did not take it.
     """
     by_dimension: dict[str, list[str]] = defaultdict(list)
     for dimension, value in sorted(values):
         by_dimension[dimension].append(value)
     admitted: set[Value] = set()
-    with writer.transaction():
-        if writer.dialect == "postgresql":
-            writer.query("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-        writer.execute("DELETE FROM dimension_values WHERE day < ?", (day - _DAYS_KEPT,))
-        for dimension, wanted in by_dimension.items():
-            known = {
-                value
-                for (value,) in writer.query(
-                    "SELECT value FROM dimension_values WHERE day = ? AND dimension = ?", (day, dimension)
-                )
-            }
-            room = CAPS.get(dimension, DEFAULT_CAP) - len(known)
-            new = [value for value in wanted if value not in known][: max(room, 0)]
-            writer.execute_rows(
-                insert_new_statement(dimension_values, writer.dialect),
-                dimension_values,
-                [(day, dimension, value) for value in new],
+    if writer.dialect == "postgresql":
+        writer.query("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+    writer.execute("DELETE FROM dimension_values WHERE day < ?", (day - _DAYS_KEPT,))
+    for dimension, wanted in by_dimension.items():
+        known = {
+            value
+            for (value,) in writer.query(
+                "SELECT value FROM dimension_values WHERE day = ? AND dimension = ?", (day, dimension)
             )
-            known.update(new)
-            admitted.update((dimension, value) for value in wanted if value in known)
+        }
+        room = CAPS.get(dimension, DEFAULT_CAP) - len(known)
+        new = [value for value in wanted if value not in known][: max(room, 0)]
+        writer.execute_rows(
+            insert_new_statement(dimension_values, writer.dialect),
+            dimension_values,
+            [(day, dimension, value) for value in new],
+        )
+        known.update(new)
+        admitted.update((dimension, value) for value in wanted if value in known)
     return admitted

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, false, func, literal_column, or_, select
 
 from runtap_consumers.ledger import PositionState
+from runtap_consumers.rollups import GRAINS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
 
@@ -32,6 +33,16 @@ _OWNERS = {
     "emitter_reports": "ledger",
     "skewed_events": "performance",
 }
+
+
+def owner_of(table: Table) -> str:
+    """
+    The projection that writes a table.
+    """
+    name = table.name
+    for grain in GRAINS:
+        name = name.removesuffix(f"_{grain}")
+    return _OWNERS.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,7 @@ class Snapshot:
         """
         The condition for rows of a table to count: of the live generation of their partition.
         """
-        name = table.name
-        for grain in ("_minute", "_hour", "_day", "_total"):
-            name = name.removesuffix(grain)
-        generations = self.generations.get(_OWNERS.get(name, name), {})
+        generations = self.generations.get(owner_of(table), {})
         if len(generations) == 1:
             return table.c.generation == next(iter(generations))
         return or_(

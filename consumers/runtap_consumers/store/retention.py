@@ -1,13 +1,14 @@
 """
-What a partition's owner deletes inside its commit, by log time.
+What a partition's owner deletes inside its commit, by log time; and which reports of emitters go (`thinning`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtap_consumers.ledger import LANE_RETENTION_NS
 from runtap_consumers.rollups import RETENTION_NS, ROLLUPS
+from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]
 
@@ -77,22 +78,25 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
     ]
 
 
-def expired_sessions(partition: int, log_time_ns: int, kept_ns: int) -> list[Deletion]:
+def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns: int) -> list[Deletion]:
     """
     Deletes sessions without an event for longer than they are kept.
+
+    Of one generation: a rebuild knows but the beginning of a session that goes on.
     """
     horizon = log_time_ns - kept_ns
-    expired = "SELECT session_id FROM sessions WHERE last_at_ns < ? AND last_log_time_ns < ? AND partition = ?"
-    parameters = (horizon, horizon, partition)
+    is_expired = "last_at_ns < ? AND last_log_time_ns < ? AND partition = ? AND generation = ?"
+    expired = f"SELECT session_id FROM sessions WHERE {is_expired}"
+    place = (partition, generation)
     return [
         *(
-            (f"DELETE FROM {table} WHERE partition = ? AND session_id IN ({expired})", (partition, *parameters))
+            (
+                f"DELETE FROM {table} WHERE partition = ? AND generation = ? AND session_id IN ({expired})",
+                (*place, horizon, horizon, *place),
+            )
             for table in _SESSION_TABLES
         ),
-        (
-            "DELETE FROM sessions WHERE last_at_ns < ? AND last_log_time_ns < ? AND partition = ?",
-            parameters,
-        ),
+        (f"DELETE FROM sessions WHERE {is_expired}", (horizon, horizon, *place)),
     ]
 
 
@@ -106,4 +110,36 @@ def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletio
     return (
         f"DELETE FROM recent_errors WHERE partition = ? AND generation = ? AND at_ns < ({newest})",
         (partition, generation, partition, generation, kept - 1),
+    )
+
+
+class OldReport(NamedTuple):
+    """
+    What decides whether a report of an emitter may go.
+    """
+
+    number: int
+    log_time_ns: int
+    complete_at_ns: int
+
+
+def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, at_most: int) -> list[OldReport]:
+    """
+    An emitter's reports that close nothing, in order: numbers under `below`, log times before `before_ns`.
+    """
+    rows = writer.read(
+        "SELECT number, min(log_time_ns), max(complete_at_ns) FROM emitter_reports "
+        "WHERE emitter = ? AND number < ? AND log_time_ns < ? AND closing = 0 GROUP BY number ORDER BY number LIMIT ?",
+        (emitter, below, before_ns, at_most),
+    )
+    return [OldReport(*row) for row in rows]
+
+
+def delete_reports(writer: Writer, emitter: str, numbers: list[int]) -> int:
+    """
+    Deletes some reports of an emitter, inside a transaction; returns how many.
+    """
+    places = ",".join("?" * len(numbers))
+    return writer.execute(
+        f"DELETE FROM emitter_reports WHERE emitter = ? AND number IN ({places})", (emitter, *numbers)
     )

@@ -159,6 +159,26 @@ dimension_values = Table(
     sqlite_with_rowid=False,
 )
 
+# Who priced figures again, when, under which prices, and what they came to; `finished_at_ns` is null while it goes on,
+# and stays so where it was ended in the middle. Amounts are decimal texts: sums may pass 64 bits.
+repricings = Table(
+    "repricings",
+    metadata,
+    _text("id", primary_key=True),
+    _bigint("at_ns"),
+    Column("finished_at_ns", _INTEGER),
+    _text("requested_by"),
+    _text("price_set"),
+    _bigint("from_ns"),
+    _bigint("to_ns"),
+    _text("provider"),
+    _text("model"),
+    _text("old_cost_usd"),
+    _text("new_cost_usd"),
+    _bigint("rows_changed"),
+    sqlite_strict=True,
+)
+
 # The alert evaluator: at most one at a time holds the lease.
 alert_lease = Table(
     "alert_lease",

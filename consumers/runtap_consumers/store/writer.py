@@ -90,15 +90,30 @@ class Writer(ABC):
             StoreError: the outcome is not known, or nothing was written; load the positions again.
         """
         with self.transaction():
-            self._write_before_move(commit)
-            self._move(commit)
-            self._write_after_move(commit)
-            for table, rows in commit.upserts:
-                self.execute_rows(self._upserts[table.name], table, rows)
-            for table, rows in commit.new_rows:
-                self.execute_rows(statements.insert_new_statement(table, self.dialect), table, rows)
-            for statement, parameters in commit.deletions:
-                self.execute(statement, parameters)
+            self.write(commit)
+
+    def write(self, commit: Commit) -> None:
+        """
+        Writes a batch inside a transaction.
+
+        Raises:
+            FencedError: a position is not where it was expected.
+        """
+        self._write_before_move(commit)
+        self._move(commit)
+        self._write_after_move(commit)
+        for table, rows in commit.upserts:
+            self.upsert(table, rows)
+        for table, rows in commit.new_rows:
+            self.execute_rows(statements.insert_new_statement(table, self.dialect), table, rows)
+        for statement, parameters in commit.deletions:
+            self.execute(statement, parameters)
+
+    def upsert(self, table: Table, rows: list[Row]) -> None:
+        """
+        Adds whole rows to a table inside a transaction; no two of one key.
+        """
+        self.execute_rows(self._upserts[table.name], table, rows)
 
     def _move(self, commit: Commit) -> None:
         # Sorted, so that two workers with several projections cannot deadlock.

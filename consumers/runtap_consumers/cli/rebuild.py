@@ -1,0 +1,79 @@
+"""
+`runtap rebuild`: a projection's figures made anew of the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+
+from runtap_consumers.cli.logs import configure_logs
+from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.errors import InputError, KafkaUnavailableError
+from runtap_consumers.instants import EXPECTED, format_instant, parse_instant
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.settings import ConsumerSettings
+
+
+@takes_settings("prices", "price_data", "cost_by", "commit_events", "log_level")
+def rebuild(
+    settings: ConsumerSettings,
+    projection: Annotated[str, typer.Argument(metavar="PROJECTION", help=f"One of {', '.join(PROJECTIONS)}.")],
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help=f"Replace only days from this one on: {EXPECTED}.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+) -> None:
+    """
+    Folds the retained log again, and puts the figures in the place of the old ones at once. Workers may run.
+
+    Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and begins
+    anew when it is started again.
+    """
+    if projection not in PROJECTIONS:
+        raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
+    configure_logs("warning" if dry_run else settings.log_level)
+    typer.echo(asyncio.run(_run(settings, projection, since, dry_run)))
+
+
+async def _run(settings: ConsumerSettings, projection: str, since: str | None, dry_run: bool) -> str:
+    from aiokafka.errors import KafkaError
+
+    from runtap_consumers import rebuild as rebuilding
+    from runtap_consumers.partition_reader import PartitionReader
+    from runtap_consumers.pricing.source import load_prices
+    from runtap_consumers.printing_rebuild import print_comparison
+    from runtap_consumers.store.engine import open_store
+    from runtap_schemas.topics import events_topic
+
+    topic = events_topic(settings.topic_prefix)
+    prices = load_prices(settings)
+    # First as a reader, who makes no store where there is none.
+    open_store(settings.database_url).close()
+    store = open_store(settings.database_url, topic)
+    log = PartitionReader(settings, topic, None, lambda: None)
+    try:
+        since_ns = parse_instant(since, store.zone, time.time_ns()) if since else 0
+        await log.start()
+        if dry_run:
+            found = await rebuilding.compare(store, projection, log, prices, settings, since_ns)
+            print_comparison(found, store.zone)
+            return f"{_range(found.from_ns, store.zone)}, {found.records:,} records read; nothing was written."
+        done = await rebuilding.rebuild(store, projection, log, prices, settings, since_ns)
+        return f"{projection} was rebuilt: {_range(done.from_ns, store.zone)}, of {done.records:,} records."
+    except (KafkaError, TimeoutError) as error:
+        raise KafkaUnavailableError(
+            f"{topic} on {settings.bootstrap_servers} cannot be read: {error or repr(error)}. "
+            "Nothing has changed; start again"
+        ) from error
+    finally:
+        await log.stop()
+        store.close()
+
+
+def _range(from_ns: int, zone: ZoneInfo) -> str:
+    return f"from {format_instant(from_ns, zone)} on" if from_ns else "all that there is"

@@ -1,0 +1,669 @@
+"""
+Rebuilding projections over logs that are lists, on SQLite and on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from sqlalchemy import text
+
+from partition_setting import ALL, PRICES, WorkerTools, rows
+from runtap_consumers.errors import FencedError, RebuildError
+from runtap_consumers.ledger_report import build_ledger
+from runtap_consumers.partition import Partition
+from runtap_consumers.partition_reader import LostToRetentionError
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.rebuild import Difference, compare, first_whole_day, rebuild
+from runtap_consumers.rollups import DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store import generations, tables
+from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.generations import exclusively, tables_of
+from runtap_consumers.store.reads import open_snapshot
+from runtap_schemas import Usage
+from samples import (
+    SECOND_NS,
+    START_NS,
+    Log,
+    LogRecord,
+    chain_end,
+    failure,
+    model_call,
+    report,
+    run_start,
+    session_end,
+    session_start,
+)
+
+SETTINGS = ConsumerSettings.load(cost_by="metadata.team", commit_events="40")
+# Which of several samples a row keeps, and the log time of the batch that wrote it, are not figures.
+NOT_COMPARED = {"generation", "sample_run_id", "sample_error_run_id", "last_log_time_ns", "log_time_ns"}
+
+
+class Killed(Exception):  # noqa: N818
+    """
+    Stands for a kill -9.
+    """
+
+
+class ListLogs:
+    """
+    Partitions' logs as the rebuild reads them. `on_poll` is what else happens at each poll.
+    """
+
+    def __init__(self, logs: dict[int, Log], on_poll: Callable[[], None] = lambda: None) -> None:
+        self.logs = logs
+        self._on_poll = on_poll
+
+    async def log_range(self, partition: int) -> tuple[int, int]:
+        log = self.logs[partition]
+        return log.first_offset, log.first_offset + len(log.records)
+
+    def take(self, offsets: dict[int, int]) -> None:
+        assert offsets.keys() <= self.logs.keys()
+
+    async def poll(self, partition: int, next_offset: int, at_most: int) -> Sequence[LogRecord]:
+        self._on_poll()
+        log = self.logs[partition]
+        if next_offset < log.first_offset:
+            raise LostToRetentionError(str(next_offset))
+        return log.since(next_offset, at_most)
+
+
+class WrongPrices:
+    """
+    A price table that asks ten times the price for what ended before an instant.
+    """
+
+    def __init__(self, until_ns: int = 2**62) -> None:
+        self.price_set = PRICES.price_set
+        self._until_ns = until_ns
+
+    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any) -> tuple[str, int | None]:
+        price_class, cost = PRICES.price(provider, model, usage, at_ns, tier)
+        return price_class, cost if cost is None or at_ns >= self._until_ns else cost * 10
+
+
+@pytest.fixture(params=["Europe/Berlin"])
+def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    opened = open_store(store_url, "runtap.events", request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def tools(store: Store) -> Iterator[WorkerTools]:
+    made = WorkerTools(store)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def other(store: Store, tmp_path: Path) -> Iterator[WorkerTools]:
+    """
+    The tools of workers on another store of the same kind.
+    """
+    opened = open_store(f"sqlite:///{tmp_path}/other.db", "runtap.events", store.zone.key)
+    made = WorkerTools(opened)
+    yield made
+    made.close()
+    opened.close()
+
+
+def figures(store: Store, *projections: str) -> dict[str, list[dict[str, Any]]]:
+    """
+    Every row that counts, in an order of its own; sketches as counts.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    with open_snapshot(store) as snapshot:
+        for projection in projections or ALL:
+            for table in tables_of(projection):
+                names = [column.name for column in table.columns if column.name not in NOT_COMPARED]
+                selected = table.select().where(snapshot.is_live(table))
+                found[table.name] = sorted(
+                    (
+                        {name: comparable(getattr(row, name)) for name in names}
+                        for row in snapshot.connection.execute(selected)
+                    ),
+                    key=repr,
+                )
+        marks = tables.lane_marks
+        lanes = snapshot.connection.execute(marks.select().where(marks.c.projection.in_(projections or ALL)))
+        found["lane_marks"] = sorted((row._asdict() for row in lanes), key=repr)
+    return found
+
+
+def comparable(value: Any) -> Any:
+    if not isinstance(value, bytes | memoryview):
+        return value
+    counts: Counter[int] = Counter()
+    for word in array("I", bytes(value)):
+        counts[word >> 20] += word & 0xFFFFF
+    return sorted(counts.items())
+
+
+def everything(store: Store) -> dict[str, list[Any]]:
+    with store.read() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(table.select())), key=repr)
+            for table in tables.metadata.sorted_tables
+        }
+
+
+def seen(store: Store) -> dict[str, Any]:
+    with open_snapshot(store) as snapshot:
+        return build_ledger(snapshot, ZoneInfo("UTC"))
+
+
+def trimmed(log: Log, first_offset: int) -> Log:
+    """
+    What retention left of a log.
+    """
+    left = Log(first_offset)
+    left.records = log.records[first_offset - log.first_offset :]
+    return left
+
+
+class RandomLogs:
+    """
+    Two partitions over 40 hours with everything in them that is to be expected, and some that is not.
+    """
+
+    def __init__(self, seed: int, count: int = 500) -> None:
+        self.chance = random.Random(seed)
+        self.logs = {0: Log(), 1: Log()}
+        self._numbers: Counter[tuple[str, int]] = Counter()
+        self._held_back: list[tuple[int, Any, str, int]] = []
+        self._repeatable: dict[int, list[bytes]] = {0: [], 1: []}
+        self._open: list[str] = []
+        for place in range(count):
+            self._step(place, START_NS + place * 40 * HOUR_NS // count)
+
+    def _step(self, place: int, now_ns: int) -> None:
+        chance = self.chance
+        partition, emitter = chance.randrange(2), f"e{chance.randrange(3)}"
+        log = self.logs[partition]
+        kind = chance.random()
+        if kind < 0.05 and self._repeatable[partition]:
+            value = chance.choice(self._repeatable[partition][-150:])
+            log.append_value(value, now_ns)
+            return
+        if kind < 0.08 and self._held_back:
+            at, event, of, number = self._held_back.pop()
+            self.logs[at].append(event, of, number, log_time_ns=now_ns)
+            return
+        self._numbers[emitter, partition] += 1
+        number = self._numbers[emitter, partition]
+        if kind < 0.12:
+            log.append_value(
+                chance.choice(
+                    [
+                        b"not json",
+                        f'{{"version":1,"emitter":"{emitter}","sequence":{number},"type":"run.ended"}}'.encode(),
+                        f'{{"version":1,"emitter":"{emitter}","sequence":{number},"type":"run.dreamt"}}'.encode(),
+                    ]
+                ),
+                now_ns,
+            )
+            return
+        event = self._event(kind, place, now_ns, emitter)
+        if kind > 0.97:
+            if kind < 0.99:
+                self._held_back.append((partition, event, emitter, number))
+            return
+        record = log.append(event, emitter, number, log_time_ns=now_ns)
+        if event.at_ns <= now_ns and record.value is not None:
+            self._repeatable[partition].append(record.value)
+
+    def _event(self, kind: float, place: int, now_ns: int, emitter: str) -> Any:
+        chance = self.chance
+        late = chance.choice([0, 0, 0, chance.randrange(12 * HOUR_NS), -2 * HOUR_NS])
+        at_ns = now_ns - late
+        who = {"session_id": f"s-{(place + chance.randrange(60)) // 60}", "user_id": f"u-{chance.randrange(4)}"}
+        if kind < 0.2:
+            self._open.append(f"open-{place}")
+            return run_start(now_ns, run_id=f"open-{place}", **who)
+        if kind < 0.25 and self._open:
+            return chain_end(at_ns, run_id=self._open.pop(chance.randrange(len(self._open))))
+        if kind < 0.4:
+            return chain_end(at_ns, run_id=f"c-{place}", status="error", error=failure(fingerprint=f"f{place // 100}"))
+        if kind < 0.45:
+            return chance.choice([session_start, session_end])(now_ns, who["session_id"])
+        if kind < 0.55:
+            lanes = {at: self._numbers[emitter, at] for at in (0, 1) if self._numbers[emitter, at]}
+            return report(place, place + 50, lanes, now_ns)
+        more: dict[str, Any] = chance.choice([{}, {"usage": None}, {"model": "unheard-of", "provider": "nobody"}])
+        return model_call(at_ns, run_id=f"r-{place}", name=f"n{place % 3}", metadata={"team": "red"}, **who, **more)
+
+
+def apply_all(tools: WorkerTools, logs: dict[int, Log], **how: Any) -> None:
+    for number, log in logs.items():
+        tools.apply(log, number, **how)
+
+
+@pytest.mark.parametrize("store", ["Europe/Berlin", "Asia/Kolkata"], indirect=True)
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_rebuild_that_has_nothing_to_correct_changes_nothing(
+    store: Store, tools: WorkerTools, seed: int
+) -> None:
+    history = RandomLogs(seed)
+    apply_all(tools, history.logs, at_most=70)
+    before, ledger = figures(store), seen(store)
+    cut = history.chance.choice([0, 60])
+    logs = {number: trimmed(log, cut * (number + 1)) for number, log in history.logs.items()}
+    for projection in ALL:
+        done = await rebuild(store, projection, ListLogs(logs), PRICES, SETTINGS)
+        assert (done.from_ns > 0) == (cut > 0)
+        assert done.records == sum(len(log.records) for log in logs.values())
+        assert figures(store, projection) == {
+            name: before[name]
+            if name != "lane_marks"
+            else [row for row in before[name] if row["projection"] == projection]
+            for name in figures(store, projection)
+        }
+    assert figures(store) == before
+    assert seen(store) == ledger
+    assert rows(store, "SELECT DISTINCT generation, epoch FROM positions") == [(1, 2)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_rebuild_beside_workers_and_killed_again_and_again_is_exact(
+    store: Store, tools: WorkerTools, other: WorkerTools, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = RandomLogs(seed + 100)
+    chance = history.chance
+    logs = {number: trimmed(log, 50) for number, log in history.logs.items()}
+    apply_all(other, history.logs, at_most=25)
+    expected = figures(other.store)
+    # The live workers begin with the whole log, and stand somewhere in it when the rebuild begins.
+    live = {}
+    for number, log in history.logs.items():
+        part = Log()
+        part.records = log.records[: chance.randrange(60, 150)]
+        live[number] = tools.apply(part, number, at_most=25)
+
+    def work() -> None:
+        if chance.random() < 0.3:
+            number = chance.randrange(2)
+            records = history.logs[number].since(live[number].next_offset, chance.randrange(1, 40))
+            if records:
+                try:
+                    live[number].commit(live[number].fold(records))
+                except FencedError:
+                    live[number] = Partition(number, ALL, tools.make())
+                    live[number].load(0)
+        if chance.random() < kill:
+            raise Killed
+
+    def deadly(step: Callable[..., Any]) -> Callable[..., Any]:
+        def may_die(*arguments: Any) -> Any:
+            if chance.random() < kill * 4:
+                raise Killed
+            return step(*arguments)
+
+        return may_die
+
+    read_positions = generations.read_positions
+
+    def outdated(*arguments: Any) -> Any:
+        found = read_positions(*arguments)
+        # By the time that the answer is used, workers have gone on.
+        work()
+        return found
+
+    monkeypatch.setattr(generations, "read_positions", outdated)
+    for name in ("copy_older", "switch_generation", "delete_dead_generations"):
+        monkeypatch.setattr(generations, name, deadly(getattr(generations, name)))
+    kills = 0
+    for projection in ALL:
+        kill, died = 0.05, 0
+        while True:
+            try:
+                await rebuild(store, projection, ListLogs(logs, work), PRICES, SETTINGS)
+                break
+            except Killed:
+                died += 1
+                kill = 0.05 if died < 6 else 0.0
+        kills += died
+    for number, log in history.logs.items():
+        while records := log.since(live[number].next_offset, 50):
+            try:
+                live[number].commit(live[number].fold(records))
+            except FencedError:
+                live[number].load(0)
+    assert figures(store) == expected
+    assert kills >= 6
+
+
+@pytest.mark.parametrize("cut", [0, 50])
+async def test_wrong_prices_are_corrected_from_the_first_whole_day_of_the_log(
+    store: Store, tools: WorkerTools, other: WorkerTools, cut: int
+) -> None:
+    history = RandomLogs(7)
+    logs = {number: trimmed(log, cut) for number, log in history.logs.items()}
+    wrong: Any = WrongPrices()
+    apply_all(tools, history.logs, prices=wrong)
+    begin = max(log.records[0].timestamp for log in logs.values()) * 1_000_000 + MINUTE_NS
+    from_ns = first_whole_day(store.zone, begin) if cut else 0
+    assert from_ns == (START_NS + 13 * HOUR_NS if cut else 0)
+    mixed: Any = WrongPrices(from_ns)
+    apply_all(other, history.logs, prices=mixed)
+    for projection in ("cost", "runs"):
+        assert figures(store, projection) != figures(other.store, projection)
+        done = await rebuild(store, projection, ListLogs(logs), PRICES, SETTINGS)
+        assert done.from_ns == from_ns
+        assert figures(store, projection) == figures(other.store, projection)
+    if not cut:
+        await rebuild(store, "sessions", ListLogs(logs), PRICES, SETTINGS)
+        assert figures(store) == figures(other.store)
+
+
+async def test_a_session_that_began_before_the_replaced_days_stays_as_it_is(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    for number, (hour, session) in enumerate([(1, "long"), (2, "short"), (30, "long"), (31, "young")], start=2):
+        log.append(model_call(START_NS + hour * HOUR_NS, session_id=session), "e1", number)
+    wrong: Any = WrongPrices()
+    tools.apply(log, prices=wrong)
+    await rebuild(store, "sessions", ListLogs({0: trimmed(log, 1)}), PRICES, SETTINGS)
+    found = rows(store, "SELECT session_id, calls, cost_picodollars FROM session_costs ORDER BY session_id")
+    assert found == [("long", 2, 2 * 1_950_000_000), ("short", 1, 1_950_000_000), ("young", 1, 195_000_000)]
+    assert rows(store, "SELECT session_id, llm_calls FROM sessions ORDER BY 1") == [
+        ("long", 2),
+        ("short", 1),
+        ("young", 1),
+    ]
+
+
+async def test_days_can_be_chosen(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    for day in range(4):
+        log.append(model_call(START_NS + day * DAY_NS), "e1", day + 1)
+    wrong: Any = WrongPrices()
+    tools.apply(log, prices=wrong)
+    await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS, since_ns=START_NS + 2 * DAY_NS)
+    cheap, dear = 195_000_000, 1_950_000_000
+    assert [cost for (cost,) in rows(store, "SELECT cost_picodollars FROM cost_day ORDER BY bucket_ns")] == [
+        *(dear, dear, cheap, cheap)
+    ]
+    assert rows(store, "SELECT cost_picodollars, calls FROM cost_total") == [(2 * cheap + 2 * dear, 4)]
+
+
+async def test_records_readable_after_an_upgrade_are_counted_once(
+    store: Store, tools: WorkerTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    for number in range(1, 6):
+        log.append(model_call(START_NS + number * SECOND_NS), "e1", number)
+    # Unreadable with a number, foreign to the old version (a gap), and one that stays unreadable.
+    new_kind, foreign = log.records[1].value, log.records[2].value
+    log.append_value(b'{"version":1,"emitter":"e1","sequence":6,"type":"run.ended"}')
+    log.append(report(1, 6, {0: 7}, START_NS + 20 * SECOND_NS), "e1", 7)
+    log.records[1].value = b'{"version":1,"emitter":"e1","sequence":2,"type":"run.ended"}'
+    log.records[2].value = b"\x01 a codec of the future"
+    tools.apply(log)
+    ledger = seen(store)
+    assert (ledger["applied"], ledger["quarantined"], ledger["lost"]) == (4, 2, 1)
+    upgraded = Log()
+    upgraded.records = [*log.records]
+    upgraded.records[1:3] = [
+        LogRecord(offset, log.records[offset].timestamp, b"key", value)
+        for offset, value in ((1, new_kind), (2, foreign))
+    ]
+    for _ in range(3):
+        for projection in ALL:
+            await rebuild(store, projection, ListLogs({0: upgraded}), PRICES, SETTINGS)
+        ledger = seen(store)
+        assert (ledger["applied"], ledger["quarantined"], ledger["lost"], ledger["in_flight"]) == (6, 1, 0, 0)
+        assert [one["quarantined"] for one in ledger["projections"]] == [1] * 6
+        assert rows(store, "SELECT calls FROM cost_total") == [(5,)]
+        assert rows(store, "SELECT count(*), count(DISTINCT run_id) FROM runs") == [(5, 5)]
+
+
+async def test_a_dry_run_writes_nothing_and_tells_the_difference(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    for number in range(1, 5):
+        log.append(model_call(START_NS + number * DAY_NS // 2, metadata={"team": "red"}), "e1", number)
+    wrong: Any = WrongPrices()
+    tools.apply(log, prices=wrong)
+    before = everything(store)
+    found = await compare(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+    assert everything(store) == before
+    assert (found.from_ns, found.partitions, found.records) == (0, 1, 4)
+    days = [day for (day,) in rows(store, "SELECT bucket_ns FROM cost_day ORDER BY 1")]
+    cheap, dear = 195_000_000, 1_950_000_000
+    assert found.differences == [
+        Difference("cost_by_attribute", None, "cost_picodollars", 4 * dear, 4 * cheap),
+        *(
+            Difference("cost_day", day, "cost_picodollars", calls * dear, calls * cheap)
+            for day, calls in zip(days, (1, 2, 1), strict=True)
+        ),
+    ]
+    for projection in ALL:
+        if projection not in ("cost", "runs", "sessions"):
+            assert (await compare(store, projection, ListLogs({0: log}), PRICES, SETTINGS)).differences == []
+    await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+    assert (await compare(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)).differences == []
+
+
+async def test_workers_are_fenced_by_the_switch_and_go_on_in_the_new_generation(
+    store: Store, tools: WorkerTools
+) -> None:
+    log = Log()
+    for number in range(1, 11):
+        log.append(model_call(START_NS + number), "e1", number)
+    part = Log()
+    part.records = log.records[:6]
+    stale = tools.apply(part)
+    await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+    assert rows(store, "SELECT generation, calls FROM cost_total") == [(1, 6)]
+    folded = stale.fold(log.since(6))
+    with pytest.raises(FencedError):
+        stale.commit(folded)
+    tools.apply(log)
+    assert rows(store, "SELECT generation, calls FROM cost_total") == [(1, 10)]
+    sketched = rows(store, "SELECT generation, count FROM performance_total")
+    assert sketched == [(0, 10)]
+
+
+def test_retention_judges_each_generation_by_its_own_rows(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS, session_id="s-1"), "e1", 1)
+    log.append(model_call(START_NS + 80 * DAY_NS, session_id="s-1"), "e1", 2)
+    tools.apply(log, projections=("sessions",))
+    # A rebuild beside it that has come to the session's first event.
+    for table in ("sessions", "session_costs"):
+        names = [column.name for column in tables.metadata.tables[table].columns]
+        source = ", ".join("1" if name == "generation" else name for name in names)
+        with store.engine.begin() as connection:
+            connection.execute(text(f"INSERT INTO {table} ({', '.join(names)}) SELECT {source} FROM {table}"))
+    with store.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE sessions SET last_at_ns = first_at_ns, last_log_time_ns = first_at_ns WHERE generation = 1")
+        )
+    log.append(model_call(START_NS + 91 * DAY_NS, session_id="s-2"), "e1", 3)
+    tools.apply(log, projections=("sessions",))
+    assert rows(store, "SELECT calls FROM session_costs WHERE session_id = 's-1' AND generation = 0") == [(2,)]
+    assert rows(store, "SELECT llm_calls FROM sessions WHERE session_id = 's-1' AND generation = 0") == [(2,)]
+
+
+async def test_a_partition_that_was_added_since_stays_in_its_generation(store: Store, tools: WorkerTools) -> None:
+    logs = {0: Log(), 1: Log()}
+    logs[0].append(model_call(START_NS), "e1", 1)
+    tools.apply(logs[0])
+    await rebuild(store, "cost", ListLogs({0: logs[0]}), PRICES, SETTINGS)
+    logs[1].append(model_call(START_NS), "e1", 1)
+    tools.apply(logs[1], 1)
+    assert rows(store, "SELECT partition, generation FROM cost_total ORDER BY 1") == [(0, 1), (1, 0)]
+    assert len(figures(store)["cost_total"]) == 2
+    await rebuild(store, "cost", ListLogs(logs), PRICES, SETTINGS)
+    assert rows(store, "SELECT partition, generation FROM cost_total ORDER BY 1") == [(0, 2), (1, 2)]
+
+
+async def test_another_writer_in_between_makes_it_start_again(
+    store: Store, tools: WorkerTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    for number in range(1, 101):
+        log.append(model_call(START_NS + number), "e1", number)
+    wrong: Any = WrongPrices()
+    tools.apply(log, prices=wrong)
+    writer = tools.make().writer
+    looks = 0
+    read_positions = generations.read_positions
+
+    def reprice_after_a_look(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        found = read_positions(*arguments)
+        # Once before the rows that stay are copied, once in what may be the last moment before the switch.
+        if looks in (1, 3):
+            with writer.transaction():
+                writer.execute("UPDATE positions SET epoch = epoch + 1 WHERE projection = 'cost'")
+        return found
+
+    monkeypatch.setattr(generations, "read_positions", reprice_after_a_look)
+    done = await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS.model_copy(update={"commit_events": 500}))
+    assert done.records == 100
+    # Two attempts were in vain; each one that reads the log looks twice.
+    assert looks == 5
+    assert rows(store, "SELECT calls, cost_picodollars FROM cost_total") == [(100, 100 * 195_000_000)]
+    assert rows(store, "SELECT epoch, generation FROM positions WHERE projection = 'cost'") == [(4, 1)]
+
+
+async def test_retention_during_a_rebuild_makes_it_start_again_later_in_the_log(
+    store: Store, tools: WorkerTools
+) -> None:
+    log = Log()
+    for number in range(1, 201):
+        log.append(model_call(START_NS + number * HOUR_NS // 4), "e1", number)
+    tools.apply(log)
+    before = figures(store, "cost")
+    logs = ListLogs({0: trimmed(log, 10)})
+    polls = 0
+
+    def delete() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 2:
+            logs.logs[0] = trimmed(log, 100)
+
+    logs._on_poll = delete
+    done = await rebuild(store, "cost", logs, PRICES, SETTINGS)
+    assert done.from_ns == START_NS + 37 * HOUR_NS
+    assert done.records == 100
+    assert figures(store, "cost") == before
+
+
+async def test_what_lands_late_during_a_rebuild_is_judged_by_the_live_marks(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    old = [model_call(START_NS + number, run_id=f"old-{number}") for number in range(3)]
+    log.append(old[0], "e1", 1)
+    log.append(old[0], "e2", 1)
+    log.append(old[2], "e1", 3)
+    for number in range(4, 8):
+        log.append(model_call(START_NS + DAY_NS + number, run_id=f"r-{number}"), "e1", number)
+    retained = trimmed(log, 3)
+    live = tools.apply(log)
+    # Only now: a number of a gap that is older than the log, and a repeat of what is older than the log.
+    late = [(old[1], "e1", 2), (old[0], "e2", 1)]
+    polls = 0
+
+    def go_on() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 2:
+            for event, emitter, number in late:
+                retained.append(event, emitter, number, log_time_ns=START_NS + 2 * DAY_NS)
+            live.commit(live.fold(retained.since(7)))
+
+    done = await rebuild(store, "runs", ListLogs({0: retained}, go_on), PRICES, SETTINGS)
+    assert done.from_ns == START_NS + 37 * HOUR_NS
+    expected = ["old-0", "old-0", "old-1", "old-2", "r-4", "r-5", "r-6", "r-7"]
+    assert [run_id for (run_id,) in rows(store, "SELECT run_id FROM runs ORDER BY run_id")] == expected
+    assert rows(store, "SELECT emitter, mark, gaps, repeats FROM lane_marks WHERE projection = 'runs' ORDER BY 1") == [
+        ("e1", 7, "[]", 0),
+        ("e2", 1, "[]", 1),
+    ]
+
+
+async def test_two_rebuilds_of_a_store_do_not_run_at_once(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    tools.apply(log)
+    with exclusively(store), pytest.raises(RebuildError, match="another rebuild"):
+        await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+    await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+
+
+async def test_what_a_killed_rebuild_left_is_deleted_by_the_next(store: Store, tools: WorkerTools) -> None:
+    history = RandomLogs(3, 200)
+    apply_all(tools, history.logs)
+    polls = 0
+
+    def die() -> None:
+        nonlocal polls
+        polls += 1
+        if polls > 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        await rebuild(store, "performance", ListLogs(history.logs, die), PRICES, SETTINGS)
+    assert len(rows(store, "SELECT DISTINCT generation FROM performance_minute")) == 2
+    await rebuild(store, "performance", ListLogs(history.logs), PRICES, SETTINGS)
+    for table in tables_of("performance"):
+        assert rows(store, f"SELECT DISTINCT generation FROM {table.name}") == [(1,)]
+
+
+async def test_a_fold_that_was_wrong_is_corrected_and_one_that_raises_leaves_all_as_it_was(
+    store: Store, tools: WorkerTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RandomLogs(5, 150).logs[0]
+    right = PROJECTIONS["errors"]
+
+    def forgetful(batch: Any, attributes: tuple[str, ...]) -> Any:
+        batch.ended = batch.ended[::2]
+        return right(batch, attributes)
+
+    monkeypatch.setitem(PROJECTIONS, "errors", forgetful)
+    tools.apply(log, projections=("errors",))
+    wrong = figures(store, "errors")
+    monkeypatch.undo()
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setitem(PROJECTIONS, "errors", broken)
+    with pytest.raises(RebuildError, match="ZeroDivisionError"):
+        await rebuild(store, "errors", ListLogs({0: log}), PRICES, SETTINGS)
+    monkeypatch.undo()
+    assert figures(store, "errors") == wrong
+    await rebuild(store, "errors", ListLogs({0: log}), PRICES, SETTINGS)
+    ended = sum(b'"run.ended"' in (record.value or b"") for record in log.records)
+    assert ended > 20
+    counted = rows(store, "SELECT sum(ok), sum(errors) FROM roots_total")
+    assert figures(store, "errors") != wrong
+    assert counted[0][1] > sum(row["errors"] for row in wrong["roots_total"])
+
+
+async def test_a_projection_that_never_ran_is_refused(store: Store) -> None:
+    with pytest.raises(RebuildError, match="has no figures yet"):
+        await rebuild(store, "cost", ListLogs({}), PRICES, SETTINGS)
+    with pytest.raises(RebuildError, match="no projection 'costs'"):
+        await rebuild(store, "costs", ListLogs({}), PRICES, SETTINGS)
+
+
+def test_the_first_whole_day_knows_days_of_23_hours() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    # 2026-03-29 begins at 23:00 UTC and lasts 23 hours.
+    midnight = 1_774_738_800 * SECOND_NS
+    assert first_whole_day(berlin, midnight) == midnight
+    assert first_whole_day(berlin, midnight + 1) == midnight + 23 * HOUR_NS
