@@ -3,16 +3,23 @@
 #   make demo            the whole pipeline on real Kafka, with real figures (ARGS="--seed 7")
 #   make test            all tests, on real Kafka and real PostgreSQL (TESTS="tests/unit -k ledger")
 #   make lint            format, style, types, import rules
-#   make bench           handler cost and worker throughput, as ratios
+#   make bench           handler cost and worker throughput, as ratios; the cost of pricing a call
+#   make bench-emitter   what tapping costs beside LangSmith, Langfuse, OpenInference and OpenLLMetry (ARGS="--modes a")
+#   make soak            ten minutes without Kafka at 1,000 events a second (ARGS="--seconds 60")
+#   make mutants         takes the rules of exactness away one by one; a test must fail for each (ARGS="gap")
+#   make chaos-short     five minutes of faults, then every figure compared (ARGS="--seed 7")
+#   make chaos           an hour of them on three Kafka nodes
+#   make fuzz            ten minutes of mutated records
 #   make kafka           the embedded Kafka in the foreground
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PEERS := .venv-peers/installed
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test lint bench kafka clean
+.PHONY: demo test lint bench bench-emitter soak mutants chaos-short chaos fuzz kafka clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,9 +41,36 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_handler.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_worker.py $(ARGS)
+	$(BIN)/python tests/benchmarks/bench_pricing.py
+
+# The peers live in an environment of their own, with the same versions of everything that both need.
+$(PEERS): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[demo]' langsmith langfuse openinference-instrumentation-langchain \
+		opentelemetry-instrumentation-langchain opentelemetry-sdk opentelemetry-exporter-otlp-proto-http
+	touch $(PEERS)
+
+bench-emitter: $(PEERS)
+	.venv-peers/bin/python tests/benchmarks/bench_emitter.py $(ARGS)
+
+soak: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/soak_emitter.py $(ARGS)
+
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py $(ARGS)
+
+chaos-short: $(INSTALLED)
+	$(BIN)/python tests/chaos/run_chaos.py $(ARGS)
+
+chaos: $(INSTALLED)
+	$(BIN)/python tests/chaos/run_chaos.py --long $(ARGS)
+
+fuzz: $(INSTALLED)
+	RUNTAP_FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(ARGS)
 
 kafka: $(INSTALLED)
 	$(BIN)/runtap kafka $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -10,7 +10,7 @@ from runtap_collector import CollectorSettings, RunTapHandler
 from runtap_collector.capture import Capture
 from runtap_collector.emitter import Emitter
 from runtap_collector.records import View
-from runtap_schemas import Event, RunEnded, Skipped, Unreadable, decode_event, encode_event, number_event
+from runtap_schemas import Event, RunEnded, Skipped, Unreadable, decode_event, number_event
 
 E = TypeVar("E", bound=Event)
 
@@ -20,7 +20,7 @@ class SilentEmitter(Emitter):
     An emitter that never starts its sender.
     """
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         return
 
 
@@ -52,9 +52,7 @@ class Captured:
         Everything captured so far, in order, as a worker would read it.
         """
         for record in self.emitter.ring.take():
-            if record.is_superseded:
-                continue
-            value = number_event(encode_event(record.build()), self.emitter.ledger.emitter, len(self._events) + 1)
+            value = number_event(record.encode(), self.emitter.ledger.emitter, len(self._events) + 1)
             event = decode_event(value)
             assert not isinstance(event, (Skipped, Unreadable)), event
             self._events.append(event)

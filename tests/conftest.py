@@ -30,6 +30,19 @@ from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import all_topics
 from runtap_schemas.topics import events_topic as events_topic_name
 
+# Modules beside the tests whose assertions are to show the values.
+pytest.register_assert_rewrite("expected_figures", "worker_process")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """
+    Keeps what this run's services spool, child processes included, out of the user's state folder.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
 
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):

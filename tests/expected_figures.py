@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
-from pytest import approx
+import pytest
 
 # Dollars a million tokens: input, input from the cache, output.
 PRICES = {
@@ -22,8 +22,9 @@ PRICES = {
     "o4-mini-2025-04-16": (Decimal("1.1"), Decimal("0.275"), Decimal("4.4")),
 }
 ENVIRONMENT = "acceptance"
-# Clocks of the books are read beside those of the handler, on a busy machine.
-_CLOCK_TOLERANCE = timedelta(milliseconds=250)
+# The books' clock is read beside the handler's on a busy machine, and LangChain ends the inner runs of an asynchronous
+# stream only some time after it was closed.
+_CLOCK_TOLERANCE = timedelta(seconds=3)
 
 
 @dataclass
@@ -81,6 +82,11 @@ class Expected:
         self.book = json.loads(book.read_text())
         self.calls = _calls([json.loads(line) for line in answers.read_text().splitlines()])
         self._sessions = {session["session_id"]: session for session in self.book["sessions"]}
+        # Where both sides' notes contradict each other nothing can be said about a report.
+        runs = Counter(run["status"] for run in self.book["runs"] if run["kind"] == "llm")
+        assert Counter(map(_status, self.calls)) == runs, "the fake model and the service saw other calls"
+        roots = Counter(run["status"] for run in self.book["runs"] if run["parent"] is None)
+        assert Counter(root["status"] for root in self.book["roots"]) == roots, "roots were not as planned"
 
     def check(self, report: dict[str, Any]) -> None:
         """
@@ -155,7 +161,10 @@ class Expected:
             _check_durations(rows[key], durations)
         for run_type, figures in report["performance_by_run_type"].items():
             own = [value for key, value in expected.items() if key[0] == run_type]
-            assert (figures["count"], figures["errors"]) == (sum(value[0] for value in own), sum(value[1] for value in own))
+            assert (figures["count"], figures["errors"]) == (
+                sum(value[0] for value in own),
+                sum(value[1] for value in own),
+            )
         totals = [row["total_seconds"] for row in report["performance"]]
         assert totals == sorted(totals, reverse=True)
 
@@ -189,9 +198,7 @@ class Expected:
         calls: dict[str, Sums] = defaultdict(Sums)
         for line in self.calls:
             calls[line["session"]].add(line)
-        counts = {
-            name: Counter(entry["session"] for entry in self.book[name]) for name in ("roots", "tools", "errors")
-        }
+        counts = {name: Counter(entry["session"] for entry in self.book[name]) for name in ("roots", "tools", "errors")}
         expected = {
             session_id: {
                 "user_ids": [session["user_id"]],
@@ -248,16 +255,16 @@ class Expected:
         for row in report["performance"]:
             own = components[row["run_type"], row["name"], row["model"]]
             durations = sorted(run["duration_seconds"] for run in own)
-            assert row["total_seconds"] == approx(sum(durations))
+            assert row["total_seconds"] == pytest.approx(sum(durations))
             assert (row["min_seconds"], row["max_seconds"]) == (durations[0], durations[-1])
-            assert row["avg_seconds"] == approx(sum(durations) / len(durations))
-            assert row["calls_per_minute"] == approx(len(own) / minutes, rel=1e-6)
+            assert row["avg_seconds"] == pytest.approx(sum(durations) / len(durations))
+            assert row["calls_per_minute"] == pytest.approx(len(own) / minutes, rel=1e-6)
             _check_quantiles(row, "", durations)
             first_tokens = [run["first_token_seconds"] for run in own if run["first_token_seconds"] is not None]
             _check_quantiles(row, "first_token_", sorted(first_tokens))
             metered = [run for run in own if run["output_tokens"] is not None]
             tokens, busy = (sum(run[name] for run in metered) for name in ("output_tokens", "duration_seconds"))
-            assert row["output_tokens_per_second"] == (approx(tokens / busy) if metered else None)
+            assert row["output_tokens_per_second"] == (pytest.approx(tokens / busy) if metered else None)
 
 
 def _calls(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -308,4 +315,4 @@ def _check_quantiles(row: dict[str, Any], prefix: str, values: list[float]) -> N
         if prefix + name in row:
             exact = values[int(fraction * (len(values) - 1))] if values else None
             # A sketch is off by one per cent at most.
-            assert row[prefix + name] == (None if exact is None else approx(exact, rel=0.0101))
+            assert row[prefix + name] == (None if exact is None else pytest.approx(exact, rel=0.0101))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
-from runtap_collector import CollectorSettings, Delivery, Stats
+from runtap_collector import CollectorSettings, Delivery, EmitterHealth, Stats
 from runtap_consumers.health import Health
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import Settings
@@ -62,7 +62,7 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
         assert named <= known | of_tests_and_demo | of_compose, document
 
 
-@pytest.mark.parametrize("counters", [Stats, Delivery, Health])
+@pytest.mark.parametrize("counters", [Stats, Delivery, EmitterHealth, Health])
 def test_every_counter_is_documented(counters: Any) -> None:
     document = text_of("consumers/README.md" if counters is Health else "collector/README.md")
     for field in dataclasses.fields(counters):

@@ -29,6 +29,7 @@ def test_the_collector_exports_what_the_readme_attaches() -> None:
         "CollectorSettings",
         "ConnectionConflictError",
         "Delivery",
+        "EmitterHealth",
         "Installation",
         "RunTap",
         "RunTapHandler",

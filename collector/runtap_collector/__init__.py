@@ -10,7 +10,7 @@ Taps every LangChain and LangGraph run into Kafka.
 from runtap_collector.errors import ConnectionConflictError, RuntapError, SettingsError
 from runtap_collector.handler import RunTapHandler
 from runtap_collector.install import Installation, install
-from runtap_collector.ledger import Delivery, Stats
+from runtap_collector.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.tap import RunTap
 
@@ -18,6 +18,7 @@ __all__ = [
     "CollectorSettings",
     "ConnectionConflictError",
     "Delivery",
+    "EmitterHealth",
     "Installation",
     "RunTap",
     "RunTapHandler",

@@ -4,6 +4,9 @@ Captured content as JSON. Done in the callback, since the app goes on to change 
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from typing import Any
 
 import orjson
@@ -12,6 +15,9 @@ _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 # What two of them leave for the facts of an event of 256 KiB.
 MAX_CONTENT_BYTES = 96 * 1024
 _MAX_TEXT_LENGTH = 10_000
+_LEAST_BINARY_LENGTH = 1_000
+_MAX_BLOCK_DEPTH = 5
+_BINARY = re.compile(r"(?:data:([\w/+.-]{1,80})(?:;[\w=.-]{1,80})*;base64,)?([A-Za-z0-9+/_-]{900,}={0,2})", re.ASCII)
 _MESSAGE_FIELDS = ("type", "name", "id", "content", "tool_calls", "tool_call_id", "status")
 
 
@@ -26,9 +32,44 @@ def to_json(value: object) -> bytes:
     return bytes(memoryview(orjson.dumps(value, default=_plain, option=_OPTIONS)))
 
 
+def obvious_size(value: object) -> int:
+    """
+    A lower bound of the size of a value's JSON, found without writing it.
+    """
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(part) for part in value.values() if isinstance(part, str))
+    return 0
+
+
+def _without_binaries(part: Any, depth: int = 0) -> Any:
+    """
+    Content blocks with the data of images and sounds replaced by type, size and hash.
+    """
+    if isinstance(part, str):
+        match = _BINARY.fullmatch(part) if len(part) >= _LEAST_BINARY_LENGTH else None
+        return part if match is None else _describe_binary(match.group(1) or "base64", match.group(2))
+    if depth < _MAX_BLOCK_DEPTH and isinstance(part, dict):
+        return {name: _without_binaries(value, depth + 1) for name, value in part.items()}
+    if depth < _MAX_BLOCK_DEPTH and isinstance(part, list):
+        return [_without_binaries(value, depth + 1) for value in part]
+    return part
+
+
+def _describe_binary(kind: str, text: str) -> str:
+    try:
+        data = base64.b64decode(text, altchars=b"-_" if "-" in text or "_" in text else None)
+    except ValueError:
+        data = text.encode()
+    return f"<{kind}, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()[:16]}>"
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "content") and hasattr(value, "type"):
         picked = {name: getattr(value, name, None) for name in _MESSAGE_FIELDS}
+        if isinstance(picked["content"], list):
+            picked["content"] = _without_binaries(picked["content"])
         return {name: part for name, part in picked.items() if part not in (None, "", [])}
     if hasattr(value, "page_content"):
         return {"page_content": value.page_content, "metadata": getattr(value, "metadata", {})}

@@ -9,16 +9,20 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from contextlib import suppress
+from multiprocessing import parent_process
+from multiprocessing import util as multiprocessing_util
 
 from runtap_collector.errors import ConnectionConflictError
-from runtap_collector.ledger import Delivery, Ledger, Stats
+from runtap_collector.ledger import Delivery, EmitterHealth, Ledger, Stats
 from runtap_collector.logs import log
 from runtap_collector.open_runs import OpenRuns, RouteMemory
 from runtap_collector.records import Record, View
 from runtap_collector.ring import Ring
-from runtap_collector.sender import Sender
+from runtap_collector.sender import TASK_RETRY_SECONDS, Sender
 from runtap_collector.settings import CollectorSettings
+from runtap_collector.spool import Spool
 from runtap_schemas import ConnectionSettings
 
 EXIT_SECONDS = 2.0
@@ -39,19 +43,24 @@ class Emitter:
         # Reentrant for the same reason as the ring's.
         self._lock = threading.RLock()
         self._sender: Sender | None = None
+        self._sender_deaths = 0
         self.ring = Ring(settings.buffer_bytes)
         self.open_runs = OpenRuns()
         self.session_routes = RouteMemory()
-        self.ledger = Ledger(self.ring, View.of(settings))
+        self.spool = Spool(settings.spool_directory, settings, settings.spool_bytes)
+        self.ledger = Ledger(self.ring, View.of(settings), self.spool)
 
     def offer(self, record: Record) -> None:
         """
         Hands a record to the sender, or counts why not. Never waits.
         """
         if self.ring.offer(record):
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """
+        Tells the sender that there is something, and starts it if there is none.
+        """
         sender = self._sender
         if sender is None:
             with self._lock:
@@ -59,8 +68,11 @@ class Emitter:
         if sender is not None:
             sender.wake()
 
+    def _make_sender(self) -> Sender:
+        return Sender(self.ring, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
+
     def _start_sender(self) -> Sender | None:
-        sender = Sender(self.ring, self.ledger, self._settings, self.evict_runs)
+        sender = self._make_sender()
         try:
             sender.start()
         except RuntimeError as error:
@@ -69,6 +81,34 @@ class Emitter:
             return None
         self._sender = sender
         return sender
+
+    def _replace_sender(self) -> None:
+        """
+        Makes the sender anew that a fault of ours ended; ring, lanes and spool are as it left them.
+        """
+        time.sleep(TASK_RETRY_SECONDS)
+        with self._lock:
+            self._sender_deaths += 1
+            self._sender = None
+            self._start_sender()
+
+    def health(self) -> EmitterHealth:
+        """
+        Whether events get to Kafka.
+        """
+        sender = self._sender
+        away_seconds = 0.0 if sender is None else sender.down_seconds
+        problems = [
+            word
+            for word, is_so in (
+                ("kafka_away", away_seconds > 0),
+                ("spool_not_written", self.spool.has_failed_lately),
+                ("sender_down", sender is None and self.ring.count_waiting() > 0),
+                ("closed", self.ring.is_closed),
+            )
+            if is_so
+        ]
+        return EmitterHealth(not problems, problems, away_seconds, self._sender_deaths, self.spool.failures)
 
     def evict_runs(self) -> None:
         """
@@ -122,14 +162,16 @@ class Emitter:
         self.ring.close()
         if self._sender is not None:
             self._sender.close(timeout_seconds)
-        else:
-            self.ring.drop(self.ring.take(), "closed")
+        elif self.ring.captured:
+            # None could be started: an interpreter that is leaving starts no threads.
+            self._make_sender().put_rest_away()
         return self.ledger.delivery()
 
     def leave_parent_process(self) -> None:
         """
         In a forked child: begins anew, with an id of its own and without what the parent still holds.
         """
+        self.spool.leave()
         # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
         _inherited.append((self._sender, self.ring, self.ledger, self.open_runs))
         was_closed = self.ring.is_closed
@@ -139,7 +181,7 @@ class Emitter:
 
 
 def _differences(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
-    names = [*ConnectionSettings.model_fields, "buffer_bytes"]
+    names = [*ConnectionSettings.model_fields, "buffer_bytes", "spool_dir", "spool_bytes"]
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
 
 
@@ -164,6 +206,8 @@ def attach(settings: CollectorSettings) -> Emitter:
         if _emitter is None:
             _emitter = Emitter(settings)
             atexit.register(_close_at_exit)
+            _close_at_exit_of_child()
+            multiprocessing_util.register_after_fork(_emitter, _close_at_exit_of_child)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=_after_fork)
         _emitter.attach(settings)
@@ -190,6 +234,14 @@ def _close_at_exit() -> None:
         # Nothing that goes wrong here may change how the app exits.
         with suppress(Exception):
             _emitter.close(EXIT_SECONDS)
+
+
+def _close_at_exit_of_child(_: object = None) -> None:
+    """
+    A forked child of `multiprocessing` leaves without running what is registered with `atexit`.
+    """
+    if parent_process() is not None:
+        multiprocessing_util.Finalize(None, _close_at_exit, exitpriority=0)
 
 
 def _after_fork() -> None:

@@ -9,9 +9,8 @@ whoever awaits the result still can. One left as `async def` would cost 200 micr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, cast
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackHandler
@@ -20,6 +19,7 @@ from runtap_collector import emitter as emitters
 from runtap_collector.capture import Capture
 from runtap_collector.records import View
 from runtap_collector.settings import CollectorSettings
+from runtap_collector.translate import note_usage
 
 if TYPE_CHECKING:
     from langchain_core.agents import AgentAction, AgentFinish
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from langchain_core.outputs import ChatGenerationChunk, GenerationChunk, LLMResult
     from langchain_protocol.protocol import MessagesData
     from tenacity import RetryCallState
-
-P = ParamSpec("P")
 
 
 class _Finished:
@@ -43,25 +41,6 @@ class _Finished:
 
 # The cast: mypy takes overrides of `async def` only with this type.
 _FINISHED = cast("Coroutine[Any, Any, None]", _Finished())
-
-
-def _reports(kind: str) -> Callable[[Callable[P, None]], Callable[P, Coroutine[Any, Any, None]]]:
-    """
-    Makes a method of one that may fail: a failure is ours, never the app's, and its event is counted as lost.
-    """
-
-    def decorate(method: Callable[P, None]) -> Callable[P, Coroutine[Any, Any, None]]:
-        @wraps(method)
-        def report(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, None]:
-            try:
-                method(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - an app must not fail because its telemetry does
-                cast(RunTapHandler, args[0])._capture.count_failure(kind)
-            return _FINISHED
-
-        return report
-
-    return decorate
 
 
 class RunTapHandler(AsyncCallbackHandler):
@@ -94,7 +73,6 @@ class RunTapHandler(AsyncCallbackHandler):
         # Models and graphs copy their callbacks; there is one emitter behind all of them.
         return self
 
-    @_reports("run.started")
     def on_chat_model_start(
         self,
         serialized: dict[str, Any],
@@ -105,10 +83,10 @@ class RunTapHandler(AsyncCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         self._capture.begin("llm", serialized, run_id, parent_run_id, tags, metadata, kwargs, messages)
+        return _FINISHED
 
-    @_reports("run.started")
     def on_llm_start(
         self,
         serialized: dict[str, Any],
@@ -119,10 +97,10 @@ class RunTapHandler(AsyncCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         self._capture.begin("llm", serialized, run_id, parent_run_id, tags, metadata, kwargs, prompts)
+        return _FINISHED
 
-    @_reports("run.started")
     def on_chain_start(
         self,
         serialized: dict[str, Any],
@@ -133,10 +111,10 @@ class RunTapHandler(AsyncCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         self._capture.begin("chain", serialized, run_id, parent_run_id, tags, metadata, kwargs, inputs)
+        return _FINISHED
 
-    @_reports("run.started")
     def on_tool_start(
         self,
         serialized: dict[str, Any],
@@ -148,11 +126,11 @@ class RunTapHandler(AsyncCallbackHandler):
         metadata: dict[str, Any] | None = None,
         inputs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         content = input_str if inputs is None else inputs
         self._capture.begin("tool", serialized, run_id, parent_run_id, tags, metadata, kwargs, content)
+        return _FINISHED
 
-    @_reports("run.started")
     def on_retriever_start(
         self,
         serialized: dict[str, Any],
@@ -163,10 +141,10 @@ class RunTapHandler(AsyncCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         self._capture.begin("retriever", serialized, run_id, parent_run_id, tags, metadata, kwargs, query)
+        return _FINISHED
 
-    @_reports("run.streamed")
     def on_llm_new_token(
         self,
         token: str | list[str | dict[str, Any]],
@@ -174,68 +152,84 @@ class RunTapHandler(AsyncCallbackHandler):
         chunk: GenerationChunk | ChatGenerationChunk | None = None,
         run_id: UUID,
         **kwargs: Any,
-    ) -> None:
-        run = self._capture.open_run(run_id)
-        if run is not None and run.first_token_ns is None and (token or _has_tool_call(chunk)):
-            run.first_token_ns = time.monotonic_ns()
+    ) -> Coroutine[Any, Any, None]:
+        # No more than this for every token after the first.
+        try:
+            run = self._capture.open_run(run_id)
+            if run is not None:
+                if not run.first_token_ns and (token or _has_tool_call(chunk)):
+                    run.first_token_ns = time.monotonic_ns()
+                usage = getattr(getattr(chunk, "message", None), "usage_metadata", None)
+                if type(usage) is dict and usage:
+                    note_usage(run, usage)
+                if run.view.streams_tokens:
+                    self._capture.add_token(run, token)
+        except Exception:  # noqa: BLE001 - an app must not fail because its telemetry does
+            self._capture.count_failure("run.streamed")
+        return _FINISHED
 
-    @_reports("run.streamed")
-    def on_stream_event(self, event: MessagesData, *, run_id: UUID, **kwargs: Any) -> None:
-        run = self._capture.open_run(run_id)
-        if run is not None and run.first_token_ns is None and event["event"] == "content-block-delta":
-            run.first_token_ns = time.monotonic_ns()
+    def on_stream_event(self, event: MessagesData, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
+        try:
+            run = self._capture.open_run(run_id)
+            if run is not None and not run.first_token_ns and event["event"] == "content-block-delta":
+                run.first_token_ns = time.monotonic_ns()
+        except Exception:  # noqa: BLE001
+            self._capture.count_failure("run.streamed")
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.end_model(run_id, response)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.fail(run_id, error, kwargs.get("response"))
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_chain_end(self, outputs: dict[str, Any], *, run_id: UUID, **kwargs: Any) -> None:
+    def on_chain_end(self, outputs: dict[str, Any], *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.end(run_id, outputs)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.fail(run_id, error)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.end(run_id, output)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.fail(run_id, error)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any) -> None:
+    def on_retriever_end(
+        self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any
+    ) -> Coroutine[Any, Any, None]:
         self._capture.end(run_id, documents)
+        return _FINISHED
 
-    @_reports("run.ended")
-    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.fail(run_id, error)
+        return _FINISHED
 
-    @_reports("run.noted")
-    def on_text(self, text: str, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_text(self, text: str, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.note(run_id, "text", None, text)
+        return _FINISHED
 
-    @_reports("run.noted")
-    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **kwargs: Any) -> None:
-        self._capture.note(run_id, "retry", None, None, attempt=retry_state.attempt_number)
+    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
+        self._capture.note(run_id, "retry", None, None, attempt=getattr(retry_state, "attempt_number", None))
+        return _FINISHED
 
-    @_reports("run.noted")
-    def on_agent_action(self, action: AgentAction, *, run_id: UUID, **kwargs: Any) -> None:
-        self._capture.note(run_id, "agent_action", action.tool, action.tool_input)
+    def on_agent_action(self, action: AgentAction, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
+        self._capture.note(run_id, "agent_action", getattr(action, "tool", None), getattr(action, "tool_input", None))
+        return _FINISHED
 
-    @_reports("run.noted")
-    def on_agent_finish(self, finish: AgentFinish, *, run_id: UUID, **kwargs: Any) -> None:
-        self._capture.note(run_id, "agent_finish", None, finish.return_values)
+    def on_agent_finish(self, finish: AgentFinish, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
+        self._capture.note(run_id, "agent_finish", None, getattr(finish, "return_values", None))
+        return _FINISHED
 
-    @_reports("run.noted")
-    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
         self._capture.note(run_id, "custom", name, data)
+        return _FINISHED
 
 
 def _has_tool_call(chunk: object) -> bool:

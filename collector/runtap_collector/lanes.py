@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -27,13 +27,14 @@ class Builder(Protocol):
 
 class NumberedEvent(NamedTuple):
     """
-    A record as it goes to Kafka. `size_bytes`: what the ring holds for it, 0 for a report.
+    A record as it goes to Kafka. `size_bytes`: what the ring holds for it, 0 for a report and what was spooled.
     """
 
     timestamp_ms: int
     key: bytes
     value: bytes
     size_bytes: int
+    is_report: bool = False
 
 
 @dataclass
@@ -47,39 +48,45 @@ class Batch:
     builder: Builder
     # Whether an attempt may have reached the log: then a refusal later does not say that its events are not in it.
     is_fate_unknown: bool = False
+    # What the ring holds for its events, and how many of them are not reports.
+    size_bytes: int = 0
+    event_count: int = 0
+    # Whether it is in a spool; and what is called when it is through.
+    is_spooled: bool = False
+    on_done: Callable[[], None] | None = None
 
     @property
     def last(self) -> int:
         return self.first + len(self.events) - 1
 
-    @property
-    def size_bytes(self) -> int:
+    def append(self, event: NumberedEvent) -> bool:
         """
-        What the ring holds for its events.
+        Adds an event behind the others. False: the batch is full.
         """
-        return sum(event.size_bytes for event in self.events)
-
-    @property
-    def event_count(self) -> int:
-        """
-        Its events that came through the ring: all but reports.
-        """
-        return sum(1 for event in self.events if event.size_bytes)
+        timestamp_ms, key, value, size_bytes, is_report = event
+        if self.builder.append(timestamp=timestamp_ms, key=key, value=value) is None:
+            return False
+        self.events.append(event)
+        self.size_bytes += size_bytes
+        if not is_report:
+            self.event_count += 1
+        return True
 
     def halve(self, new_builder: Callable[[], Builder]) -> tuple[Batch, Batch]:
         """
         Two batches of the same events with the same numbers.
         """
         middle = len(self.events) // 2
-        return (
-            self._part(self.first, self.events[:middle], new_builder()),
-            self._part(self.first + middle, self.events[middle:], new_builder()),
-        )
+        former = self._part(self.first, self.events[:middle], new_builder())
+        latter = self._part(self.first + middle, self.events[middle:], new_builder())
+        latter.on_done = self.on_done
+        return former, latter
 
     def _part(self, first: int, events: list[NumberedEvent], builder: Builder) -> Batch:
+        part = Batch(first, [], builder, self.is_fate_unknown, is_spooled=self.is_spooled)
         for event in events:
-            builder.append(timestamp=event.timestamp_ms, key=event.key, value=event.value)
-        return Batch(first, events, builder, self.is_fate_unknown)
+            part.append(event)
+        return part
 
 
 class Lane:
@@ -87,8 +94,9 @@ class Lane:
     One partition's queue. Touched by the sender's thread only; others may read its counts.
     """
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, emitter: str) -> None:
         self.partition = partition
+        self.emitter = emitter
         self.pending: deque[Record] = deque()
         self.batches: deque[Batch] = deque()
         self.last = 0
@@ -106,12 +114,27 @@ class Lane:
         self._through = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
-    def enter(self, record: Record) -> None:
+    def enter(self, records: Collection[Record]) -> None:
         """
-        Queues a record behind the others.
+        Queues records behind the others.
         """
-        self.pending.append(record)
-        self._entered += 1
+        self.pending.extend(records)
+        self._entered += len(records)
+        self._wake()
+
+    def move_to_another_loop(self) -> None:
+        """
+        Prepares it for another sender's loop. Nobody waits for it there yet.
+        """
+        self.has_work, self.is_idle, self._waiters = asyncio.Event(), asyncio.Event(), []
+
+    def enter_batch(self, batch: Batch) -> None:
+        """
+        Queues a batch that has its numbers already.
+        """
+        batch.is_spooled = True
+        self.batches.append(batch)
+        self._entered += batch.event_count
         self._wake()
 
     def ask_for_report(self) -> None:

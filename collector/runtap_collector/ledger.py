@@ -1,7 +1,7 @@
 """
 What the emitter says of itself: reports on the wire, figures for the app.
 
-Inside the emitter, always: captured = sum of the lanes' last numbers + dropped + superseded + waiting.
+Inside the emitter, always: captured + adopted = sum of the lanes' last numbers + dropped + superseded + waiting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 
 from runtap_collector.lanes import Lane
-from runtap_collector.records import Record, View
+from runtap_collector.records import View
 from runtap_collector.ring import Ring
+from runtap_collector.spool import Spool
 from runtap_collector.text import clip
-from runtap_schemas import EmitterReported, SkippedRange
+from runtap_schemas import EmitterReported, ReplayedLane, SkippedRange
 from runtap_schemas.events import MAX_NAME_LENGTH
 
 
@@ -30,12 +32,14 @@ class Delivery:
 
     Attributes:
         sent: acknowledged by Kafka.
-        waiting: neither acknowledged nor given up.
+        waiting: in memory, neither acknowledged nor given up.
+        spooled: likewise, on disk: this process or the next one sends them, when Kafka is there.
         dropped: given up, by reason.
     """
 
     sent: int
     waiting: int
+    spooled: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -48,7 +52,8 @@ class Stats:
         captured: events that got, or would have got, a number.
         numbered: events that got one; `acknowledged` of them are in Kafka for certain.
         superseded: starts that were not sent since their end says it all.
-        waiting: events without a number.
+        waiting: events without a number, `spooled` of them on disk.
+        adopted: events that other emitters left in their spools.
         dropped: events given up before they got one, by reason and kind.
         skipped: events given up after they got one.
         content_dropped: events that went without their content.
@@ -63,6 +68,8 @@ class Stats:
     acknowledged: int
     superseded: int
     waiting: int
+    spooled: int
+    adopted: int
     dropped: dict[str, dict[str, int]]
     skipped: int
     content_dropped: int
@@ -71,18 +78,43 @@ class Stats:
     oldest_waiting_seconds: float
 
 
+@dataclass(frozen=True)
+class EmitterHealth:
+    """
+    Whether events get to Kafka, and what stands in their way.
+
+    Attributes:
+        is_ok: they do, as far as is known.
+        problems: words: `kafka_away`, `spool_not_written` (within the last minute), `sender_down`, `closed`.
+        kafka_away_seconds: for how long Kafka could not be written; 0 where it can.
+        sender_deaths: how often a fault of ours ended the sender; it was made anew each time.
+        spool_failures: how often the spool could not be written.
+    """
+
+    is_ok: bool
+    problems: list[str]
+    kafka_away_seconds: float
+    sender_deaths: int
+    spool_failures: int
+
+
 class Ledger:
     """
     Counts of one emitter, read from its ring and its lanes.
     """
 
-    def __init__(self, ring: Ring, view: View) -> None:
+    def __init__(self, ring: Ring, view: View, spool: Spool) -> None:
         self.emitter = uuid.uuid4().hex
         self._ring = ring
+        self._spool = spool
         self._view = view
         self._started_at_ns = time.time_ns()
         self._reports = 0
+        self._last_report_id: str | None = None
         self.lanes: dict[int, Lane] = {}
+        # Events without numbers that other emitters left, by emitter; and lanes of those whose batches are replayed.
+        self.adopted: Counter[str] = Counter()
+        self.foreign_lanes: dict[tuple[str, int], Lane] = {}
 
     def report(self, lane: Lane, *, closing: bool) -> EmitterReported:
         """
@@ -101,28 +133,37 @@ class Ledger:
         return EmitterReported(
             at_ns=now_ns,
             number=self._reports + 1,
+            report_id=uuid.uuid4().hex,
+            previous_report_id=self._last_report_id,
             service=self._view.service,
             environment=self._view.environment,
             host=clip(socket.gethostname(), MAX_NAME_LENGTH),
             process_id=os.getpid(),
             runtap_version=_runtap_version(),
             started_at_ns=self._started_at_ns,
-            complete_at_ns=now_ns if oldest is None else oldest.at_ns,
-            complete_age_ns=0 if oldest is None else now_monotonic_ns - oldest.monotonic_ns,
+            complete_at_ns=now_ns if oldest is None else oldest[0],
+            complete_age_ns=0 if oldest is None else now_monotonic_ns - oldest[1],
             closing=closing,
             captured=captured,
             superseded=superseded,
             dropped=_by_reason(dropped),
             content_dropped=content_dropped,
             lanes=last_numbers,
-            skipped=[skipped for lane in self.lanes.values() for skipped in lane.skipped],
+            adopted=dict(self.adopted),
+            skipped=[skipped for lane in self.all_lanes() for skipped in lane.skipped],
+            replayed=[
+                ReplayedLane(emitter=emitter, partition=partition, last=lane.last)
+                for (emitter, partition), lane in self.foreign_lanes.items()
+                if lane.last
+            ],
         )
 
-    def count_report(self) -> None:
+    def count_report(self, report: EmitterReported) -> None:
         """
         Counts a report that got its number.
         """
         self._reports += 1
+        self._last_report_id = report.report_id
         with self._ring.lock:
             self._ring.captured += 1
 
@@ -135,7 +176,7 @@ class Ledger:
             # Reports repeat all of them, so neighbours are one.
             first = lane.skipped.pop().first
         lane.skipped.append(
-            SkippedRange(emitter=self.emitter, partition=lane.partition, first=first, last=last, reason=reason)
+            SkippedRange(emitter=lane.emitter, partition=lane.partition, first=first, last=last, reason=reason)
         )
 
     def delivery(self) -> Delivery:
@@ -146,14 +187,15 @@ class Ledger:
             dropped: Counter[str] = Counter()
             for (reason, _), count in self._ring.dropped.items():
                 dropped[reason] += count
-            lanes = list(self.lanes.values())
+            lanes = self.all_lanes()
             delivered = sum(lane.delivered for lane in lanes)
-            in_flight = sum(batch.event_count for lane in lanes for batch in list(lane.batches))
-            waiting = self._count_waiting() + in_flight
+            in_flight = [batch for lane in lanes for batch in list(lane.batches)]
+            spooled = self._spool.event_count + sum(batch.event_count for batch in in_flight if batch.is_spooled)
+            waiting = self._count_in_memory() + sum(batch.event_count for batch in in_flight if not batch.is_spooled)
         for lane in lanes:
             for skipped in list(lane.skipped):
                 dropped[skipped.reason] += skipped.last - skipped.first + 1
-        return Delivery(delivered, waiting, dict(dropped))
+        return Delivery(delivered, waiting, spooled, dict(dropped))
 
     def stats(self, open_runs: int) -> Stats:
         """
@@ -162,14 +204,16 @@ class Ledger:
         with self._ring.lock:
             lanes = list(self.lanes.values())
             oldest = self._oldest_waiting()
-            age_ns = 0 if oldest is None else time.monotonic_ns() - oldest.monotonic_ns
+            age_ns = 0 if oldest is None else time.monotonic_ns() - oldest[1]
             return Stats(
                 emitter=self.emitter,
                 captured=self._ring.captured,
                 numbered=sum(lane.last for lane in lanes),
                 acknowledged=sum(lane.acknowledged for lane in lanes),
                 superseded=self._ring.superseded,
-                waiting=self._count_waiting(),
+                waiting=self._count_in_memory() + self._spool.event_count,
+                spooled=self._spool.event_count,
+                adopted=self.adopted.total(),
                 dropped=_by_reason(self._ring.dropped),
                 skipped=sum(lane.skipped_count for lane in lanes),
                 content_dropped=self._ring.content_dropped,
@@ -178,19 +222,20 @@ class Ledger:
                 oldest_waiting_seconds=age_ns / 1e9,
             )
 
-    def _count_waiting(self) -> int:
-        return len(self._ring.waiting_records()) + sum(len(lane.pending) for lane in list(self.lanes.values()))
+    def all_lanes(self) -> list[Lane]:
+        """
+        This emitter's lanes, and those it replays for others.
+        """
+        return [*self.lanes.values(), *self.foreign_lanes.values()]
 
-    def _oldest_waiting(self) -> Record | None:
-        heads = [lane.pending[0] for lane in list(self.lanes.values()) if lane.pending]
-        in_ring = self._ring.waiting_records()
-        if in_ring:
-            heads.append(in_ring[0])
-        return min(heads, key=_age, default=None)
+    def _count_in_memory(self) -> int:
+        return self._ring.count_waiting() + sum(len(lane.pending) for lane in list(self.lanes.values()))
 
-
-def _age(record: Record) -> int:
-    return record.monotonic_ns
+    def _oldest_waiting(self) -> tuple[int, int] | None:
+        in_lanes = [lane.pending[0] for lane in list(self.lanes.values()) if lane.pending]
+        times = [(record.at_ns, record.monotonic_ns) for record in in_lanes]
+        times += [oldest for oldest in (self._ring.oldest_waiting(), self._spool.oldest) if oldest is not None]
+        return min(times, key=itemgetter(1), default=None)
 
 
 def _by_reason(dropped: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

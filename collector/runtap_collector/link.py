@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,7 +19,7 @@ from typing import Any, cast
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
+from aiokafka.protocol.metadata import MetadataRequest
 
 from runtap_collector.lanes import Builder
 from runtap_collector.logs import log
@@ -75,13 +76,6 @@ class SendFailedError(SendError):
     """
 
 
-def partition_of(key: str, partition_count: int) -> int:
-    """
-    The partition that every Kafka client would choose for this key.
-    """
-    return (int(murmur2(key.encode())) & 0x7FFFFFFF) % partition_count
-
-
 class Link:
     """
     A producer, kept connected.
@@ -93,7 +87,8 @@ class Link:
         self._producer: Any = None
         self._is_up = asyncio.Event()
         self._is_lost = asyncio.Event()
-        self._is_said_down = False
+        self._down_since: float | None = None
+        self._took_batch_at = time.monotonic()
         self._last_complaint: str | None = None
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -155,6 +150,41 @@ class Link:
         """
         return cast(Builder, self._producer.create_batch())
 
+    @property
+    def is_up(self) -> bool:
+        """
+        Whether there is a producer that knows the topic.
+        """
+        return self._is_up.is_set()
+
+    @property
+    def down_seconds(self) -> float:
+        """
+        For how long Kafka could not be written, as far as is known. 0: it could at last.
+        """
+        return 0.0 if self._down_since is None else time.monotonic() - self._down_since
+
+    @property
+    def silent_seconds(self) -> float:
+        """
+        Since Kafka took a batch, or since this began.
+        """
+        return time.monotonic() - self._took_batch_at
+
+    async def cluster_id(self) -> str:
+        """
+        The id of the cluster behind the connection; empty where it does not say.
+        """
+        if self._producer is None:
+            return ""
+        client = self._producer.client
+        try:
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                answer = await client.send(client.get_random_node(), MetadataRequest([]))
+        except (KafkaError, OSError, TimeoutError):
+            return ""
+        return str(getattr(answer, "cluster_id", None) or "")
+
     async def refresh(self) -> None:
         """
         Asks Kafka for the topic's partitions.
@@ -201,8 +231,8 @@ class Link:
         """
         Logs that Kafka cannot be written, once until it can.
         """
-        if not self._is_said_down:
-            self._is_said_down = True
+        if self._down_since is None:
+            self._down_since = time.monotonic()
             log.warning(
                 event,
                 bootstrap_servers=self._settings.bootstrap_servers,
@@ -210,12 +240,13 @@ class Link:
                 reason=reason,
                 # A wrong password looks like an outage: what it was, only aiokafka's log tells.
                 complaint=self._last_complaint,
-                consequence="events wait in memory, up to RUNTAP_BUFFER_BYTES",
+                consequence="events wait in RUNTAP_SPOOL_DIR, or in memory up to RUNTAP_BUFFER_BYTES",
             )
 
     def _say_up(self) -> None:
-        if self._is_said_down:
-            self._is_said_down = False
+        self._took_batch_at = time.monotonic()
+        if self._down_since is not None:
+            self._down_since = None
             self._last_complaint = None
             log.warning("kafka_reached", bootstrap_servers=self._settings.bootstrap_servers, topic=self._topic)
 

@@ -1,27 +1,29 @@
 """
-What waits for the sender: small objects that know how to become events.
+What goes from a callback to the sender: an end as finished JSON, a start as the run itself.
 
-A record is made in a callback and built in the sender's thread, so a start whose run has ended by then is never built.
+An end is encoded in the callback, which costs less than carrying its parts, and holds little memory while it waits. A
+start whose run has ended by the time it would be sent is never encoded at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import UUID
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct, field, structs
 
+from runtap_collector.partitions import partition_of
 from runtap_schemas import (
-    Event,
     RunEnded,
     RunError,
     RunNoted,
     RunStarted,
+    RunStreamed,
     SessionEnded,
     SessionStarted,
     Usage,
+    encode_event,
 )
 from runtap_schemas.events import MAX_DURATION_NS, Status, UsageSource
 
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from runtap_collector.settings import CollectorSettings
 
 MetadataValues = dict[str, str | int | float | bool]
+
+# Memory that a queued start holds, with its run; and that a record holds beside its JSON.
+START_BYTES = 700
+RECORD_BYTES = 200
+# Encoded with no time: the ring stamps it, the sender puts it in.
+_NO_TIME = b'"at_ns":0'
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,106 +49,114 @@ class View:
     environment: str
     metadata: MetadataValues
     captures_content: bool
+    streams_tokens: bool = False
 
     @classmethod
     def of(cls, settings: CollectorSettings) -> View:
         """
         The view that settings describe.
         """
-        return cls(settings.service, settings.environment, dict(settings.metadata), settings.capture_content)
+        return cls(
+            settings.service,
+            settings.environment,
+            dict(settings.metadata),
+            settings.capture_content,
+            settings.capture_content and settings.stream_tokens,
+        )
 
 
-class Route:
+# The structs below are not tracked by the collector of garbage, which otherwise walks all that wait. What could close
+# a cycle (exceptions, foreign metadata) is let go when a run leaves the table of open runs.
+
+
+class Route(Struct, gc=False):
     """
-    Key of the events of one trace or session, and the partition that the first of them went to.
+    Key of the events of one trace (the id of its root) or session, and the partition that the first of them went to.
 
     Kept for as long as the trace lives: its events stay together when partitions are added.
     """
 
-    __slots__ = ("key", "partition")
+    # A UUID, or the text of a session's id.
+    key: Any
+    partition: int | None = None
+    # Set with the partition.
+    key_bytes: bytes = b""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.partition: int | None = None
+    def choose_partition(self, partition_count: int) -> int:
+        """
+        Sets the partition to the one that every Kafka client would choose.
+        """
+        self.partition = partition_of(self.key_text(), partition_count)
+        return self.partition
+
+    def key_text(self) -> bytes:
+        """
+        The Kafka records' key.
+        """
+        if not self.key_bytes:
+            self.key_bytes = str(self.key).encode()
+        return self.key_bytes
 
 
-class OpenRun:
+class Stream(Struct, gc=False):
+    """
+    Text that a model has streamed and that is in no event yet. `index` is the place of its first token.
+    """
+
+    index: int = 0
+    length: int = 0
+    parts: list[str] = field(default_factory=list)
+    sent_monotonic_ns: int = 0
+
+
+class OpenRun(Struct, gc=False):
     """
     A run that has started, and what is known of it by its start.
+
+    Attributes:
+        owner: the capture whose handler saw the start.
+        given_metadata: as LangChain gave it: children that were given the same share what was kept of it.
+        own_keys: how many of its keys are not LangChain's own.
+        streamed_usage: of the last chunk of a stream that had some.
+        has_running_usage: whether chunks repeat the usage so far, which LangChain adds up; `None`: one had any.
+        child_errors: exceptions with which children ended: one that passes through here was counted there.
+        ended: set by the ring when it takes the end: only then is the start not needed any more.
+        input_bytes: original size of the inputs where they were not kept.
     """
 
-    __slots__ = (
-        "child_errors",
-        "ended",
-        "first_token_ns",
-        "given_metadata",
-        "input_bytes",
-        "inputs",
-        "interrupted",
-        "metadata",
-        "name",
-        "owner",
-        "parent_run_id",
-        "provider",
-        "request_model",
-        "request_tier",
-        "reserved_bytes",
-        "route",
-        "run_id",
-        "run_type",
-        "session",
-        "session_id",
-        "started_at_ns",
-        "started_monotonic_ns",
-        "tags",
-        "user_id",
-        "view",
-    )
-
-    def __init__(
-        self,
-        run_id: UUID,
-        parent_run_id: UUID | None,
-        run_type: str,
-        name: str,
-        view: View,
-        route: Route,
-        owner: object = None,
-    ) -> None:
-        self.run_id = run_id
-        self.parent_run_id = parent_run_id
-        self.run_type = run_type
-        self.name = name
-        self.view = view
-        self.route = route
-        # Who reported the start: of several handlers, the one whose notes count.
-        self.owner = owner
-        self.session: Session | None = None
-        self.session_id: str | None = None
-        self.user_id: str | None = None
-        # As LangChain gave it: children that were given the same share what was kept of it.
-        self.given_metadata: Mapping[str, Any] = {}
-        self.provider: str | None = None
-        self.request_model: str | None = None
-        self.request_tier: str | None = None
-        self.tags: list[str] = []
-        self.metadata: MetadataValues = {}
-        self.started_at_ns = 0
-        self.started_monotonic_ns = 0
-        self.first_token_ns: int | None = None
-        # Exceptions with which children ended: one that passes through here was counted there.
-        self.child_errors: list[tuple[BaseException, RunError]] | None = None
-        self.interrupted = False
-        # Set by the ring when it takes the end: only then is the start not needed any more.
-        self.ended = False
-        self.inputs: bytes | None = None
-        # Original size of the inputs where they were not kept.
-        self.input_bytes = 0
-        self.reserved_bytes = 0
+    # `Any` for UUIDs: msgspec writes them as text by itself, in a tenth of the time of `str`.
+    run_id: Any
+    parent_run_id: Any
+    run_type: str
+    name: str
+    view: View
+    route: Route
+    owner: object = None
+    session: Session | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    given_metadata: Mapping[str, Any] = {}
+    own_keys: int = 0
+    metadata: MetadataValues = {}
+    tags: list[str] = []
+    provider: str | None = None
+    request_model: str | None = None
+    request_tier: str | None = None
+    started_at_ns: int = 0
+    started_monotonic_ns: int = 0
+    first_token_ns: int = 0
+    streamed_usage: Mapping[str, Any] | None = None
+    has_running_usage: bool | None = None
+    stream: Stream | None = None
+    child_errors: list[tuple[BaseException, RunError]] | None = None
+    interrupted: bool = False
+    ended: bool = False
+    inputs: bytes | None = None
+    input_bytes: int = 0
+    reserved_bytes: int = 0
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct, gc=False):
     """
     How a run ended.
     """
@@ -156,86 +172,64 @@ class Outcome:
     reported_cost_usd: str | None = None
 
 
-class Record:
+class Session(Struct, gc=False):
+    """
+    A session that the service names. `metadata` holds the view's as well.
+    """
+
+    session_id: str
+    view: View
+    user_id: str | None = None
+    tags: list[str] = field(default_factory=list)
+    metadata: MetadataValues = field(default_factory=dict)
+
+
+class Record(Struct, gc=False):
     """
     One event on its way. The ring stamps `at_ns` and `monotonic_ns` when it is offered.
+
+    Attributes:
+        body: its JSON without a time; `None`: a start, encoded when it is sent.
+        run: the run of a start, or the one that an end ends until the ring has taken it.
+        size_bytes: memory that it is counted with.
+        has_content: whether captured content is part of it.
     """
 
-    __slots__ = ("at_ns", "monotonic_ns", "route", "size_bytes")
+    kind: str
+    route: Route
+    size_bytes: int
+    body: bytes | None = None
+    run: OpenRun | None = None
+    has_content: bool = False
+    at_ns: int = 0
+    monotonic_ns: int = 0
 
-    kind: ClassVar[str]
-    # Memory that the facts of such a record hold, with its share of the run: an estimate.
-    facts_bytes: ClassVar[int]
-
-    def __init__(self, route: Route) -> None:
-        self.at_ns = 0
-        self.monotonic_ns = 0
-        self.route = route
-        self.size_bytes = self.facts_bytes
-
-    @property
-    def content_bytes(self) -> int:
+    def encode(self) -> bytes:
         """
-        Bytes of captured content that it holds.
+        Its JSON, without a number.
         """
-        return 0
-
-    @property
-    def reserved_bytes(self) -> int:
-        """
-        Bytes that the ring holds for it already.
-        """
-        return 0
-
-    def drop_content(self) -> None:
-        """
-        Lets go of captured content, keeping its size.
-        """
-
-    def note_taken(self) -> None:
-        """
-        Called by the ring, under its lock, when it has taken the record.
-        """
-
-    @property
-    def is_superseded(self) -> bool:
-        """
-        Whether another record, already taken by the ring, says all that this one says.
-        """
-        return False
-
-    def build(self) -> Event:
-        """
-        The event, without a number.
-        """
-        raise NotImplementedError
+        body = self.body
+        if body is None:
+            assert self.run is not None
+            body = _encode_start(self.run)
+        # Always the first occurrence: only the type stands before it.
+        return body.replace(_NO_TIME, b'"at_ns":%d' % self.at_ns, 1)
 
 
-class RunStart(Record):
+def start_of(run: OpenRun) -> Record:
     """
-    A run began.
+    The record of a run's start, which the ring has stamped.
     """
+    return Record("run.started", run.route, START_BYTES, None, run, False, run.started_at_ns, run.started_monotonic_ns)
 
-    __slots__ = ("run",)
 
-    kind = "run.started"
-    facts_bytes = 900
-
-    def __init__(self, run: OpenRun) -> None:
-        super().__init__(run.route)
-        self.run = run
-
-    @property
-    def is_superseded(self) -> bool:
-        return self.run.ended
-
-    def build(self) -> Event:
-        run = self.run
-        return RunStarted(
-            at_ns=self.at_ns,
-            run_id=str(run.run_id),
+def _encode_start(run: OpenRun) -> bytes:
+    return encode_event(
+        RunStarted(
+            at_ns=0,
+            run_id=run.run_id,
             trace_id=run.route.key,
-            parent_run_id=None if run.parent_run_id is None else str(run.parent_run_id),
+            parent_run_id=run.parent_run_id,
             is_root=run.parent_run_id is None,
             session_id=run.session_id,
             user_id=run.user_id,
@@ -246,85 +240,76 @@ class RunStart(Record):
             provider=run.provider,
             request_model=run.request_model,
         )
+    )
 
 
-def _since(start_ns: int, instant_ns: int | None) -> int | None:
-    return None if instant_ns is None else min(max(0, instant_ns - start_ns), MAX_DURATION_NS)
+def _since(start_ns: int, instant_ns: int) -> int:
+    return min(max(0, instant_ns - start_ns), MAX_DURATION_NS)
 
 
-class RunEnd(Record):
+def end_of(
+    run: OpenRun, outcome: Outcome, ended_monotonic_ns: int, outputs: bytes | None = None, lost_bytes: int = 0
+) -> Record:
     """
-    A run ended. Holds the run's content, and the bytes that the ring had reserved for its inputs.
+    The record of a run's end.
+
+    Args:
+        run: the run; its inputs are part of the record if it has any.
+        outcome: how it ended.
+        ended_monotonic_ns: when.
+        outputs: captured content as JSON.
+        lost_bytes: size of outputs that were not kept.
     """
-
-    __slots__ = ("lost_bytes", "outcome", "outputs", "run")
-
-    kind = "run.ended"
-    facts_bytes = 1_300
-
-    def __init__(self, run: OpenRun, outcome: Outcome, outputs: bytes | None, lost_bytes: int) -> None:
-        super().__init__(run.route)
-        self.run = run
-        self.outcome = outcome
-        self.outputs = outputs
-        self.lost_bytes = lost_bytes + run.input_bytes
-        self.size_bytes += self.content_bytes
-
-    @property
-    def content_bytes(self) -> int:
-        return len(self.run.inputs or b"") + len(self.outputs or b"")
-
-    @property
-    def reserved_bytes(self) -> int:
-        return self.run.reserved_bytes
-
-    def note_taken(self) -> None:
-        self.run.ended = True
-
-    def drop_content(self) -> None:
-        held = self.content_bytes
-        self.lost_bytes += held
-        self.size_bytes -= held
-        self.run.inputs = None
-        self.outputs = None
-
-    def build(self) -> Event:
-        run, outcome = self.run, self.outcome
-        return RunEnded(
-            at_ns=self.at_ns,
-            run_id=str(run.run_id),
-            trace_id=run.route.key,
-            parent_run_id=None if run.parent_run_id is None else str(run.parent_run_id),
-            is_root=run.parent_run_id is None,
-            session_id=run.session_id,
-            user_id=run.user_id,
-            service=run.view.service,
-            environment=run.view.environment,
-            run_type=run.run_type,
-            name=run.name,
-            status=outcome.status,
-            started_at_ns=run.started_at_ns,
-            duration_ns=_since(run.started_monotonic_ns, self.monotonic_ns) or 0,
-            time_to_first_token_ns=_since(run.started_monotonic_ns, run.first_token_ns),
-            provider=run.provider or outcome.provider,
-            request_model=run.request_model,
-            model=outcome.model or run.request_model,
-            service_tier=outcome.service_tier or run.request_tier,
-            finish_reason=outcome.finish_reason,
-            usage=outcome.usage,
-            usage_source=outcome.usage_source,
-            reported_cost_usd=outcome.reported_cost_usd,
-            error=outcome.error,
-            tags=run.tags,
-            metadata=run.metadata,
-            inputs=UNSET if run.inputs is None else Raw(run.inputs),
-            outputs=UNSET if self.outputs is None else Raw(self.outputs),
-            content_bytes=(self.lost_bytes + self.content_bytes) if self.lost_bytes else None,
-        )
+    duration_ns = ended_monotonic_ns - run.started_monotonic_ns
+    event = RunEnded(
+        at_ns=0,
+        run_id=run.run_id,
+        trace_id=run.route.key,
+        parent_run_id=run.parent_run_id,
+        is_root=run.parent_run_id is None,
+        session_id=run.session_id,
+        user_id=run.user_id,
+        service=run.view.service,
+        environment=run.view.environment,
+        run_type=run.run_type,
+        name=run.name,
+        status=outcome.status,
+        started_at_ns=run.started_at_ns,
+        duration_ns=duration_ns if 0 <= duration_ns <= MAX_DURATION_NS else _since(0, duration_ns),
+        tags=run.tags,
+        metadata=run.metadata,
+    )
+    if run.run_type == "llm":
+        _add_model_facts(event, run, outcome)
+    if outcome.error is not None:
+        event.error = outcome.error
+    inputs = run.inputs
+    if inputs is not None:
+        event.inputs = Raw(inputs)
+    if outputs is not None:
+        event.outputs = Raw(outputs)
+    lost_bytes += run.input_bytes
+    if lost_bytes:
+        event.content_bytes = lost_bytes + len(inputs or b"") + len(outputs or b"")
+    body = encode_event(event)
+    has_content = inputs is not None or outputs is not None
+    return Record("run.ended", run.route, len(body) + RECORD_BYTES, body, run, has_content)
 
 
-@dataclass(slots=True)
-class Note:
+def _add_model_facts(event: RunEnded, run: OpenRun, outcome: Outcome) -> None:
+    if run.first_token_ns:
+        event.time_to_first_token_ns = _since(run.started_monotonic_ns, run.first_token_ns)
+    event.provider = run.provider or outcome.provider
+    event.request_model = run.request_model
+    event.model = outcome.model or run.request_model
+    event.service_tier = outcome.service_tier or run.request_tier
+    event.finish_reason = outcome.finish_reason
+    event.usage = outcome.usage
+    event.usage_source = outcome.usage_source
+    event.reported_cost_usd = outcome.reported_cost_usd
+
+
+class Note(Struct, gc=False):
     """
     What happened within a run. `data` is its content as JSON, `lost_bytes` its size where it was not kept.
     """
@@ -336,39 +321,16 @@ class Note:
     lost_bytes: int = 0
 
 
-class RunNote(Record):
+def note_of(run: OpenRun, note: Note) -> Record:
     """
-    Something happened within a run.
+    The record of something that happened within a run.
     """
-
-    __slots__ = ("note", "run")
-
-    kind = "run.noted"
-    facts_bytes = 500
-
-    def __init__(self, run: OpenRun, note: Note) -> None:
-        super().__init__(run.route)
-        self.run = run
-        self.note = note
-        self.size_bytes += self.content_bytes
-
-    @property
-    def content_bytes(self) -> int:
-        return len(self.note.data or b"")
-
-    def drop_content(self) -> None:
-        held = self.content_bytes
-        self.note.lost_bytes += held
-        self.size_bytes -= held
-        self.note.data = None
-
-    def build(self) -> Event:
-        run, note = self.run, self.note
-        return RunNoted(
-            at_ns=self.at_ns,
-            run_id=str(run.run_id),
+    body = encode_event(
+        RunNoted(
+            at_ns=0,
+            run_id=run.run_id,
             trace_id=run.route.key,
-            parent_run_id=None if run.parent_run_id is None else str(run.parent_run_id),
+            parent_run_id=run.parent_run_id,
             is_root=run.parent_run_id is None,
             session_id=run.session_id,
             user_id=run.user_id,
@@ -382,40 +344,49 @@ class RunNote(Record):
             data=UNSET if note.data is None else Raw(note.data),
             content_bytes=note.lost_bytes or None,
         )
+    )
+    return Record("run.noted", run.route, len(body) + RECORD_BYTES, body, None, note.data is not None)
 
 
-@dataclass(slots=True)
-class Session:
+def streamed_of(run: OpenRun, index: int, text: str) -> Record:
     """
-    A session that the service names. `metadata` holds the view's as well.
+    The record of text that a model has streamed.
     """
+    body = encode_event(
+        RunStreamed(
+            at_ns=0,
+            run_id=run.run_id,
+            trace_id=run.route.key,
+            parent_run_id=run.parent_run_id,
+            is_root=run.parent_run_id is None,
+            session_id=run.session_id,
+            user_id=run.user_id,
+            service=run.view.service,
+            environment=run.view.environment,
+            run_type=run.run_type,
+            name=run.name,
+            index=index,
+            text=text,
+        )
+    )
+    return Record("run.streamed", run.route, len(body) + RECORD_BYTES, body, None, True)
 
-    session_id: str
-    view: View
-    user_id: str | None = None
-    tags: list[str] = field(default_factory=list)
-    metadata: MetadataValues = field(default_factory=dict)
 
-
-class SessionStart(Record):
+def without_data(note: Note) -> Note:
     """
-    The service said that a session began.
+    The same note without its content.
     """
+    return structs.replace(note, data=None, lost_bytes=note.lost_bytes + len(note.data or b""))
 
-    __slots__ = ("session",)
 
-    kind = "session.started"
-    facts_bytes = 600
-    event: ClassVar[type[SessionStarted] | type[SessionEnded]] = SessionStarted
-
-    def __init__(self, session: Session, route: Route) -> None:
-        super().__init__(route)
-        self.session = session
-
-    def build(self) -> Event:
-        session = self.session
-        return self.event(
-            at_ns=self.at_ns,
+def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
+    """
+    The record of a session's start or end.
+    """
+    event = SessionStarted if is_start else SessionEnded
+    body = encode_event(
+        event(
+            at_ns=0,
             session_id=session.session_id,
             user_id=session.user_id,
             service=session.view.service,
@@ -423,14 +394,6 @@ class SessionStart(Record):
             tags=session.tags,
             metadata=session.metadata,
         )
-
-
-class SessionEnd(SessionStart):
-    """
-    The service said that a session ended.
-    """
-
-    __slots__ = ()
-
-    kind = "session.ended"
-    event = SessionEnded
+    )
+    kind = "session.started" if is_start else "session.ended"
+    return Record(kind, route, len(body) + RECORD_BYTES, body)

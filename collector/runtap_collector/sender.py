@@ -24,23 +24,31 @@ from runtap_collector.link import (
     SendDeniedError,
     SendError,
     SendFailedError,
-    partition_of,
 )
 from runtap_collector.logs import RareLog, log
+from runtap_collector.partitions import partition_of
 from runtap_collector.records import Record
+from runtap_collector.replay import Replay
 from runtap_collector.ring import Ring
+from runtap_collector.spool import NumberedBatch, Spool, SpoolError
 from runtap_schemas import ConnectionSettings, encode_event, number_event
 from runtap_schemas.topics import events_topic
 
 LINGER_SECONDS = 0.05
 FIRST_REPORT_SECONDS = 1.0
 REPORT_SECONDS = 10.0
-MAX_EVENT_BYTES = 256 * 1024
+# While there is much to send, fewer and larger batches: each costs as much as a hundred events in it.
+BUSY_EVENTS = 10
+BUSY_LINGER_SECONDS = 0.4
+# Kafka away for longer, and events go to the spool.
+AWAY_SECONDS = 1.0
 RETRY_SECONDS = 0.2
 DENIED_RETRY_SECONDS = 3.0
 TASK_RETRY_SECONDS = 1.0
 # A partition that stays unknown this long, in metadata that know others, is gone: the topic was made again, smaller.
 GONE_SECONDS = 10.0
+# A tenth of a millisecond's work.
+_BREATH_EVENTS = 32
 # What closing keeps of its time for hanging up.
 _HANG_UP_SECONDS = 0.4
 
@@ -60,20 +68,31 @@ class Sender:
     """
 
     def __init__(
-        self, ring: Ring, ledger: Ledger, settings: ConnectionSettings, every_report: Callable[[], None]
+        self,
+        ring: Ring,
+        ledger: Ledger,
+        spool: Spool,
+        settings: ConnectionSettings,
+        every_report: Callable[[], None],
+        on_death: Callable[[], None],
     ) -> None:
         """
         Args:
             ring: where events come from.
             ledger: what counts them.
+            spool: where they wait when Kafka is away.
             settings: how to reach Kafka.
             every_report: called in the sender's thread before each report.
+            on_death: called in the sender's thread as its last act, should a fault of ours end it.
         """
         self._ring = ring
         self._ledger = ledger
         self._every_report = every_report
+        self._on_death = on_death
         self._loop: _Loop | None = None
         self._link = Link(settings, events_topic(settings.topic_prefix))
+        self._spool = spool
+        self._replay = Replay(self, spool, ring, ledger, self._link)
         self._warnings = RareLog()
         self._has_records = asyncio.Event()
         self._must_stop = asyncio.Event()
@@ -97,6 +116,13 @@ class Sender:
         except RuntimeError:
             self._loop.close()
             raise
+
+    @property
+    def down_seconds(self) -> float:
+        """
+        For how long Kafka could not be written, as far as is known. 0: it could at last.
+        """
+        return self._link.down_seconds
 
     def wake(self) -> None:
         """
@@ -156,10 +182,14 @@ class Sender:
         try:
             with self._link.overheard():
                 loop.run_until_complete(self._main())
-        except Exception:  # noqa: BLE001 - the thread's last words
+        except BaseException:  # noqa: BLE001 - the thread's last words
             log.error("sender_died", exc_info=True)
-        finally:
-            loop.close()
+            has_died = True
+        else:
+            has_died = False
+        loop.close()
+        if has_died:
+            self._on_death()
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._warnings.warn(
@@ -167,15 +197,24 @@ class Sender:
         )
 
     async def _main(self) -> None:
-        for name, function in (("link", self._link.run), ("collect", self._collect), ("report", self._report)):
+        for lane in self._ledger.all_lanes():
+            # Of a sender that died.
+            lane.move_to_another_loop()
+            self.drive(lane)
+        for name, function in (
+            ("link", self._link.run),
+            ("collect", self._collect),
+            ("report", self._report),
+            ("replay", self._replay.run),
+        ):
             self._supervise(f"runtap-{name}", function)
         await self._must_stop.wait()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.put_rest_away()
         await self._link.stop()
-        self._count_rest()
 
     def _supervise(self, name: str, function: Callable[[], Awaitable[None]]) -> None:
         async def keep() -> None:
@@ -197,43 +236,133 @@ class Sender:
         while True:
             await self._has_records.wait()
             self._has_records.clear()
+            linger_seconds = LINGER_SECONDS
             while True:
-                await asyncio.sleep(LINGER_SECONDS)
-                # Until Kafka is there nobody knows the partitions, and the ring is the place to wait.
-                await self._link.wait_until_up()
-                if self._move() is False:
+                await self._linger(linger_seconds)
+                moved = await self._pass_on()
+                if moved == 0:
                     break
+                linger_seconds = LINGER_SECONDS if moved is not None and moved <= BUSY_EVENTS else BUSY_LINGER_SECONDS
 
-    def _move(self) -> bool | None:
+    async def _linger(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while True:
+            await asyncio.sleep(LINGER_SECONDS)
+            if time.monotonic() >= until or self._ring.held_bytes > self._ring.spool_mark:
+                return
+
+    async def _pass_on(self) -> int | None:
         """
-        Moves the ring's records to their lanes. False: there were none, and the next one will wake us. `None`: the
-        topic is away, and they stay where they are.
+        Moves the ring's records on: to their lanes, or into the spool while Kafka is away. As `_move`.
+        """
+        if not self._link.is_up and not self._must_spool():
+            # Most often it has just begun. Nobody knows the partitions yet, and the ring is the place to wait.
+            try:
+                async with asyncio.timeout(AWAY_SECONDS):
+                    await self._link.wait_until_up()
+            except TimeoutError:
+                pass
+        if self._must_spool() and self._spool.is_usable:
+            try:
+                return self._put_in_spool()
+            except SpoolError:
+                # Said and counted there.
+                pass
+        if not self._link.is_up:
+            self._ring.forget_superseded()
+            return None
+        return self._move()
+
+    def _must_spool(self) -> bool:
+        """
+        Whether Kafka has been away for a while, as far as is known, or is silent while memory fills.
+        """
+        is_filling = self._ring.held_bytes > self._ring.spool_mark
+        return self._link.down_seconds > AWAY_SECONDS or (is_filling and self._link.silent_seconds > AWAY_SECONDS)
+
+    def _put_in_spool(self) -> int:
+        """
+        Moves all that waits into the spool, and copies there what is on its way: nobody knows whether it arrives.
+        """
+        taken = self._ring.take()
+        lanes = list(self._ledger.lanes.values())
+        records = [*taken, *(r for lane in lanes for r in lane.pending if r.run is None or not r.run.ended)]
+        records.sort(key=lambda record: record.monotonic_ns)
+        batches = [(lane, batch) for lane in lanes for batch in lane.batches if not batch.is_spooled]
+        stored = [self._as_stored(lane, batch) for lane, batch in batches]
+        try:
+            forgets = self._spool.write(self._ledger.emitter, records, stored)
+        except SpoolError:
+            self._ring.put_back(taken)
+            raise
+        for (_, batch), forget in zip(batches, forgets, strict=True):
+            batch.is_spooled = True
+            batch.on_done = forget
+        self._ring.release(sum(record.size_bytes for record in records))
+        for lane in lanes:
+            self._ring.supersede(sum(1 for record in lane.pending if record.run is not None and record.run.ended))
+            lane.pass_through(len(lane.pending))
+            lane.pending.clear()
+        self._replay.has_events.set()
+        return len(records)
+
+    def _move(self) -> int | None:
+        """
+        Moves the ring's records to their lanes. 0: there were none, and the next one will wake us. `None`: the topic is
+        away, and they stay where they are.
         """
         partitions = self._link.partitions()
         if not partitions:
             return None
         records = self._ring.take()
+        by_lane: dict[int, list[Record]] = {}
+        lanes = self._ledger.lanes
         for record in records:
-            try:
-                self._lane_of(record, partitions).enter(record)
-            except Exception:  # noqa: BLE001 - the others are out of the ring already, and must not be lost with it
-                self._warnings.warn("event_not_routed", kind=record.kind, exc_info=True)
-                self._ring.drop([record], "internal_error")
-        return bool(records)
+            route = record.route
+            partition = route.partition
+            # A trace keeps the partition with which it began, unless that is gone.
+            if partition is None or (partition not in partitions and partition not in lanes):
+                try:
+                    partition = route.choose_partition(len(partitions))
+                except Exception:  # noqa: BLE001 - the others are out of the ring already, and must not be lost with it
+                    self._warnings.warn("event_not_routed", kind=record.kind, exc_info=True)
+                    self._ring.drop([record], "internal_error")
+                    continue
+            if partition in by_lane:
+                by_lane[partition].append(record)
+            else:
+                by_lane[partition] = [record]
+        for partition, entering in by_lane.items():
+            self.lane(partition).enter(entering)
+        return len(records)
 
-    def _lane_of(self, record: Record, partitions: frozenset[int]) -> Lane:
-        route = record.route
-        # A trace keeps the partition with which it began, unless that is gone.
-        if route.partition is None or (route.partition not in partitions and route.partition not in self._ledger.lanes):
-            route.partition = partition_of(route.key, len(partitions))
-        return self._lane(route.partition)
-
-    def _lane(self, partition: int) -> Lane:
+    def lane(self, partition: int) -> Lane:
+        """
+        This emitter's lane of a partition.
+        """
         lane = self._ledger.lanes.get(partition)
         if lane is None:
-            lane = self._ledger.lanes[partition] = Lane(partition)
-            self._supervise(f"runtap-lane-{partition}", lambda: self._drive(lane))
+            lane = self._ledger.lanes[partition] = Lane(partition, self._ledger.emitter)
+            self.drive(lane)
         return lane
+
+    def drive(self, lane: Lane) -> None:
+        """
+        Sets a lane going.
+        """
+        self._supervise(f"runtap-lane-{lane.partition}", lambda: self._drive(lane))
+
+    async def report_now(self) -> None:
+        """
+        Sends a report, and waits a while for Kafka to have it.
+        """
+        lane = self._next_report_lane()
+        lane.ask_for_report()
+        try:
+            async with asyncio.timeout(REPORT_SECONDS):
+                await lane.is_idle.wait()
+        except TimeoutError:
+            return
 
     async def _drive(self, lane: Lane) -> None:
         while True:
@@ -259,44 +388,42 @@ class Sender:
         if lane.report_is_due:
             lane.report_is_due = False
             report = self._ledger.report(lane, closing=self._is_finishing)
-            self._append(lane, batch, encode_event(report), report.at_ns, self._ledger.emitter, 0)
-            self._ledger.count_report()
-        while lane.pending:
-            record = lane.pending[0]
-            if record.is_superseded:
-                lane.pending.popleft()
-                self._ring.supersede(record)
-                lane.pass_through(1)
+            self._append(lane, batch, encode_event(report), report.at_ns, self._ledger.emitter.encode(), 0, True)
+            self._ledger.count_report(report)
+        superseded = 0
+        pending = lane.pending
+        while pending:
+            record = pending[0]
+            run = record.run
+            if run is not None and run.ended:
+                pending.popleft()
+                superseded += 1
                 continue
             try:
-                fits = self._append(lane, batch, *self._build(record), record.route.key, record.size_bytes)
+                body, key = record.encode(), record.route.key_bytes
+                if not self._append(lane, batch, body, record.at_ns, key, record.size_bytes):
+                    break
             except Exception:  # noqa: BLE001 - one event that cannot be written must not stop its lane
                 self._warnings.warn("event_not_encoded", kind=record.kind, exc_info=True)
-                lane.pending.popleft()
                 self._ring.drop([record], "internal_error")
                 lane.pass_through(1)
-                continue
-            if not fits:
-                break
-            lane.pending.popleft()
+            pending.popleft()
+            if not len(batch.events) % _BREATH_EVENTS:
+                # Lets the app's threads have the interpreter: it is taken from us only every 5 ms.
+                time.sleep(0)
+        self._ring.supersede(superseded)
+        lane.pass_through(superseded)
 
-    def _build(self, record: Record) -> tuple[bytes, int]:
-        body = encode_event(record.build())
-        if len(body) > MAX_EVENT_BYTES and record.content_bytes:
-            self._ring.drop_content(record)
-            body = encode_event(record.build())
-        return body, record.at_ns
-
-    def _append(self, lane: Lane, batch: Batch, body: bytes, at_ns: int, key: str, size_bytes: int) -> bool:
+    def _append(
+        self, lane: Lane, batch: Batch, body: bytes, at_ns: int, key: bytes, size_bytes: int, is_report: bool = False
+    ) -> bool:
         value = number_event(body, self._ledger.emitter, lane.last + 1)
-        numbered = NumberedEvent(at_ns // 1_000_000, key.encode(), value, size_bytes)
-        if batch.builder.append(timestamp=numbered.timestamp_ms, key=numbered.key, value=value) is None:
+        if not batch.append(NumberedEvent(at_ns // 1_000_000, key, value, size_bytes, is_report)):
             return False
-        if not batch.events:
+        if not lane.batches:
             # With its first number, not when it is full: whatever goes wrong from here on, the number is not lost.
             lane.batches.append(batch)
         lane.last += 1
-        batch.events.append(numbered)
         return True
 
     async def _deliver(self, lane: Lane, batch: Batch) -> None:
@@ -328,6 +455,12 @@ class Sender:
         lane.batches.popleft()
         self._ring.release(batch.size_bytes)
         lane.pass_through(batch.event_count)
+        if batch.on_done is not None:
+            try:
+                batch.on_done()
+            except SpoolError as error:
+                # It stays there and is sent once more by the next process: a repeat, which readers drop.
+                self._warnings.warn("spool_not_written", reason=str(error))
 
     def _halve_or_skip(self, lane: Lane, batch: Batch, reason: str) -> None:
         if len(batch.events) > 1:
@@ -366,8 +499,7 @@ class Sender:
         records, count = list(lane.pending), len(lane.pending)
         lane.pending.clear()
         for record in records:
-            record.route.partition = partition_of(record.route.key, len(partitions))
-            self._lane(record.route.partition).enter(record)
+            self.lane(record.route.choose_partition(len(partitions))).enter([record])
         lane.pass_through(count)
 
     async def _report(self) -> None:
@@ -385,15 +517,22 @@ class Sender:
         partitions = self._link.partitions()
         known = sorted(partition for partition in self._ledger.lanes if partition in partitions)
         if not known:
-            return self._lane(partition_of(self._ledger.emitter, len(partitions) or 1))
+            return self.lane(partition_of(self._ledger.emitter.encode(), len(partitions) or 1))
         self._report_turn += 1
-        return self._lane(known[self._report_turn % len(known)])
+        return self.lane(known[self._report_turn % len(known)])
 
     async def _flush(self) -> None:
         await self._link.wait_until_up()
         while self._move() is None:  # noqa: ASYNC110 - aiokafka has no event for a topic that is back
             await asyncio.sleep(RETRY_SECONDS)
-        await asyncio.gather(*(lane.settle() for lane in list(self._ledger.lanes.values())))
+        while True:
+            # Asked first: what leaves the spool is in the lanes, and they are waited for next.
+            is_last_round = not self._spool.own_event_count
+            await asyncio.gather(*(lane.settle() for lane in list(self._ledger.lanes.values())))
+            if is_last_round:
+                return
+            self._replay.has_events.set()
+            await asyncio.sleep(LINGER_SECONDS)
 
     async def _finish(self) -> None:
         await self._flush()
@@ -404,11 +543,26 @@ class Sender:
         lane.ask_for_report()
         await lane.is_idle.wait()
 
-    def _count_rest(self) -> None:
+    @staticmethod
+    def _as_stored(lane: Lane, batch: Batch) -> NumberedBatch:
+        return NumberedBatch(lane.emitter, lane.partition, batch.first, batch.last, time.time_ns(), batch.events)
+
+    def put_rest_away(self) -> None:
         """
-        Counts what never got a number as dropped. What got one may be in the log: the gap, if there is one, says so.
+        At the end: puts what was not sent into the spool, for the next process. Without one, what never got a number
+        is dropped; what got one may be in the log: the gap, if there is one, says so.
         """
-        rest = list(self._ring.take())
+        try:
+            self._put_in_spool()
+        except SpoolError:
+            self._drop_rest()
+        delivery = self._ledger.delivery()
+        if delivery.spooled:
+            log.warning("events_left_in_spool", events=delivery.spooled, consequence="the next process sends them")
+        self._spool.close()
+
+    def _drop_rest(self) -> None:
+        rest = self._ring.take()
         for lane in self._ledger.lanes.values():
             rest += lane.pending
             lane.pending.clear()

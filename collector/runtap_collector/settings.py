@@ -4,6 +4,8 @@ Settings of the collector, the only reader of the environment.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -31,11 +33,34 @@ class CollectorSettings(ConnectionSettings):
         description="metadata of every event, as team=x,region=y",
     )
     capture_content: bool = Field(False, description="whether prompts, answers and tool arguments are captured")
+    stream_tokens: bool = Field(
+        False,
+        description="whether streamed text is sent as it comes, joined over 100 ms; only where content is captured",
+    )
     buffer_bytes: int = Field(
         32 * 1024 * 1024,
         ge=MIN_BUFFER_BYTES,
         description="most memory for events that Kafka has not acknowledged, in bytes",
     )
+
+    spool_dir: str = Field(
+        "",
+        description="folder for events while Kafka is away; empty: runtap/spool in the user's state folder; off: none",
+    )
+    spool_bytes: int = Field(
+        1024 * 1024 * 1024, ge=0, description="most that a process may keep there, compressed, in bytes"
+    )
+
+    @property
+    def spool_directory(self) -> Path | None:
+        """
+        The folder of spools. `None`: there is none.
+        """
+        if self.spool_dir == "off":
+            return None
+        return Path(
+            self.spool_dir or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "runtap", "spool")
+        ).expanduser()
 
     @field_validator("metadata", mode="before")
     @classmethod

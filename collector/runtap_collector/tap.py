@@ -7,15 +7,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from runtap_collector import emitter as emitters
 from runtap_collector.capture import Capture, current_session, make_session
 from runtap_collector.handler import RunTapHandler
-from runtap_collector.ledger import Delivery, Stats
-from runtap_collector.records import Session, SessionEnd, SessionStart, View
+from runtap_collector.ledger import Delivery, EmitterHealth, Stats
+from runtap_collector.recorded import UsageCounts, recorded_call, usage_of
+from runtap_collector.records import Session, View, session_of
 from runtap_collector.settings import CollectorSettings
+from runtap_collector.translate import dollars_of, word_of
+from runtap_schemas.events import MAX_DURATION_NS
 
 FLUSH_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
@@ -44,7 +48,8 @@ class RunTap:
         self._emitter = emitters.attach(settings)
         self._is_closed = False
         self._sessions: dict[str, Session] = {}
-        self.handler = RunTapHandler(_capture=Capture(self._emitter, self._view))
+        self._capture = Capture(self._emitter, self._view)
+        self.handler = RunTapHandler(_capture=self._capture)
 
     @classmethod
     def from_env(cls, *, service: str | None = None, **overrides: Any) -> Self:
@@ -106,7 +111,7 @@ class RunTap:
             # One that nobody ended. Its end will be emitted without its tags and metadata.
             self._sessions.pop(next(iter(self._sessions)), None)
         current_session.set(session)
-        self._emitter.offer(SessionStart(session, self._emitter.session_routes.get_or_add(session.session_id)))
+        self._offer(session, is_start=True)
 
     def end_session(self, session_id: str) -> None:
         """
@@ -119,7 +124,52 @@ class RunTap:
         session = self._sessions.pop(name.session_id, name)
         if current_session.get() is session:
             current_session.set(None)
-        self._emitter.offer(SessionEnd(session, self._emitter.session_routes.get_or_add(session.session_id)))
+        self._offer(session, is_start=False)
+
+    def _offer(self, session: Session, *, is_start: bool) -> None:
+        route = self._emitter.session_routes.get_or_add(session.session_id, session.session_id)
+        self._emitter.offer(session_of(session, route, is_start=is_start))
+
+    def record_usage(
+        self,
+        *,
+        model: str,
+        provider: str | None = None,
+        name: str = "recorded",
+        service_tier: str | None = None,
+        duration_seconds: float = 0.0,
+        cost_usd: Decimal | str | float | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **counts: Unpack[UsageCounts],
+    ) -> None:
+        """
+        Emits a model call that LangChain has no callback for (embeddings, an SDK called by hand), as a run of its own.
+
+        It gets the session of this context, as runs do. A count that is left out, or is none (negative, no integer),
+        is unknown, never 0; without `input_tokens` or `output_tokens` there is no price.
+
+        Args:
+            model: the answering model.
+            provider: who sold it; else the model's name decides.
+            name: of the run.
+            service_tier: as the provider names it, such as `flex` or `batch`.
+            duration_seconds: how long the call took until now.
+            cost_usd: what the provider said it billed; it beats any price table.
+            tags: of the run.
+            metadata: of the run; `session_id` and `user_id` mean what they mean in LangChain's.
+            **counts: tokens by class, and web searches, as `runtap_schemas.Usage` names them.
+
+        Raises:
+            ValueError: the model is empty, or the duration is no time.
+        """
+        run, outcome = recorded_call(self._view, name, provider, model)
+        outcome.service_tier = word_of(service_tier)
+        outcome.reported_cost_usd = dollars_of(cost_usd)
+        outcome.usage = usage_of(counts)
+        if not 0 <= duration_seconds < MAX_DURATION_NS / 1e9:
+            raise ValueError(f"duration_seconds is {duration_seconds!r}: expected how long the call took")
+        self._capture.record(run, outcome, int(duration_seconds * 1e9), list(tags or ()), metadata or {})
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
         """
@@ -155,6 +205,12 @@ class RunTap:
         The emitter's side of the ledger, counted since it began.
         """
         return self._emitter.stats()
+
+    def health(self) -> EmitterHealth:
+        """
+        Whether events get to Kafka now, and what stands in their way.
+        """
+        return self._emitter.health()
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from runtap_collector.records import MetadataValues
@@ -33,16 +34,48 @@ def name_of(value: object) -> str | None:
     """
     if value is None or value == "":
         return None
-    return clip(value if isinstance(value, str) else str(value), MAX_NAME_LENGTH)
+    return clip_name(value if type(value) is str else str(value))
 
 
-def clip_tags(tags: Iterable[object] | None) -> list[str]:
+@lru_cache(maxsize=4_096)
+def _clean_name(text: str) -> str:
+    return clip(text, MAX_NAME_LENGTH)
+
+
+def clip_name(text: str) -> str:
     """
-    The first tags that fit.
+    `clip` to the length of a name. The same few names come again and again.
     """
-    if not tags:
-        return []
-    return [clip(tag, MAX_NAME_LENGTH) for tag in tags if isinstance(tag, str)][:MAX_TAGS]
+    # The cache must not hold on to a megabyte.
+    return _clean_name(text if len(text) <= MAX_NAME_LENGTH else text[:MAX_NAME_LENGTH])
+
+
+@lru_cache(maxsize=4_096)
+def _is_own(key: str) -> bool:
+    return not key.startswith(_INTERNAL_PREFIXES)
+
+
+def is_own_key(key: object) -> bool:
+    """
+    Whether a metadata key is the user's, and not LangChain's or LangGraph's.
+    """
+    return isinstance(key, str) and _is_own(key)
+
+
+def clip_tags(tags: Iterable[object]) -> list[str]:
+    """
+    The first tags that fit. Not to be changed: the same few lists come again and again.
+    """
+    try:
+        return _clean_tags(tuple(tags))
+    except TypeError:
+        # One that has no hash is no text either.
+        return _clean_tags(tuple(tag for tag in tags if isinstance(tag, str)))
+
+
+@lru_cache(maxsize=512)
+def _clean_tags(tags: tuple[object, ...]) -> list[str]:
+    return [clip_name(tag) for tag in tags if isinstance(tag, str)][:MAX_TAGS]
 
 
 def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
@@ -50,7 +83,7 @@ def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
     Adds the user's own scalar values to `kept`, up to the limit of keys.
     """
     for key, value in metadata.items():
-        if not isinstance(key, str) or key.startswith(_INTERNAL_PREFIXES):
+        if not (isinstance(key, str) and _is_own(key)):
             continue
         kind = type(value)
         if kind is str:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from langchain_core.outputs import LLMResult
+from msgspec import structs
 
 from runtap_collector.records import OpenRun, Outcome
-from runtap_collector.text import clip, name_of
+from runtap_collector.text import clip_name, name_of
 from runtap_schemas import Usage
-from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TOKENS, UsageSource
+from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TOKENS
 
 _MODEL_KEYS = ("model_name", "model", "model_id")
 _FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "finishReason")
@@ -30,14 +32,15 @@ def run_name(serialized: Mapping[str, Any] | None, name: object, run_type: str) 
     Name of a run: given, or the class's (models and tools are given none), or the kind of run.
     """
     if name:
-        return clip(str(name), MAX_NAME_LENGTH)
+        # As nearly always: nothing to clip.
+        return name if type(name) is str and len(name) <= MAX_NAME_LENGTH and name.isascii() else clip_name(str(name))
     if serialized:
         own = serialized.get("name")
         if own:
-            return clip(str(own), MAX_NAME_LENGTH)
+            return clip_name(str(own))
         path = serialized.get("id")
         if isinstance(path, list) and path:
-            return clip(str(path[-1]), MAX_NAME_LENGTH)
+            return clip_name(str(path[-1]))
     return run_type
 
 
@@ -53,49 +56,131 @@ def add_model(
         metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS) or _first(arguments, _MODEL_KEYS)
     )
     tier = invocation.get("service_tier")
-    run.request_tier = _word(tier) if tier != "auto" else None
+    run.request_tier = word_of(tier) if tier != "auto" else None
 
 
-def add_response(outcome: Outcome, response: LLMResult, was_streamed: bool) -> None:
+def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
+    """
+    Keeps the usage of a stream's chunk: some providers send the usage so far with each of them.
+    """
+    last, run.streamed_usage = run.streamed_usage, usage
+    if last is not None and run.has_running_usage is not False:
+        (before, was_out), (after, is_out) = (
+            [tokens_of(each.get(name)) or 0 for name in ("input_tokens", "output_tokens")] for each in (last, usage)
+        )
+        run.has_running_usage = before == after > 0 and is_out >= was_out
+
+
+def add_response(
+    outcome: Outcome, response: LLMResult, was_streamed: bool, running_usage: Mapping[str, Any] | None = None
+) -> None:
     """
     Adds what a model's answer says: model, service tier, finish reason, usage and cost.
+
+    Args:
+        outcome: what is added to.
+        response: the answer.
+        was_streamed: whether its tokens came one by one.
+        running_usage: the last of a stream whose chunks each repeated the usage so far; the answer has their sum.
     """
-    output = response.llm_output or {}
-    generations = [generation for prompt in response.generations for generation in prompt]
-    messages = [message for g in generations if (message := getattr(g, "message", None)) is not None]
-    places: list[Mapping[str, Any]] = [message.response_metadata or {} for message in messages]
-    places += [generation.generation_info or {} for generation in generations]
-    places.append(output)
-    outcome.model = _without_repeats(name_of(_first_of(places, _MODEL_KEYS)))
-    outcome.provider = name_of(_first_of(places, ("model_provider",)))
-    outcome.finish_reason = _finish_reason(places)
-    raw_usage = _first_of(places, ("token_usage", "usage"))
-    raw_usage = raw_usage if isinstance(raw_usage, Mapping) else {}
-    outcome.service_tier = _word(_first_of(places, ("service_tier",)) or raw_usage.get("service_tier"))
-    outcome.reported_cost_usd = _cost(raw_usage.get("cost"))
+    messages = []
+    places: list[Mapping[str, Any]] = []
+    infos: list[Mapping[str, Any]] = []
+    for prompt in response.generations:
+        for generation in prompt:
+            message = getattr(generation, "message", None)
+            if message is not None:
+                messages.append(message)
+                if message.response_metadata:
+                    places.append(message.response_metadata)
+            if generation.generation_info:
+                infos.append(generation.generation_info)
+    places += infos
+    if response.llm_output:
+        places.append(response.llm_output)
+    raw_usage: Any = None
+    if places:
+        outcome.model = _without_repeats(name_of(_first_of(places, _MODEL_KEYS)))
+        outcome.provider = name_of(_first_of(places, ("model_provider",)))
+        outcome.finish_reason = _finish_reason(places)
+        raw_usage = _first_of(places, ("token_usage", "usage"))
+        outcome.service_tier = word_of(_first_of(places, ("service_tier",)))
+    if isinstance(raw_usage, Mapping):
+        outcome.service_tier = outcome.service_tier or word_of(raw_usage.get("service_tier"))
+        outcome.reported_cost_usd = _billed(raw_usage)
+    else:
+        raw_usage = {}
+    if outcome.reported_cost_usd is None and outcome.provider == "openrouter":
+        outcome.reported_cost_usd = dollars_of(_first_of(places, ("cost",)))
     # With several answers each message repeats the usage of the whole call: the first says it all.
-    counted = next((usage for message in messages if (usage := getattr(message, "usage_metadata", None))), None)
-    if counted is not None:
+    counted = running_usage
+    for message in messages:
+        if counted:
+            break
+        counted = getattr(message, "usage_metadata", None)
+    is_cache_hit = counted is not None and counted.get("total_cost") == 0
+    if counted:
         outcome.usage = _usage_of_metadata(counted, raw_usage, messages)
-        source: UsageSource = "stream" if was_streamed else "response"
-        outcome.usage_source = "cache" if counted.get("total_cost") == 0 else source
+        outcome.service_tier = outcome.service_tier or _tier_of(counted)
     elif raw_usage:
         outcome.usage = _usage_of_raw(raw_usage)
-        if outcome.usage is not None:
-            outcome.usage_source = "stream" if was_streamed else "response"
+    if is_cache_hit:
+        outcome.usage_source = "cache"
+        return
+    outcome.usage = _known(outcome.usage)
+    if outcome.usage is not None:
+        outcome.usage_source = "stream" if was_streamed else "response"
+
+
+def _known(usage: Usage | None) -> Usage | None:
+    """
+    Usage without the zeros that integrations put where a provider reported nothing: every prompt has a token.
+    """
+    if usage is None or usage.input_tokens:
+        return usage
+    return structs.replace(usage, input_tokens=None) if usage.output_tokens else None
+
+
+def _billed(raw: Mapping[str, Any]) -> str | None:
+    """
+    What a router says it billed; not where the owner's own key pays for the call (its fee alone is no cost).
+    """
+    cost = raw.get("cost")
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    return None if raw.get("is_byok") else dollars_of(cost)
+
+
+def _tier_of(counted: Mapping[str, Any]) -> str | None:
+    """
+    The service tier in the names of the details: a stream says it nowhere else.
+    """
+    details = counted.get("input_token_details")
+    if not details:
+        return None
+    return next((prefix[:-1] for prefix in _TIER_PREFIXES if prefix[:-1] in details), None)
 
 
 def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messages: Iterable[Any]) -> Usage:
-    inputs = counted.get("input_token_details") or {}
-    outputs = counted.get("output_token_details") or {}
+    iterations = raw.get("iterations")
+    if isinstance(iterations, list) and len(iterations) > 1:
+        return _usage_of_iterations(iterations, _web_searches(raw, messages))
+    usage = Usage(
+        input_tokens=tokens_of(counted.get("input_tokens")),
+        output_tokens=tokens_of(counted.get("output_tokens")),
+        web_searches=_web_searches(raw, messages),
+    )
+    inputs, outputs = counted.get("input_token_details"), counted.get("output_token_details")
+    if not inputs and not outputs:
+        return usage
+    inputs, outputs = inputs or {}, outputs or {}
     write_5m, write_1h = _cache_writes(
         _detail(inputs, "cache_creation"),
-        _tokens(inputs.get("ephemeral_5m_input_tokens")),
-        _tokens(inputs.get("ephemeral_1h_input_tokens")),
+        tokens_of(inputs.get("ephemeral_5m_input_tokens")),
+        tokens_of(inputs.get("ephemeral_1h_input_tokens")),
     )
-    return Usage(
-        input_tokens=_tokens(counted.get("input_tokens")),
-        output_tokens=_tokens(counted.get("output_tokens")),
+    return structs.replace(
+        usage,
         cache_read_tokens=_detail(inputs, "cache_read"),
         cache_write_5m_tokens=write_5m,
         cache_write_1h_tokens=write_1h,
@@ -103,16 +188,39 @@ def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messa
         input_image_tokens=_detail(inputs, "image"),
         reasoning_tokens=_detail(outputs, "reasoning"),
         output_audio_tokens=_detail(outputs, "audio"),
-        web_searches=_web_searches(raw, messages),
     )
+
+
+def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usage:
+    """
+    Anthropic's usage with compaction: each pass is billed, and the total beside them leaves the compacting ones out.
+    """
+    total = {name: 0 for name in Usage.__struct_fields__ if name.startswith(("input_t", "output_t", "cache_"))}
+    for each in iterations:
+        if not isinstance(each, Mapping):
+            continue
+        read = tokens_of(each.get("cache_read_input_tokens")) or 0
+        parts = each.get("cache_creation") or {}
+        write_5m, write_1h = _cache_writes(
+            tokens_of(each.get("cache_creation_input_tokens")),
+            tokens_of(parts.get("ephemeral_5m_input_tokens")),
+            tokens_of(parts.get("ephemeral_1h_input_tokens")),
+        )
+        total["cache_read_tokens"] += read
+        total["cache_write_5m_tokens"] += write_5m or 0
+        total["cache_write_1h_tokens"] += write_1h or 0
+        total["output_tokens"] += tokens_of(each.get("output_tokens")) or 0
+        # Anthropic counts cached tokens beside its input.
+        total["input_tokens"] += (tokens_of(each.get("input_tokens")) or 0) + read + (write_5m or 0) + (write_1h or 0)
+    return Usage(**{name: tokens_of(count) for name, count in total.items()}, web_searches=web_searches)
 
 
 def _usage_of_raw(raw: Mapping[str, Any]) -> Usage | None:
     """
     Usage as completion models of OpenAI's kind report it, and older integrations.
     """
-    input_tokens = _tokens(_first(raw, ("prompt_tokens", "input_tokens", "inputTokens", "input_token_count")))
-    output_tokens = _tokens(
+    input_tokens = tokens_of(_first(raw, ("prompt_tokens", "input_tokens", "inputTokens", "input_token_count")))
+    output_tokens = tokens_of(
         _first(raw, ("completion_tokens", "output_tokens", "outputTokens", "candidates_token_count"))
     )
     if input_tokens is None and output_tokens is None:
@@ -122,11 +230,11 @@ def _usage_of_raw(raw: Mapping[str, Any]) -> Usage | None:
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        cache_read_tokens=_tokens(inputs.get("cached_tokens")),
-        cache_write_5m_tokens=_tokens(inputs.get("cache_write_tokens")),
-        input_audio_tokens=_tokens(inputs.get("audio_tokens")),
-        reasoning_tokens=_tokens(outputs.get("reasoning_tokens")),
-        output_audio_tokens=_tokens(outputs.get("audio_tokens")),
+        cache_read_tokens=tokens_of(inputs.get("cached_tokens")),
+        cache_write_5m_tokens=tokens_of(inputs.get("cache_write_tokens")),
+        input_audio_tokens=tokens_of(inputs.get("audio_tokens")),
+        reasoning_tokens=tokens_of(outputs.get("reasoning_tokens")),
+        output_audio_tokens=tokens_of(outputs.get("audio_tokens")),
     )
 
 
@@ -146,7 +254,7 @@ def _cache_writes(total: int | None, for_5m: int | None, for_1h: int | None) -> 
 def _web_searches(raw: Mapping[str, Any], messages: Iterable[Any]) -> int | None:
     on_server = raw.get("server_tool_use")
     if isinstance(on_server, Mapping):
-        return _tokens(on_server.get("web_search_requests"))
+        return tokens_of(on_server.get("web_search_requests"))
     count = 0
     for message in messages:
         content = message.content
@@ -157,15 +265,17 @@ def _web_searches(raw: Mapping[str, Any], messages: Iterable[Any]) -> int | None
 
 def _detail(details: Mapping[str, Any], name: str) -> int | None:
     value = details.get(name)
-    if value is None:
+    if value is None and details:
         value = next((details[prefix + name] for prefix in _TIER_PREFIXES if prefix + name in details), None)
-    return _tokens(value)
+    return tokens_of(value)
 
 
-def _tokens(value: object) -> int | None:
+def tokens_of(value: object) -> int | None:
     """
     A count that the contract takes. What is none (negative, absurd, text) is unknown.
     """
+    if value is None:
+        return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TOKENS:
@@ -182,7 +292,7 @@ def _finish_reason(places: list[Mapping[str, Any]]) -> str | None:
     return _without_repeats(name_of(reason))
 
 
-def _cost(value: object) -> str | None:
+def dollars_of(value: object) -> str | None:
     """
     What the provider says the call cost, in dollars, as a plain decimal.
     """
@@ -192,17 +302,23 @@ def _cost(value: object) -> str | None:
         cost = Decimal(str(value))
     except InvalidOperation:
         return None
-    if not cost.is_finite() or not 0 <= cost < 1_000_000:
+    if not cost.is_finite() or not 0 <= cost < 10_000:
         return None
-    # The contract takes 30 decimals.
-    return format(cost, ".30f").rstrip("0").rstrip(".")
+    # The contract takes 4 digits and 30 decimals, and no sign.
+    return format(abs(cost), ".30f").rstrip("0").rstrip(".")
 
 
-def _word(value: object) -> str | None:
+def word_of(value: object) -> str | None:
+    """
+    A short name, such as a service tier's. `None`: there is none.
+    """
+    if not value:
+        return None
     text = _without_repeats(name_of(value))
     return text[:_MAX_WORD_LENGTH] if text else None
 
 
+@lru_cache(maxsize=1_024)
 def _without_repeats(text: str | None) -> str | None:
     """
     A name that a stream's chunks each carried and LangChain's merging joined: "gpt-4gpt-4" is "gpt-4".
@@ -213,9 +329,21 @@ def _without_repeats(text: str | None) -> str | None:
     return text[:period] if period >= 3 else text
 
 
+# Loops rather than generators below: asked for every model call, mostly in vain.
+
+
 def _first(place: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    return next((value for key in keys if (value := place.get(key))), None)
+    for key in keys:
+        value = place.get(key)
+        if value:
+            return value
+    return None
 
 
 def _first_of(places: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
-    return next((value for place in places if (value := _first(place, keys)) is not None), None)
+    for place in places:
+        for key in keys:
+            value = place.get(key)
+            if value:
+                return value
+    return None

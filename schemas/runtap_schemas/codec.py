@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from runtap_schemas.events import VERSION, Alert, AnyEvent, Event
+from runtap_schemas.events import MAX_COUNT, VERSION, Alert, AnyEvent, Event
 
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(AnyEvent)
@@ -96,7 +96,7 @@ def _classify(value: bytes, cause: str) -> Skipped | Unreadable:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Unreadable(f"not an event: {error}"[:500])
     emitter, sequence = header.emitter, header.sequence
-    if not emitter or len(emitter) > 64 or sequence is None or not 0 < sequence < 2**63:
+    if not emitter or len(emitter) > 64 or sequence is None or not 0 < sequence <= MAX_COUNT:
         return Unreadable(f"no readable emitter and number: {cause}"[:500])
     if type(header.version) is not int or header.version != VERSION:
         return Unreadable(f"unknown major version {header.version!r:.50}, known is {VERSION}", emitter, sequence)

@@ -28,6 +28,8 @@ MAX_METADATA_KEYS = 32
 MAX_METADATA_LENGTH = 256
 MAX_TAGS = 32
 
+# One absurd number must not take the ledger's sums out of 64 bits; readers in JavaScript know integers up to here.
+MAX_COUNT = 2**53 - 1
 _INT64_MAX = 2**63 - 1
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -36,7 +38,7 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 Word = Annotated[str, Meta(min_length=1, max_length=32)]
 Nanoseconds = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
 Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
-Count = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]
 MetadataValue = MetadataText | int | float | bool
@@ -91,7 +93,7 @@ class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"
 
     version: Literal[1] = 1
     emitter: Annotated[str, Meta(max_length=64)] = ""
-    sequence: Annotated[int, Meta(ge=0, le=_INT64_MAX)] = 0
+    sequence: Count = 0
     at_ns: Nanoseconds
 
 
@@ -231,6 +233,9 @@ class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="em
     """
 
     number: Count
+    # Each report's own, and that of the one before: two chains mean two processes under one emitter id.
+    report_id: Identifier | None = None
+    previous_report_id: Identifier | None = None
     service: Name
     environment: Name
     host: Name

@@ -38,7 +38,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, interrupt
-from openai import APIError
+from openai import APIError, Timeout
 
 from runtap_collector import RunTap, RunTapHandler
 
@@ -334,7 +334,8 @@ class Operations:
         self._models = {name: _model(name) for name in _MODELS}
         self.chains = {name: _chain(name) for name in _MODELS}
         self._frugal = {name: _chain(name, stream_usage=False) for name in _MODELS}
-        self._hasty = {name: _chain(name, timeout=0.3) for name in _MODELS}
+        # The request itself always reaches the model, which writes it down.
+        self._hasty = {name: _chain(name, timeout=Timeout(60, read=0.3)) for name in _MODELS}
         self._stubborn = {name: _chain(name, max_retries=2) for name in _MODELS}
         self._retrieving = {
             name: {"question": RunnablePassthrough(), "shelf": Shelf()} | self.chains[name] for name in _MODELS

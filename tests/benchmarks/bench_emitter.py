@@ -92,13 +92,17 @@ def print_mode(console: Console, mode: str, rounds: list[dict[str, dict[str, flo
     """
     events = int(rounds[0]["none"]["events"])
     names = list(rounds[0])
-    added = {
-        name: [(one[name]["seconds"] - one["none"]["seconds"]) * 1e6 for one in rounds] for name in names
-    }
+    added = {name: [(one[name]["seconds"] - one["none"]["seconds"]) * 1e6 for one in rounds] for name in names}
     peers = [name for name in PEERS if name in names]
     cheapest = min(peers, key=lambda name: median(added[name]), default=None)
     table = Table(title=f"{mode}: {_TITLES[mode]}, {events} events", title_justify="left", box=None)
-    for heading in ("", "added µs an invocation", "above the floor µs an event", "share of the cheapest peer", "p99 ms"):
+    for heading in (
+        "",
+        "added µs an invocation",
+        "above the floor µs an event",
+        "share of the cheapest peer",
+        "p99 ms",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for name in names:
         share = ""

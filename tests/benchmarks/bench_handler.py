@@ -199,7 +199,9 @@ def print_measured(console: Console, title: str, measured: Measured) -> None:
     """
     A table a workload: median, and in brackets minimum and maximum of the rounds.
     """
-    table = Table(title=f"{title}: {measured.events} events a run", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=f"{title}: {measured.events} events a run", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     for heading in ("handler", "app µs a run", "app µs an event", "process µs an event", "app, times no handler"):
         table.add_column(heading, justify="left" if heading == "handler" else "right")
     for variant in VARIANTS:
@@ -214,7 +216,9 @@ def print_measured(console: Console, title: str, measured: Measured) -> None:
         )
     console.print(table)
     pairs = zip(
-        measured.added_microseconds(measured.app, "runtap"), measured.added_microseconds(measured.app, "empty"), strict=True
+        measured.added_microseconds(measured.app, "runtap"),
+        measured.added_microseconds(measured.app, "empty"),
+        strict=True,
     )
     ratios = [tapped / empty for tapped, empty in pairs if empty > 0]
     console.print(f"runtap adds {spread(ratios)} times what an empty handler adds\n")

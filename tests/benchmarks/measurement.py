@@ -24,7 +24,9 @@ def print_machine(console: Console, *packages: str) -> None:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    console.print(f"{processor}, {os.cpu_count()} cores{load}, {platform.system()} {platform.release()}", soft_wrap=True)
+    console.print(
+        f"{processor}, {os.cpu_count()} cores{load}, {platform.system()} {platform.release()}", soft_wrap=True
+    )
     shown = ", ".join(f"{package} {version(package)}" for package in packages)
     console.print(f"Python {platform.python_version()}, {shown}\n", soft_wrap=True)
 

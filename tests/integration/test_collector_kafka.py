@@ -18,7 +18,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from runtap_collector import ConnectionConflictError, RunTap, SettingsError, link
-from runtap_collector.link import partition_of
+from runtap_collector.partitions import partition_of
 from runtap_demo.broker import EmbeddedKafka
 from runtap_schemas import EmitterReported, RunEnded, RunStarted, SessionEnded, SessionStarted
 from topic_log import check_ledger, read_topic
@@ -62,7 +62,7 @@ async def test_mixed_runs_arrive_once_in_order_and_the_ledger_balances(
     for entry in ended:
         assert isinstance(entry.event, RunEnded)
         assert entry.key == entry.event.trace_id
-        assert entry.partition == partition_of(entry.key, 6)
+        assert entry.partition == partition_of(entry.key.encode(), 6)
     assert Counter(entry.event.status for entry in ended if isinstance(entry.event, RunEnded)) == {
         "ok": 164,
         "error": 1,
@@ -107,7 +107,7 @@ async def test_session_gives_its_runs_an_id_and_emits_start_and_end(
         ("s-2", "SessionEnded"),
         ("s-2", "SessionStarted"),
     ]
-    assert {entry.partition for entry in sessions if entry.key == "s-1"} == {partition_of("s-1", 6)}
+    assert {entry.partition for entry in sessions if entry.key == "s-1"} == {partition_of(b"s-1", 6)}
 
 
 async def test_several_taps_share_one_emitter_and_the_last_close_ends_it(
@@ -169,7 +169,7 @@ async def test_events_wait_for_a_topic_that_is_made_later(
     tap = _tap(kafka, topic_prefix)
     RunnableLambda(lambda x: x).invoke(1, {"callbacks": [tap.handler]})
     delivery = await tap.aflush(6)
-    assert (delivery.sent, delivery.waiting) == (0, 2)
+    assert (delivery.sent, delivery.waiting, delivery.spooled) == (0, 0, 1)
     assert tap.stats().oldest_waiting_seconds > 5
     (missing,) = [record.getMessage() for record in caplog.records if record.name.startswith("runtap")]
     assert "events_topic_missing" in missing
@@ -212,7 +212,7 @@ async def test_every_event_arrives_in_order_though_the_broker_stands_still(
         delivery = await tap.aflush(30)
         await tap.aclose()
         logged = await read_topic(embedded.bootstrap_servers, "still.events")
-    assert (delivery.waiting, delivery.dropped) == (0, {})
+    assert (delivery.waiting, delivery.spooled, delivery.dropped) == (0, 0, {})
     assert len({entry.event.run_id for entry in logged if isinstance(entry.event, RunEnded)}) == 550
     lanes: dict[int, list[int]] = {}
     for entry in logged:

@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.record.util import calc_crc32c
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
-from runtap_consumers.kafka import Publisher, TopicEnds, check_reading
+from runtap_consumers.kafka import Publisher, TopicEnds, check_reading, within
 from runtap_consumers.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.topics import check_topics, create_topics
@@ -236,3 +236,15 @@ async def test_wrong_password_is_told_although_the_client_hides_it() -> None:
         assert (await check_topics(settings("broker-pw", "broker"))).brokers == 1
     finally:
         await asyncio.to_thread(secure.stop)
+
+
+async def test_a_client_that_cancels_its_own_call_does_not_cancel_the_caller() -> None:
+    async def stop() -> None:
+        # As aiokafka's consumer does with its fetches, where Kafka is away.
+        fetch = asyncio.create_task(asyncio.sleep(10))
+        await asyncio.sleep(0)
+        fetch.cancel()
+        await fetch
+
+    with pytest.raises(TimeoutError):
+        await within(5, stop())

@@ -21,7 +21,7 @@ from runtap_consumers.sketch import quantiles_ns
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
-from runtap_schemas import Usage
+from runtap_schemas import Usage, encode_event, number_event
 from samples import (
     SECOND_NS,
     START_NS,
@@ -337,6 +337,46 @@ def test_a_worker_that_follows_the_old_log_is_fenced(store: Store, tools: Callab
         apply(stale, log)
 
 
+def test_projections_at_one_offset_keep_to_their_own_marks(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    for number in range(1, 6):
+        log.append(model_call(START_NS + number), "e1", number)
+    apply(worker(tools, ("cost",)), log)
+    apply(worker(tools, ("runs",)), log, 2)
+    worker(tools, ("cost", "runs")).begin_incarnation(0, START_NS)
+    fresh = Log()
+    for number in (4, 5, 6):
+        fresh.append(model_call(START_NS + number), "e1", number)
+    apply(worker(tools, ("cost", "runs")), fresh)
+    assert one(store, "SELECT sum(calls) FROM cost_total") == (6,)
+    assert one(store, "SELECT count(*) FROM runs") == (5,)
+    assert rows(store, "SELECT projection, mark, gaps FROM lane_marks ORDER BY 1") == [
+        ("cost", 6, "[]"),
+        ("runs", 6, "[[3,3]]"),
+    ]
+
+
+def test_positions_are_moved_in_the_order_of_their_names(
+    store: Store, tools: Callable[[], Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = worker(tools, ("sessions", "cost", "ledger"))
+    folded = partition.fold(mixed_log().since(0))
+    folded.moves.reverse()
+    moved: list[str] = []
+    writer = partition._tools.writer
+    execute = writer.execute
+
+    def watched(statement: str, parameters: Any = ()) -> int:
+        if statement.startswith("UPDATE positions"):
+            moved.append(parameters[5])
+        return execute(statement, parameters)
+
+    monkeypatch.setattr(writer, "execute", watched)
+    partition.commit(folded)
+    # Two workers that lock the same rows in two orders would wait for each other.
+    assert moved == ["cost", "ledger", "sessions"]
+
+
 def test_numbers_before_the_log_start_are_before_and_not_lost(store: Store, tools: Callable[[], Tools]) -> None:
     log = Log(first_offset=500)
     log.append(model_call(START_NS), "e1", 900)
@@ -386,6 +426,30 @@ def test_rows_past_their_retention_go_and_stay_gone(store: Store, tools: Callabl
     assert one(store, "SELECT count(*) FROM runs") == (2,)
 
 
+def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    partition = worker(tools)
+    much_later = START_NS + 3 * DAY_NS
+    log.append(model_call(START_NS), "e1", 1)
+    apply(partition, log)
+    log.append(model_call(much_later), "e1", 2)
+    apply(partition, log)
+    # Within the minute in which nothing more is deleted; the sketch of the row that went may still be in memory.
+    log.append(model_call(START_NS), "e1", 3, log_time_ns=much_later + SECOND_NS)
+    apply(partition, log)
+    for table in ("cost_minute", "performance_minute"):
+        assert rows(store, f"SELECT bucket_ns FROM {table}") == [(much_later,)]
+    assert one(store, "SELECT sum(calls) FROM cost_total") == (3,)
+
+
+def test_a_fast_clock_cannot_claim_the_future(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    fast = report(1, 1, {0: 1}, START_NS + HOUR_NS, complete_age_ns=5 * SECOND_NS)
+    log.append(fast, "e1", 1, log_time_ns=START_NS)
+    apply(worker(tools, ("ledger",)), log)
+    assert one(store, "SELECT complete_at_ns FROM emitter_reports") == (START_NS - 5 * SECOND_NS,)
+
+
 def test_names_beyond_the_cap_count_under_other(
     store: Store, tools: Callable[[], Tools], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +488,16 @@ def test_largest_values_that_the_contract_lets_through_do_not_stop_a_partition(
     counted = one(store, "SELECT sum(calls), sum(unpriced_calls), sum(input_tokens) FROM cost_total")
     assert counted == (100, 100, 100 * 10**9)
     assert one(store, "SELECT sum(total_ns) FROM performance_total") == (100 * 10**16,)
+
+
+def test_metadata_integers_of_any_size_do_not_stop_a_partition(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    value = number_event(encode_event(model_call(START_NS, metadata={"order": 7})), "e1", 1)
+    log.append_value(value.replace(b'"order":7', b'"order":1' + b"0" * 30))
+    partition = worker(tools)
+    apply(partition, log)
+    assert partition.failed == {}
+    assert one(store, "SELECT metadata FROM runs") == ('{"order":1' + "0" * 30 + "}",)
 
 
 def test_a_fold_that_raises_stops_its_projection_alone(

@@ -15,29 +15,31 @@ _VIEW = View("s", "e", {}, captures_content=False)
 
 def _run(parent: OpenRun | None = None) -> OpenRun:
     run_id = uuid.uuid4()
-    route = parent.route if parent else Route(str(run_id))
+    route = parent.route if parent else Route(run_id)
     return OpenRun(run_id, parent.run_id if parent else None, "chain", "n", _VIEW, route)
 
 
-def test_a_run_begins_once_and_ends_once() -> None:
+def _begin(runs: OpenRuns, run: OpenRun) -> None:
+    runs.by_key[run.run_id.int] = run
+
+
+def test_a_run_ends_once() -> None:
     runs = OpenRuns()
     run = _run()
-    again = OpenRun(run.run_id, None, "chain", "n", _VIEW, Route("other"))
-    assert [runs.begin(run), runs.begin(again)] == [True, False]
-    assert runs.get(run.run_id) is run
-    assert runs.end(run.run_id) is run
-    assert runs.end(run.run_id) is None
+    _begin(runs, run)
+    assert runs.end(run.run_id.int) is run
+    assert runs.end(run.run_id.int) is None
 
 
 def test_children_of_ended_and_of_unknown_parents_find_one_route() -> None:
     runs = OpenRuns()
     run = _run()
-    runs.begin(run)
-    runs.end(run.run_id)
+    _begin(runs, run)
+    runs.end(run.run_id.int)
     assert runs.route_under(run.run_id) is run.route
     stranger = uuid.uuid4()
     assert runs.route_under(stranger) is runs.route_under(stranger)
-    assert runs.route_under(stranger).key == str(stranger)
+    assert runs.route_under(stranger).key == stranger
 
 
 def test_interrupt_marks_open_ancestors_only() -> None:
@@ -47,7 +49,7 @@ def test_interrupt_marks_open_ancestors_only() -> None:
     leaf = _run(middle)
     sibling = _run(root)
     for run in (root, middle, leaf, sibling):
-        runs.begin(run)
+        _begin(runs, run)
     runs.mark_interrupted(leaf)
     assert [run.interrupted for run in (root, middle, leaf, sibling)] == [True, True, False, False]
 
@@ -57,19 +59,17 @@ def test_the_oldest_leave_a_full_table() -> None:
     entered = [_run() for _ in range(101)]
     for run in entered:
         run.started_monotonic_ns = 10**18
-        runs.begin(run)
-    assert runs.is_full
+        _begin(runs, run)
     assert runs.evict(now_monotonic_ns=10**18) == entered[:2]
     assert len(runs) == 99
-    assert not runs.is_full
 
 
 def test_runs_older_than_a_day_leave() -> None:
     runs = OpenRuns()
     old, young = _run(), _run()
     old.started_monotonic_ns, young.started_monotonic_ns = 1, 10**9
-    runs.begin(old)
-    runs.begin(young)
+    _begin(runs, old)
+    _begin(runs, young)
     assert runs.evict(now_monotonic_ns=MAX_AGE_SECONDS * 10**9 + 5) == [old]
 
 
@@ -89,7 +89,7 @@ def test_eviction_is_counted_and_its_end_ignored() -> None:
 
 
 def test_memory_forgets_the_oldest() -> None:
-    memory = RouteMemory(limit=2)
-    routes = [memory.get_or_add(name) for name in ("a", "b", "c")]
-    assert memory.get("a") is None
-    assert memory.get("c") is routes[2]
+    memory = RouteMemory(limit=4)
+    routes = {name: memory.get_or_add(name, name) for name in "abcdefg"}
+    assert [name for name in "abcdefg" if memory.get(name) is not None] == ["d", "e", "f", "g"]
+    assert memory.get("g") is routes["g"] is memory.get_or_add("g", "g")

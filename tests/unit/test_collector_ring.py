@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from runtap_collector.records import Note, OpenRun, Outcome, Record, Route, RunEnd, RunNote, RunStart, View
+from runtap_collector.records import START_BYTES, Note, OpenRun, Outcome, Record, Route, View, end_of, note_of
 from runtap_collector.ring import Ring
 
 _VIEW = View("s", "e", {}, captures_content=True)
@@ -20,8 +20,12 @@ def _run() -> OpenRun:
     return OpenRun(run_id, None, "chain", "n", _VIEW, Route(str(run_id)))
 
 
-def _end(run: OpenRun | None = None, outputs: bytes | None = None) -> RunEnd:
-    return RunEnd(run or _run(), Outcome("ok"), outputs, 0)
+def _end(run: OpenRun | None = None, outputs: bytes | None = None) -> Record:
+    return end_of(run or _run(), Outcome("ok"), 0, outputs)
+
+
+def _note() -> Record:
+    return note_of(_run(), Note("text"))
 
 
 def _fill(ring: Ring, share: float, buffer_bytes: int) -> None:
@@ -32,38 +36,46 @@ def _fill(ring: Ring, share: float, buffer_bytes: int) -> None:
         ring.offer(_end())
 
 
-def test_everything_offered_is_captured_and_stamped() -> None:
+def test_everything_offered_is_captured_stamped_and_taken_in_order() -> None:
     ring = Ring(100_000)
-    records: list[Record] = [RunStart(_run()), _end(), RunNote(_run(), Note("text"))]
-    for record in records:
+    run = _run()
+    records = [_end(), _note(), _end()]
+    ring.offer(records[0])
+    ring.offer_start(run)
+    for record in records[1:]:
         ring.offer(record)
-    assert ring.captured == 3
-    assert list(ring.take()) == records
-    assert all(record.at_ns > 10**18 and record.monotonic_ns > 0 for record in records)
-    assert [r.monotonic_ns for r in records] == sorted(r.monotonic_ns for r in records)
+    assert (ring.captured, ring.count_waiting()) == (4, 4)
+    taken = ring.take()
+    assert [record.kind for record in taken] == ["run.ended", "run.started", "run.noted", "run.ended"]
+    assert [record for record in taken if record.kind != "run.started"] == records
+    assert taken[1].run is run
+    assert all(record.at_ns > 10**18 and record.monotonic_ns > 0 for record in taken)
+    assert [r.monotonic_ns for r in taken] == sorted(r.monotonic_ns for r in taken)
 
 
 def test_only_the_first_offer_after_a_pause_wakes_the_sender() -> None:
     ring = Ring(100_000)
-    assert [ring.offer(_end()) for _ in range(3)] == [True, False, False]
+    assert [ring.offer(_end()), ring.offer_start(_run()), ring.offer(_end())] == [True, False, False]
     ring.take()
     assert not ring.offer(_end())
     ring.take()
     assert not ring.take()
-    assert ring.offer(_end())
+    assert ring.offer_start(_run())
 
 
 def test_refusals_come_in_the_order_of_what_can_be_missed() -> None:
     size = 1_000_000
     ring = Ring(size)
+    _fill(ring, 0.5, size)
+    assert ring.has_content_room(1_000)
     _fill(ring, 0.61, size)
-    with_content = _end(outputs=b"x" * 1_000)
-    ring.offer(with_content)
-    assert (with_content.outputs, with_content.lost_bytes, ring.content_dropped) == (None, 1_000, 1)
+    assert not ring.has_content_room(1_000)
+    assert not ring.reserve_content(1_000)
+    assert ring.content_dropped == 2
     assert not ring.dropped
     _fill(ring, 0.81, size)
-    ring.offer(RunStart(_run()))
-    ring.offer(RunNote(_run(), Note("text")))
+    ring.offer_start(_run())
+    ring.offer(_note())
     assert ring.dropped == {("buffer_full", "run.started"): 1, ("buffer_full", "run.noted"): 1}
     while not ring.dropped["buffer_full", "run.ended"]:
         ring.offer(_end())
@@ -72,37 +84,43 @@ def test_refusals_come_in_the_order_of_what_can_be_missed() -> None:
 
 
 def test_start_whose_end_was_refused_is_not_superseded() -> None:
-    size = 100_000
-    ring = Ring(size)
+    ring = Ring(100_000)
     run = _run()
-    start = RunStart(run)
-    ring.offer(start)
+    ring.offer_start(run)
     while not ring.dropped:
         ring.offer(_end())
     ring.offer(_end(run))
-    assert not start.is_superseded
+    assert ring.take()[0].run is run
+    assert ring.superseded == 0
 
 
 def test_start_whose_end_was_taken_is_superseded() -> None:
     ring = Ring(100_000)
-    run = _run()
-    start = RunStart(run)
-    ring.offer(start)
-    assert not start.is_superseded
-    ring.offer(_end(run))
-    assert start.is_superseded
+    ended, still_open, waiting = _run(), _run(), _run()
+    ring.offer_start(ended)
+    ring.offer_start(still_open)
+    ring.offer(_end(ended))
+    assert [record.kind for record in ring.take()] == ["run.started", "run.ended"]
+    assert ring.superseded == 1
+    ring.offer_start(waiting)
+    ring.offer(_end(waiting))
+    ring.forget_superseded()
+    assert (ring.superseded, ring.count_waiting()) == (2, 1)
 
 
 def test_bytes_come_back_when_records_are_through() -> None:
     ring = Ring(1_000_000)
     run = _run()
     assert ring.reserve_content(500)
-    run.inputs, run.reserved_bytes = b"x" * 500, 500
-    start, end, note = RunStart(run), _end(run, b"y" * 300), RunNote(run, Note("text", data=b"z" * 200))
-    for record in (start, end, note):
-        ring.offer(record)
-    assert ring.held_bytes == start.facts_bytes + end.facts_bytes + note.facts_bytes + 1_000
-    ring.supersede(start)
+    run.inputs, run.reserved_bytes = b'"%s"' % (b"x" * 498), 500
+    end = _end(run, b'"%s"' % (b"y" * 298))
+    note = note_of(run, Note("text", data=b'"z"'))
+    ring.offer_start(run)
+    ring.offer(end, run.reserved_bytes)
+    ring.offer(note)
+    assert ring.held_bytes == START_BYTES + end.size_bytes + note.size_bytes
+    assert end.size_bytes > 800
+    ring.take()
     ring.drop([note], "internal_error")
     ring.release(end.size_bytes)
     assert (ring.held_bytes, ring.superseded) == (0, 1)
@@ -110,11 +128,9 @@ def test_bytes_come_back_when_records_are_through() -> None:
 
 def test_end_without_room_gives_its_inputs_reservation_back() -> None:
     ring = Ring(100_000)
-    run = _run()
     ring.reserve_content(50_000)
-    run.inputs, run.reserved_bytes = b"x" * 50_000, 50_000
     ring.close()
-    ring.offer(_end(run))
+    ring.offer(_end(), 50_000)
     assert ring.held_bytes == 0
     assert ring.dropped == {("closed", "run.ended"): 1}
 
@@ -145,11 +161,11 @@ def test_counts_hold_with_many_threads_at_the_door(thread_count: int) -> None:
     def offer() -> None:
         for _ in range(500):
             run = _run()
-            ring.offer(RunStart(run))
-            ring.offer(_end(run, b"x" * 10))
+            ring.offer_start(run)
+            ring.offer(_end(run, b'"xxxxxxxx"'))
 
     def take() -> None:
-        while not done.is_set() or ring.waiting_records():
+        while not done.is_set() or ring.count_waiting():
             records = ring.take()
             taken.extend(records)
             for record in records:
@@ -163,5 +179,5 @@ def test_counts_hold_with_many_threads_at_the_door(thread_count: int) -> None:
         thread.join()
     done.set()
     taker.join()
-    assert ring.captured == thread_count * 1_000 == len(taken) + sum(ring.dropped.values())
+    assert ring.captured == thread_count * 1_000 == len(taken) + ring.superseded + sum(ring.dropped.values())
     assert ring.held_bytes == 0

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,14 +25,21 @@ from runtap_collector.link import (
     SendDeniedError,
     SendError,
     SendFailedError,
-    partition_of,
 )
-from runtap_collector.records import OpenRun, Outcome, Route, RunEnd, RunStart, View
+from runtap_collector.partitions import partition_of as partition_of_key
+from runtap_collector.records import OpenRun, Outcome, Record, Route, View, end_of
 from runtap_collector.ring import Ring
 from runtap_collector.sender import Sender
+from runtap_collector.spool import Spool
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
 
 _VIEW = View("s", "e", {}, captures_content=False)
+
+
+def partition_of(key: str, count: int) -> int:
+    return partition_of_key(key.encode(), count)
+
+
 Fate = Callable[[list[bytes], int], SendError | None]
 
 
@@ -49,7 +58,7 @@ class _Builder:
         return self
 
 
-class _FakeLink:
+class FakeLink:
     """
     Stands in for Kafka: keeps a log per partition, and answers as `fate` says.
     """
@@ -63,10 +72,19 @@ class _FakeLink:
         self.in_flight: set[int] = set()
         self.said_down: list[str] = []
         self.batch_bytes = 4_000
+        self.down_seconds = 0.0
+        self.silent_seconds = 0.0
         self.fate: Fate = lambda values, attempt: None
 
     async def run(self) -> None:
         await asyncio.Event().wait()
+
+    @property
+    def is_up(self) -> bool:
+        return self.up.is_set()
+
+    async def cluster_id(self) -> str:
+        return "a-cluster"
 
     async def wait_until_up(self) -> None:
         await self.up.wait()
@@ -108,22 +126,28 @@ class _FakeLink:
         yield
 
 
-class _Sending:
-    def __init__(self, buffer_bytes: int = 10_000_000) -> None:
+class Sending:
+    def __init__(self, buffer_bytes: int = 10_000_000, directory: Path | None = None) -> None:
         self.ring = Ring(buffer_bytes)
-        self.ledger = Ledger(self.ring, _VIEW)
-        self.sender = Sender(self.ring, self.ledger, ConnectionSettings.load(), lambda: None)
-        self.link: _FakeLink = self.sender._link  # type: ignore[assignment]
+        settings = ConnectionSettings.load()
+        self.spool = Spool(directory, settings, max_bytes=10**9)
+        self.ledger = Ledger(self.ring, _VIEW, self.spool)
+        self.sender = Sender(self.ring, self.ledger, self.spool, settings, lambda: None, lambda: None)
+        self.link: FakeLink = self.sender._link  # type: ignore[assignment]
 
     def start(self) -> None:
         self.sender.start()
 
     def end_runs(self, count: int, key: str = "one-trace") -> None:
         for _ in range(count):
-            self.offer(RunEnd(_run(key), Outcome("ok"), None, 0))
+            self.end(_run(key))
 
-    def offer(self, record: RunEnd | RunStart) -> None:
-        if self.ring.offer(record):
+    def start_run(self, run: OpenRun) -> None:
+        if self.ring.offer_start(run):
+            self.sender.wake()
+
+    def end(self, run: OpenRun) -> None:
+        if self.ring.offer(end_record(run)):
             self.sender.wake()
 
     def close(self) -> list[EmitterReported]:
@@ -138,6 +162,24 @@ class _Sending:
     def read(self) -> list[Any]:
         return [decode_event(value) for partition in sorted(self.link.log) for value in self.link.log[partition]]
 
+    def runs(self) -> list[tuple[int, str]]:
+        """
+        Number and run id of every ended run in the log.
+        """
+        return [(event.sequence, event.run_id) for event in self.read() if isinstance(event, RunEnded)]
+
+    def wait_for_runs(self, count: int) -> None:
+        deadline = time.monotonic() + 5
+        while len(self.runs()) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert len(self.runs()) == count
+
+    def read_first(self) -> Any:
+        """
+        The first event that was sent.
+        """
+        return decode_event(self.link.attempts[0][1].values[0])
+
     def numbers(self, partition: int) -> list[int]:
         return [decode_event(value).sequence or 0 for value in self.link.log[partition]]
 
@@ -148,13 +190,23 @@ def _run(key: str) -> OpenRun:
     return run
 
 
+def end_record(run: OpenRun) -> Record:
+    return end_of(run, Outcome("ok"), 0)
+
+
 @pytest.fixture
-def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Sending]:
-    monkeypatch.setattr(sender_module, "Link", _FakeLink)
-    for name in ("LINGER_SECONDS", "RETRY_SECONDS", "DENIED_RETRY_SECONDS", "TASK_RETRY_SECONDS"):
+def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+    monkeypatch.setattr(sender_module, "Link", FakeLink)
+    for name in (
+        "LINGER_SECONDS",
+        "RETRY_SECONDS",
+        "DENIED_RETRY_SECONDS",
+        "TASK_RETRY_SECONDS",
+        "BUSY_LINGER_SECONDS",
+    ):
         monkeypatch.setattr(sender_module, name, 0.001)
     monkeypatch.setattr(sender_module, "GONE_SECONDS", 0.02)
-    made = _Sending()
+    made = Sending()
     yield made
     made.sender.close(1)
 
@@ -164,7 +216,7 @@ def _balance(report: EmitterReported) -> bool:
     return report.captured == sum(report.lanes.values()) + dropped + report.superseded
 
 
-def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: _Sending) -> None:
+def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: Sending) -> None:
     sending.start()
     for trace in range(40):
         sending.end_runs(5, f"trace-{trace}")
@@ -176,7 +228,7 @@ def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: 
     assert sending.ring.held_bytes == 0
 
 
-def test_trace_goes_where_every_kafka_client_would_put_it(sending: _Sending) -> None:
+def test_trace_goes_where_every_kafka_client_would_put_it(sending: Sending) -> None:
     sending.start()
     sending.end_runs(1, "trace-a")
     sending.close()
@@ -187,7 +239,7 @@ def test_trace_goes_where_every_kafka_client_would_put_it(sending: _Sending) -> 
     assert event.trace_id == "trace-a"
 
 
-def test_batch_of_unknown_fate_is_sent_again_unchanged(sending: _Sending) -> None:
+def test_batch_of_unknown_fate_is_sent_again_unchanged(sending: Sending) -> None:
     sending.link.fate = lambda values, attempt: SendFailedError("timed out") if attempt <= 2 else None
     sending.end_runs(3)
     sending.start()
@@ -198,7 +250,7 @@ def test_batch_of_unknown_fate_is_sent_again_unchanged(sending: _Sending) -> Non
     assert sending.link.said_down == ["timed out"] * 2
 
 
-def test_refused_batch_is_halved_with_its_numbers_down_to_the_one_that_is_skipped(sending: _Sending) -> None:
+def test_refused_batch_is_halved_with_its_numbers_down_to_the_one_that_is_skipped(sending: Sending) -> None:
     lane = partition_of("one-trace", 3)
     poison = b'"sequence":6,'
     sending.link.fate = lambda values, _: BatchRefusedError("too_large") if any(poison in v for v in values) else None
@@ -221,7 +273,7 @@ def test_refused_batch_is_halved_with_its_numbers_down_to_the_one_that_is_skippe
     assert sending.ring.held_bytes == 0
 
 
-def test_refusal_after_an_unknown_fate_is_announced_as_unknown(sending: _Sending) -> None:
+def test_refusal_after_an_unknown_fate_is_announced_as_unknown(sending: Sending) -> None:
     def fate(values: list[bytes], attempt: int) -> SendError | None:
         if attempt == 1:
             return SendFailedError("timed out")
@@ -233,7 +285,7 @@ def test_refusal_after_an_unknown_fate_is_announced_as_unknown(sending: _Sending
     assert [skipped.reason for skipped in sending.close()[-1].skipped] == ["unknown"]
 
 
-def test_missing_rights_hold_the_lane_and_say_so(sending: _Sending, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_rights_hold_the_lane_and_say_so(sending: Sending, caplog: pytest.LogCaptureFixture) -> None:
     sending.link.fate = lambda values, attempt: SendDeniedError("no right to write") if attempt <= 3 else None
     sending.end_runs(2)
     sending.start()
@@ -242,31 +294,31 @@ def test_missing_rights_hold_the_lane_and_say_so(sending: _Sending, caplog: pyte
     assert sum("lane_held" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_start_is_sent_only_while_its_run_is_open(sending: _Sending) -> None:
+def test_start_is_sent_only_while_its_run_is_open(sending: Sending) -> None:
     done, long = _run("a"), _run("a")
-    sending.offer(RunStart(done))
-    sending.offer(RunStart(long))
-    sending.offer(RunEnd(done, Outcome("ok"), None, 0))
+    sending.start_run(done)
+    sending.start_run(long)
+    sending.end(done)
     sending.start()
     (report,) = sending.close()
     assert (report.superseded, report.captured, _balance(report)) == (1, 4, True)
     assert sorted(type(event).__name__ for event in sending.read()) == ["EmitterReported", "RunEnded", "RunStarted"]
 
 
-def test_trace_keeps_its_partition_when_partitions_are_added(sending: _Sending) -> None:
+def test_trace_keeps_its_partition_when_partitions_are_added(sending: Sending) -> None:
     key = next(f"t{i}" for i in range(99) if partition_of(f"t{i}", 3) != partition_of(f"t{i}", 9))
     run = _run(key)
     sending.start()
-    sending.offer(RunStart(run))
+    sending.start_run(run)
     sending.sender.flush(5)
     sending.link.known = frozenset(range(9))
-    sending.offer(RunEnd(run, Outcome("ok"), None, 0))
+    sending.end(run)
     sending.close()
     where = {p for p, values in sending.link.log.items() for value in values if key.encode() in value}
     assert where == {partition_of(key, 3)}
 
 
-def test_vanished_partition_gives_its_numbered_batch_up_and_moves_the_rest(sending: _Sending) -> None:
+def test_vanished_partition_gives_its_numbered_batch_up_and_moves_the_rest(sending: Sending) -> None:
     key = next(f"t{i}" for i in range(99) if partition_of(f"t{i}", 3) == 2)
     sending.link.batch_bytes = 500
     held = threading.Event()
@@ -289,19 +341,19 @@ def test_vanished_partition_gives_its_numbered_batch_up_and_moves_the_rest(sendi
     assert _balance(reports[-1])
 
 
-def test_one_event_that_cannot_be_encoded_does_not_stop_its_lane(sending: _Sending) -> None:
+def test_one_event_that_cannot_be_encoded_does_not_stop_its_lane(sending: Sending) -> None:
     bad = _run("one-trace")
     bad.name = 5j  # type: ignore[assignment]
-    sending.offer(RunEnd(bad, Outcome("ok"), None, 0))
+    sending.start_run(bad)
     sending.end_runs(1)
     sending.start()
     (report,) = sending.close()
-    assert report.dropped == {"internal_error": {"run.ended": 1}}
+    assert report.dropped == {"internal_error": {"run.started": 1}}
     assert _balance(report)
 
 
 def test_what_never_got_a_number_is_dropped_at_close_and_said_once(
-    sending: _Sending, caplog: pytest.LogCaptureFixture
+    sending: Sending, caplog: pytest.LogCaptureFixture
 ) -> None:
     sending.link.up.clear()
     sending.start()
@@ -313,18 +365,18 @@ def test_what_never_got_a_number_is_dropped_at_close_and_said_once(
     assert sending.ring.held_bytes == 0
 
 
-def test_report_claims_completeness_only_up_to_the_oldest_event_without_a_number(sending: _Sending) -> None:
+def test_report_claims_completeness_only_up_to_the_oldest_event_without_a_number(sending: Sending) -> None:
     sending.link.fate = lambda values, _: None
-    waiting = RunEnd(_run("one-trace"), Outcome("ok"), None, 0)
+    waiting = end_record(_run("one-trace"))
     sending.ring.offer(waiting)
-    report = sending.ledger.report(Lane(0), closing=False)
+    report = sending.ledger.report(Lane(0, sending.ledger.emitter), closing=False)
     assert report.complete_at_ns == waiting.at_ns
     assert report.complete_age_ns > 0
     assert report.captured == 2
     assert report.lanes == {0: 1}
 
 
-def test_flush_under_steady_load_ends(sending: _Sending) -> None:
+def test_flush_under_steady_load_ends(sending: Sending) -> None:
     sending.start()
     stop = threading.Event()
 
@@ -343,7 +395,7 @@ def test_flush_under_steady_load_ends(sending: _Sending) -> None:
         thread.join()
 
 
-def test_a_failing_task_of_the_sender_is_restarted(sending: _Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_task_of_the_sender_is_restarted(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     fail = iter([True, False])
     original = Sender._number
 
@@ -359,8 +411,8 @@ def test_a_failing_task_of_the_sender_is_restarted(sending: _Sending, monkeypatc
     assert sending.ledger.delivery().sent == 1
 
 
-def test_neighbouring_skips_are_announced_as_one_range(sending: _Sending) -> None:
-    lane = Lane(0)
+def test_neighbouring_skips_are_announced_as_one_range(sending: Sending) -> None:
+    lane = Lane(0, sending.ledger.emitter)
     for first, last, reason in ((3, 3, "unknown"), (4, 6, "unknown"), (7, 7, "too_large"), (9, 9, "too_large")):
         sending.ledger.skip(lane, first, last, reason)
     assert [(skipped.first, skipped.last) for skipped in lane.skipped] == [(3, 6), (7, 7), (9, 9)]
@@ -368,21 +420,22 @@ def test_neighbouring_skips_are_announced_as_one_range(sending: _Sending) -> Non
 
 
 def test_every_report_balances_and_claims_nothing_that_is_still_held_under_load_with_drops(
-    sending: _Sending, monkeypatch: pytest.MonkeyPatch
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.0)
     monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.002)
-    small = _Sending(buffer_bytes=200_000)
+    small = Sending(buffer_bytes=200_000)
     original = Ledger.report
     wrong: list[tuple[int, int, int]] = []
 
     def report(ledger: Ledger, lane: Lane, *, closing: bool) -> EmitterReported:
         with small.ring.lock:
             made = original(ledger, lane, closing=closing)
-            held = [*small.ring.waiting_records(), *(r for other in ledger.lanes.values() for r in other.pending)]
+            held = [r.at_ns for r in small.ring._records] + [run.started_at_ns for run in small.ring._starts]
+            held += [r.at_ns for other in ledger.lanes.values() for r in other.pending]
         dropped = sum(sum(kinds.values()) for kinds in made.dropped.values())
         rest = made.captured - sum(made.lanes.values()) - dropped - made.superseded - len(held)
-        oldest_ns = min((record.at_ns for record in held), default=made.at_ns)
+        oldest_ns = min(held, default=made.at_ns)
         if rest or made.complete_at_ns > oldest_ns:
             wrong.append((rest, made.complete_at_ns, oldest_ns))
         return made
@@ -392,8 +445,8 @@ def test_every_report_balances_and_claims_nothing_that_is_still_held_under_load_
     def load(name: str) -> None:
         for number in range(400):
             run = _run(f"{name}-{number % 20}")
-            small.offer(RunStart(run))
-            small.offer(RunEnd(run, Outcome("ok"), None, 0))
+            small.start_run(run)
+            small.end(run)
 
     small.start()
     threads = [threading.Thread(target=load, args=(name,)) for name in "abcd"]

@@ -147,7 +147,7 @@ def test_web_searches_are_counted() -> None:
 
 
 def test_request_says_provider_model_and_tier() -> None:
-    run = OpenRun(None, None, "llm", "n", View("s", "e", {}, captures_content=False), Route("t"))  # type: ignore[arg-type]
+    run = OpenRun(None, None, "llm", "n", View("s", "e", {}, captures_content=False), Route("t"))
     add_model(run, None, {"ls_provider": "openai", "ls_model_name": "gpt-4"}, {"service_tier": "flex"})
     assert (run.provider, run.request_model, run.request_tier) == ("openai", "gpt-4", "flex")
     add_model(run, {"kwargs": {"model": "local"}}, {}, {"_type": "fake", "service_tier": "auto"})

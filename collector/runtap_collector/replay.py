@@ -1,0 +1,173 @@
+"""
+What leaves the spool again, beside the new traffic: `Replay.run`.
+
+Events without numbers get them here, a chunk at a time, and go down this emitter's lanes. Batches that another emitter
+had numbered go unchanged under its id, in lanes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runtap_collector.lanes import Batch, Lane, NumberedEvent
+from runtap_collector.ledger import Ledger
+from runtap_collector.link import Link
+from runtap_collector.logs import RareLog, log
+from runtap_collector.partitions import partition_of
+from runtap_collector.ring import Ring
+from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpooledEvent, SpoolError, SpoolFile, forgetting
+from runtap_schemas import number_event
+
+if TYPE_CHECKING:
+    from runtap_collector.sender import Sender
+
+SCAN_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
+
+
+class Replay:
+    """
+    Adopts abandoned spools, and empties all of them while Kafka is there.
+    """
+
+    def __init__(self, sender: Sender, spool: Spool, ring: Ring, ledger: Ledger, link: Link) -> None:
+        self._sender = sender
+        self._spool = spool
+        self._ring = ring
+        self._ledger = ledger
+        self._link = link
+        self._warnings = RareLog()
+        self._scanned_at = -SCAN_SECONDS
+        self.has_events = asyncio.Event()
+
+    async def run(self) -> None:
+        """
+        Goes on until cancelled.
+        """
+        while True:
+            await self._link.wait_until_up()
+            try:
+                if time.monotonic() - self._scanned_at >= SCAN_SECONDS:
+                    await self._adopt()
+                lanes = self._number_chunk()
+            except SpoolError as error:
+                self._warnings.warn("spool_not_emptied", reason=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if lanes:
+                for lane in lanes:
+                    await lane.settle()
+            else:
+                self._drop_empty_files()
+                await self._wait()
+
+    async def _wait(self) -> None:
+        self.has_events.clear()
+        try:
+            async with asyncio.timeout(SCAN_SECONDS):
+                await self.has_events.wait()
+        except TimeoutError:
+            return
+
+    async def _adopt(self) -> None:
+        self._spool.learn_cluster(await self._link.cluster_id())
+        self._scanned_at = time.monotonic()
+        abandoned = self._spool.find_abandoned()
+        for file in abandoned:
+            self._spool.adopted.append(file)
+            owner, count = file.take_over(self._ledger.emitter)
+            for kind, expired in file.expire(time.time_ns()).items():
+                self._ring.count_expired(kind, expired)
+            batches = file.numbered()
+            if count:
+                self._ledger.adopted[owner] += count
+            self._replay(file, batches)
+            log.warning("spool_adopted", path=str(file.path), emitter=owner, events=count, batches=len(batches))
+        if abandoned:
+            # At once: only with it the reader can tell that these events are the others'.
+            await self._sender.report_now()
+
+    def _replay(self, file: SpoolFile, batches: Sequence[NumberedBatch]) -> None:
+        """
+        Gives the batches of other emitters to lanes of their own.
+        """
+        partitions = self._link.partitions()
+        for stored in batches:
+            place = (stored.emitter, stored.partition)
+            lane = self._ledger.foreign_lanes.get(place)
+            if lane is None:
+                lane = self._ledger.foreign_lanes[place] = Lane(stored.partition, stored.emitter)
+                self._sender.drive(lane)
+            is_old = time.time_ns() - stored.numbered_at_ns > MAX_AGE_NS
+            if is_old or (partitions and stored.partition not in partitions):
+                # Its marks may be gone at the readers, or its partition is: sent now it could count twice, or never.
+                self._ledger.skip(lane, stored.first, stored.last, "unknown")
+                file.forget(stored.row)
+                continue
+            batch = Batch(stored.first, [], self._link.new_builder(), is_fate_unknown=True)
+            for event in stored.events:
+                batch.append(event)
+            batch.on_done = forgetting(file, stored.row)
+            lane.last = max(lane.last, stored.last)
+            lane.enter_batch(batch)
+
+    def _number_chunk(self) -> list[Lane]:
+        """
+        Numbers the oldest chunk of the first file that has one, and returns the lanes that have it now.
+        """
+        partitions = self._link.partitions()
+        if not partitions:
+            return []
+        for file in self._spool.files:
+            found = file.first_chunk()
+            if found is not None:
+                return self._number(file, *found, partitions)
+        return []
+
+    def _number(
+        self, file: SpoolFile, chunk: int, events: Sequence[SpooledEvent], partitions: frozenset[int]
+    ) -> list[Lane]:
+        by_partition: dict[int, list[SpooledEvent]] = {}
+        for event in events:
+            partition = event.partition
+            if partition is None or partition not in partitions:
+                partition = partition_of(event.key, len(partitions))
+            by_partition.setdefault(partition, []).append(event)
+        numbered = [
+            (self._sender.lane(partition), batch)
+            for partition, entering in by_partition.items()
+            for batch in self._batches(self._sender.lane(partition), entering)
+        ]
+        now_ns = time.time_ns()
+        stored = [
+            NumberedBatch(self._ledger.emitter, lane.partition, batch.first, batch.last, now_ns, batch.events)
+            for lane, batch in numbered
+        ]
+        # From here on these numbers are theirs, whatever happens to this process.
+        rows = file.renumber(chunk, stored)
+        for (lane, batch), row in zip(numbered, rows, strict=True):
+            batch.on_done = forgetting(file, row)
+            lane.last = batch.last
+            lane.enter_batch(batch)
+        return [lane for lane, _ in numbered]
+
+    def _batches(self, lane: Lane, events: Sequence[SpooledEvent]) -> list[Batch]:
+        batches = [Batch(lane.last + 1, [], self._link.new_builder())]
+        for event in events:
+            batch = batches[-1]
+            value = number_event(event.body, self._ledger.emitter, batch.last + 1)
+            # The ring holds nothing for it any more.
+            numbered = NumberedEvent(event.at_ns // 1_000_000, event.key, value, 0)
+            if not batch.append(numbered):
+                batches.append(Batch(batch.last + 1, [], self._link.new_builder()))
+                batches[-1].append(numbered)
+        return batches
+
+    def _drop_empty_files(self) -> None:
+        for file in list(self._spool.adopted):
+            if not file.event_count and not file.numbered():
+                self._spool.adopted.remove(file)
+                file.close()

@@ -1,0 +1,87 @@
+"""
+Costs by user and by metadata key, on SQLite and on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from runtap_consumers.attribution import build_attribution
+from runtap_consumers.dimensions import Dimensions
+from runtap_consumers.errors import InputError
+from runtap_consumers.partition import Partition, Tools
+from runtap_consumers.pricing import PriceTable
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.rollups import HOUR_NS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.dimension_values import admit_values
+from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.writer import Writer
+from samples import START_NS, Log, model_call
+from worker_process import WorkerSetting
+
+UTC = ZoneInfo("UTC")
+CALLS: list[dict[str, Any]] = [
+    {"metadata": {"team": "red"}, "user_id": "ann"},
+    {"metadata": {"team": "red"}},
+    {"metadata": {"team": 7}, "model": "unheard-of", "request_model": None, "provider": "nobody"},
+    {"metadata": {"feature": "search"}, "user_id": "ben"},
+    {"metadata": {"team": "red"}, "user_id": "ann", "at_ns": START_NS - 2 * HOUR_NS},
+]
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = open_store(store_url, "runtap.events", "UTC")
+    log = Log()
+    for number, facts in enumerate(CALLS):
+        log.append(model_call(**{"at_ns": START_NS + number, "run_id": f"r-{number}", **facts}), "e1", number + 1)
+    with Writer.of(opened) as writer:
+        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
+        settings = ConsumerSettings.load(cost_by="metadata.team")
+        partition = Partition(0, tuple(PROJECTIONS), Tools(opened, writer, PriceTable.load(), dimensions, settings))
+        partition.load(0)
+        partition.commit(partition.fold(log.since(0)))
+    yield opened
+    opened.close()
+
+
+def attributed(store: Store, attribute: str, since: int = START_NS) -> list[tuple[Any, ...]]:
+    figures = build_attribution(store, attribute, ("feature",), since, START_NS + HOUR_NS, UTC, START_NS + HOUR_NS)
+    names = ("value", "calls", "unpriced_calls", "input_tokens", "cost_usd")
+    return [
+        tuple(figures[name] for name in names[1:]),
+        *(tuple(row[name] for name in names) for row in figures["values"]),
+    ]
+
+
+def test_costs_add_up_by_value_and_what_has_none_is_shown(store: Store) -> None:
+    assert attributed(store, "team") == [
+        (4, 1, 4_000, "0.000585"),
+        ("red", 2, 0, 2_000, "0.00039"),
+        ("7", 1, 1, 1_000, None),
+        (None, 1, 0, 1_000, "0.000195"),
+    ]
+    assert attributed(store, "metadata.team", START_NS - 2 * HOUR_NS)[1] == ("red", 3, 0, 3_000, "0.000585")
+    assert [row[0] for row in attributed(store, "user")[1:]] == ["ann", "ben", None]
+    # Configured, and nothing folded under it yet.
+    assert attributed(store, "feature") == [(4, 1, 4_000, "0.000585"), (None, 4, 1, 4_000, "0.000585")]
+
+
+def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(store: Store) -> None:
+    with pytest.raises(InputError, match="feature, team, user"):
+        attributed(store, "colour")
+
+
+def test_the_command_prints_it(store: Store, store_url: str) -> None:
+    setting = WorkerSetting("127.0.0.1:1", "runtap", store_url)
+    done = setting.run("report", "--by", "team", "--since", "2026-03-02", "--until", "2026-03-03")
+    assert done.returncode == 0, done.stderr
+    assert "Cost by team" in done.stdout
+    assert "red" in done.stdout
+    refused = setting.run("report", "--by", "team", "--service", "checkout")
+    assert refused.returncode == 2

@@ -1,0 +1,297 @@
+"""
+Whole processes that end or die while Kafka is away, and what the next ones make of their spools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from runtap_schemas import EmitterReported, RunEnded
+from topic_log import LoggedEvent, read_topic
+
+MakeTopic = Callable[..., Awaitable[str]]
+
+# Kafka is away for a process whose connections are refused: the spool belongs to the address that it was told.
+_SERVICE = """
+import os, signal, socket, sys, time
+from langchain_core.runnables import RunnableLambda
+from runtap_collector import RunTap, link
+from runtap_collector.spool import SpoolFile
+
+how, runs = sys.argv[1], int(sys.argv[2])
+if how == "away":
+    async def refuse(self):
+        raise OSError("connection refused")
+    link.AIOKafkaProducer.start = refuse
+if how == "killed-after-sending":
+    SpoolFile.forget = lambda self, row: os.kill(os.getpid(), signal.SIGKILL)
+if how == "killed-after-numbering":
+    renumber = SpoolFile.renumber
+    def kill(self, chunk, batches):
+        renumber(self, chunk, batches)
+        os.kill(os.getpid(), signal.SIGKILL)
+    SpoolFile.renumber = kill
+if "sigterm" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+tap = RunTap.from_env()
+step = RunnableLambda(lambda x: x, name="step")
+for number in range(runs):
+    step.invoke(number, {"callbacks": [tap.handler]})
+if how == "crowded":
+    print("ready", flush=True)
+    time.sleep(60)
+if how.startswith("killed"):
+    step.invoke(0, {"callbacks": [tap.handler]})
+    time.sleep(20)
+if how == "adopts":
+    deadline = time.monotonic() + 4
+    while tap.stats().adopted == tap.stats().spooled == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while tap.stats().spooled:
+        time.sleep(0.05)
+    time.sleep(1.0)
+if "raises" in sys.argv:
+    raise ValueError("the app's own")
+began = time.monotonic()
+delivery = tap.close()
+print(delivery.sent, delivery.waiting, delivery.spooled, sum(delivery.dropped.values()), time.monotonic() - began)
+"""
+
+
+def _environment(kafka: str, prefix: str, state: Path) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RUNTAP_", "LANG"))},
+        "RUNTAP_BOOTSTRAP_SERVERS": kafka,
+        "RUNTAP_TOPIC_PREFIX": prefix,
+        "RUNTAP_SPOOL_DIR": str(state),
+    }
+
+
+def _run(how: str, runs: int, environment: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _SERVICE, how, str(runs), *more],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _ended(logged: list[LoggedEvent]) -> list[RunEnded]:
+    return [entry.event for entry in logged if isinstance(entry.event, RunEnded)]
+
+
+def _check_numbers(logged: list[LoggedEvent], may_lack: int = 0) -> None:
+    """
+    Checks that repeats are repeats, and that the lanes lack no more numbers below their last than they may.
+    """
+    seen: dict[tuple[int, str, int], LoggedEvent] = {}
+    for entry in logged:
+        place = (entry.partition, entry.event.emitter, entry.event.sequence)
+        assert seen.setdefault(place, entry).event == entry.event
+    lanes: dict[tuple[int, str], set[int]] = {}
+    for partition, emitter, number in seen:
+        lanes.setdefault((partition, emitter), set()).add(number)
+    assert sum(max(numbers) - len(numbers) for numbers in lanes.values()) <= may_lack
+    # Every run under one number.
+    assert len({event.run_id for event in _ended(logged)}) == sum(
+        isinstance(entry.event, RunEnded) for entry in seen.values()
+    )
+
+
+def _last_report(logged: list[LoggedEvent], emitter: str) -> EmitterReported:
+    reports = [e.event for e in logged if isinstance(e.event, EmitterReported) and e.event.emitter == emitter]
+    return max(reports, key=lambda report: report.number)
+
+
+async def test_process_that_ends_without_kafka_leaves_everything_to_the_next(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    environment = _environment(kafka, topic_prefix, tmp_path)
+    done = await asyncio.to_thread(_run, "away", 200, environment)
+    assert done.returncode == 0, done.stderr
+    sent, waiting, spooled, dropped, seconds = (float(word) for word in done.stdout.split())
+    assert (sent, waiting, spooled, dropped) == (0, 0, 200, 0)
+    assert seconds < 2.2
+    assert (await asyncio.to_thread(_run, "adopts", 1, environment)).returncode == 0
+    logged = await read_topic(kafka, topic)
+    _check_numbers(logged)
+    assert len(_ended(logged)) == 201
+    (emitter,) = {entry.event.emitter for entry in logged}
+    assert list(_last_report(logged, emitter).adopted.values()) == [200]
+    assert _files(tmp_path) == []
+
+
+async def test_unhandled_exception_spools_too(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    environment = _environment(kafka, topic_prefix, tmp_path)
+    done = await asyncio.to_thread(_run, "away", 50, environment, "raises")
+    assert done.returncode == 1
+    assert "ValueError: the app's own" in done.stderr
+    assert (await asyncio.to_thread(_run, "adopts", 1, environment)).returncode == 0
+    logged = await read_topic(kafka, topic)
+    assert len(_ended(logged)) == 51
+
+
+@pytest.mark.parametrize("how", ["killed-after-sending", "killed-after-numbering"])
+async def test_killed_while_it_empties_a_spool_counts_nothing_twice_and_loses_nothing(
+    how: str, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    environment = _environment(kafka, topic_prefix, tmp_path)
+    assert (await asyncio.to_thread(_run, "away", 300, environment)).returncode == 0
+    assert (await asyncio.to_thread(_run, how, 0, environment)).returncode == -signal.SIGKILL
+    assert (await asyncio.to_thread(_run, "adopts", 1, environment)).returncode == 0
+    logged = await read_topic(kafka, topic)
+    # What the killed process had on its way beside the spool is lost with it: its own run and a report, as gaps.
+    _check_numbers(logged, may_lack=3)
+    run_ids = Counter(event.run_id for event in _ended(logged))
+    # The killed process's own run may be lost with it.
+    assert len(run_ids) in (301, 302)
+    if how == "killed-after-sending":
+        assert max(run_ids.values()) == 2
+
+
+async def test_two_processes_that_find_one_spool_send_it_once(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    environment = _environment(kafka, topic_prefix, tmp_path)
+    assert (await asyncio.to_thread(_run, "away", 500, environment)).returncode == 0
+    both = [asyncio.to_thread(_run, "adopts", 1, environment) for _ in range(2)]
+    assert [done.returncode for done in await asyncio.gather(*both)] == [0, 0]
+    logged = await read_topic(kafka, topic)
+    _check_numbers(logged)
+    assert len(_ended(logged)) == 502
+    emitters = {entry.event.emitter for entry in logged}
+    assert sum(sum(_last_report(logged, emitter).adopted.values()) for emitter in emitters) == 500
+
+
+def _terminated_after(seconds: float, environment: dict[str, str]) -> tuple[int, float]:
+    """
+    Exit code of a service that gets SIGTERM, and how long it took to leave.
+    """
+    command = [sys.executable, "-c", _SERVICE, "crowded", "100", "sigterm"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.terminate()
+        return process.wait(seconds), time.monotonic() - began
+
+
+async def test_sigterm_with_a_handler_of_the_apps_own_sends_everything(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    code, seconds = await asyncio.to_thread(_terminated_after, 10, _environment(kafka, topic_prefix, tmp_path))
+    assert code == 0
+    assert seconds < 2.5
+    assert len(_ended(await read_topic(kafka, topic))) == 100
+
+
+_PROCESSES = """
+import multiprocessing, os, sys
+from langchain_core.runnables import RunnableLambda
+from runtap_collector import RunTapHandler
+
+step = RunnableLambda(lambda x: x, name="step")
+
+def work(number):
+    step.invoke(number, {"callbacks": [RunTapHandler()]})
+    return os.getpid()
+
+if __name__ == "__main__":
+    how = sys.argv[1]
+    if how == "preload":
+        # A server that loads the app, and its handler, before it forks its workers.
+        step.invoke(0, {"callbacks": [RunTapHandler()]})
+        for _ in range(4):
+            if os.fork() == 0:
+                for number in range(5):
+                    work(number)
+                sys.exit(0)
+        for _ in range(4):
+            assert os.wait()[1] == 0
+    else:
+        context = multiprocessing.get_context(how)
+        workers = [context.Process(target=work, args=(number,)) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0] * 4
+        work(0)
+"""
+
+
+@pytest.mark.parametrize(("how", "runs", "emitters"), [("preload", 21, 5), ("fork", 5, None), ("spawn", 5, None)])
+async def test_every_kind_of_child_process_is_an_emitter_of_its_own(
+    how: str, runs: int, emitters: int | None, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    script = tmp_path / "processes.py"
+    await asyncio.to_thread(script.write_text, _PROCESSES)
+    environment = {**_environment(kafka, topic_prefix, tmp_path / "spool"), "PYTHONWARNINGS": "ignore"}
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, str(script), how], env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    logged = await read_topic(kafka, topic)
+    _check_numbers(logged)
+    ended = _ended(logged)
+    assert len(ended) == runs, (how, len(ended))
+    assert len({event.emitter for event in ended}) == (emitters or runs)
+
+
+_MANY_FORKS = """
+import os
+from langchain_core.runnables import RunnableLambda
+from runtap_collector import RunTap
+tap = RunTap.from_env()
+step = RunnableLambda(lambda x: x)
+ids = {tap.stats().emitter}
+for _ in range(200):
+    step.invoke(0, {"callbacks": [tap.handler]})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        step.invoke(0, {"callbacks": [tap.handler]})
+        os.write(writing, tap.stats().emitter.encode())
+        os._exit(0)
+    os.close(writing)
+    ids.add(os.read(reading, 100).decode())
+    os.close(reading)
+    assert os.waitpid(child, 0)[1] == 0
+assert len(ids) == 201, len(ids)
+delivery = tap.close(10)
+assert (delivery.sent >= 200, delivery.waiting, delivery.dropped) == (True, 0, {}), delivery
+"""
+
+
+async def test_many_forks_with_events_in_flight_never_hang_and_share_no_emitter_id(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await events_topic()
+    environment = _environment(kafka, topic_prefix, tmp_path)
+    command = [sys.executable, "-W", "ignore", "-c", _MANY_FORKS]
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, timeout=90)
+    assert done.returncode == 0, done.stderr

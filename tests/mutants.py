@@ -1,0 +1,351 @@
+"""
+Takes one rule of exactness away at a time, and looks which test notices.
+
+    python tests/mutants.py [NAME …]
+
+Every mutation is one change to a copy of the tree; the tests that should see it run there, and the first to fail is
+printed. A mutation that all of them pass is a rule that nothing guards: the exit code is 1. Where the place of one was
+rewritten, the script says so and ends: the mutation is to be moved along.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_FOLDERS = ("schemas", "collector", "consumers", "demo", "tests")
+_FILES = ("pyproject.toml", "README.md")
+_TIMEOUT_SECONDS = 240
+
+MODEL = "tests/integration/test_model.py"
+PARTITION = "tests/integration/test_partition.py"
+LANES = "tests/unit/test_lane_marks.py"
+LEDGER = "tests/unit/test_ledger.py"
+RING = "tests/unit/test_collector_ring.py"
+SENDER = "tests/unit/test_collector_sender.py"
+SPOOL = "tests/unit/test_collector_spool.py::test_numbering_takes_the_chunk_out_in_the_same_transaction"
+
+_CONSUMERS = "consumers/runtap_consumers"
+_COLLECTOR = "collector/runtap_collector"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """
+    A change, and the tests that should see it. `old` must occur exactly once in the file.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "move whatever the position is",
+        f"{_CONSUMERS}/store/writer.py",
+        "AND next_offset = ? AND epoch = ?",
+        "AND (next_offset = ? OR 1) AND epoch = ?",
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "epoch not compared",
+        f"{_CONSUMERS}/store/writer.py",
+        "AND next_offset = ? AND epoch = ?",
+        "AND next_offset = ? AND (epoch = ? OR 1)",
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "a move of no row let pass",
+        f"{_CONSUMERS}/store/writer.py",
+        "if changed != 1:",
+        "if changed > 1:",
+        (PARTITION,),
+    ),
+    Mutant(
+        "positions moved unsorted",
+        f"{_CONSUMERS}/store/writer.py",
+        "for move in sorted(commit.moves, key=lambda move: move.projection):",
+        "for move in commit.moves:",
+        (PARTITION,),
+    ),
+    Mutant("mark not loaded", f"{_CONSUMERS}/store/positions.py", "mark=row.mark,", "mark=0,", (PARTITION, MODEL)),
+    Mutant(
+        "gaps not loaded",
+        f"{_CONSUMERS}/store/positions.py",
+        "gaps=[(first, last) for first, last in orjson.loads(row.gaps)],",
+        "gaps=[],",
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "one table of marks for all projections",
+        f"{_CONSUMERS}/partition.py",
+        "{name: load_lanes(connection, self.number, name) for name in self._positions}",
+        "{name: load_lanes(connection, self.number, min(self._positions)) for name in self._positions}",
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "projections in lockstep whatever their marks",
+        f"{_CONSUMERS}/partition.py",
+        "if _state(twin) == _state(position) and lanes[name] == cursor.marks.lanes:",
+        "if _state(twin) == _state(position):",
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "marks reset at a new incarnation",
+        f"{_CONSUMERS}/partition.py",
+        "commit.new_rows.append((tables.log_incidents, incidents))",
+        'commit.deletions.append(("DELETE FROM lane_marks WHERE partition = ?", (self.number,)))',
+        (PARTITION, MODEL),
+    ),
+    Mutant(
+        "epoch not raised for a new log",
+        f"{_CONSUMERS}/partition.py",
+        "next_epoch=position.epoch + 1,",
+        "next_epoch=position.epoch,",
+        (PARTITION,),
+    ),
+    Mutant(
+        "sketches kept after a fence",
+        f"{_CONSUMERS}/partition.py",
+        "self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}",
+        "self._sketches = self._tools.__dict__.setdefault("
+        "f'sketches-{self.number}', {name: SketchBook(self._sketch_loader(name)) for name in self._projections})",
+        (MODEL,),
+    ),
+    Mutant(
+        "quarantined record not taken into its lane",
+        f"{_CONSUMERS}/partition.py",
+        "is_new = take(event.emitter, event.sequence, log_time, log_time, quarantined=True)",
+        "is_new = True",
+        (PARTITION,),
+    ),
+    Mutant(
+        "gap not recorded",
+        f"{_CONSUMERS}/lane_marks.py",
+        "self._add_gap(len(self.gaps), (self.mark + 1, number - 1))",
+        "pass",
+        (LANES,),
+    ),
+    Mutant(
+        "gap applied twice",
+        f"{_CONSUMERS}/lane_marks.py",
+        "first, last = self.gaps.pop(place)",
+        "return True",
+        (LANES,),
+    ),
+    Mutant("no `before`", f"{_CONSUMERS}/lane_marks.py", "if self._begun_at > 0:", "if False:", (LANES,)),
+    Mutant(
+        "fingerprint not compared",
+        f"{_CONSUMERS}/worker.py",
+        "if record is not None and fingerprint_of(record) != fingerprint:",
+        "if False:",
+        (MODEL,),
+    ),
+    Mutant(
+        "end of the log not compared", f"{_CONSUMERS}/worker.py", "if next_offset > log_end:", "if False:", (MODEL,)
+    ),
+    Mutant(
+        "a gap is no reason to look",
+        f"{_CONSUMERS}/worker.py",
+        "if partition.opened_gap or due:",
+        "if due:",
+        (MODEL,),
+    ),
+    Mutant(
+        "memory kept after a commit that failed",
+        f"{_CONSUMERS}/worker.py",
+        "            turn.forget()\n            turn.rest()\n        return False",
+        "            turn.rest()\n        return False",
+        (MODEL,),
+    ),
+    Mutant(
+        "memory kept after a fence",
+        f"{_CONSUMERS}/worker.py",
+        "            turn.forget()\n            turn.rest()\n        except (StoreError",
+        "            turn.rest()\n        except (StoreError",
+        (MODEL,),
+    ),
+    Mutant(
+        "no seek after loading",
+        f"{_CONSUMERS}/worker.py",
+        "self._reader.seek(number, partition.next_offset)",
+        "any(place.partition == number for place in self._reader._consumer._positions) or self._reader.seek("
+        "number, partition.next_offset)",
+        (MODEL,),
+    ),
+    Mutant(
+        "no seek back after a record that cannot be decoded",
+        f"{_CONSUMERS}/partition_reader.py",
+        "            if not careful:\n                self._seek_back(place, next_offset)",
+        "            if not careful:",
+        (MODEL,),
+    ),
+    Mutant(
+        "the record before not looked at if it cannot be decoded",
+        f"{_CONSUMERS}/partition_reader.py",
+        "return UndecodableRecord(offset, 0, repr(error))",
+        "raise",
+        (MODEL,),
+    ),
+    Mutant(
+        "buckets past their retention filled again",
+        f"{_CONSUMERS}/grains.py",
+        "if bucket is not None and bucket < horizon:",
+        "if False:",
+        (PARTITION,),
+    ),
+    Mutant(
+        "`complete_to` without the lanes",
+        f"{_CONSUMERS}/ledger.py",
+        "if mark < last and self.announced(emitter, partition, mark, last) < last - mark:",
+        "if False:",
+        (LEDGER, MODEL),
+    ),
+    Mutant(
+        "T of a report not clamped to log time",
+        f"{_CONSUMERS}/projections/ledger.py",
+        "min(report.complete_at_ns, log_time_ns - report.complete_age_ns)",
+        "report.complete_at_ns",
+        (PARTITION,),
+    ),
+    Mutant(
+        "T of a report without what waits",
+        f"{_COLLECTOR}/ledger.py",
+        "complete_at_ns=now_ns if oldest is None else oldest[0],",
+        "complete_at_ns=now_ns,",
+        (SENDER,),
+    ),
+    Mutant(
+        "numbers given again after a batch that failed",
+        f"{_COLLECTOR}/sender.py",
+        "self._link.say_down(failure.reason)",
+        "lane.last -= len(batch.events)",
+        (SENDER,),
+    ),
+    Mutant(
+        "second half of a batch numbered from the first",
+        f"{_COLLECTOR}/lanes.py",
+        "self._part(self.first + middle, self.events[middle:], new_builder())",
+        "self._part(self.first, self.events[middle:], new_builder())",
+        (SENDER,),
+    ),
+    Mutant(
+        "start withheld before the ring took its end",
+        f"{_COLLECTOR}/ring.py",
+        "            if self.is_closed or self.held_bytes + record.size_bytes > limit:",
+        "            if record.run is not None:\n                record.run.ended = True\n"
+        "            if self.is_closed or self.held_bytes + record.size_bytes > limit:",
+        (RING,),
+    ),
+    Mutant(
+        "spooled batch numbered in memory only",
+        f"{_COLLECTOR}/spool.py",
+        "rows = [self._insert(batch) for batch in batches]\n            self._connection.execute(",
+        "rows = [0 for _ in batches]\n            self._connection.execute(",
+        (SPOOL,),
+    ),
+    Mutant(
+        "spooled events kept beside their numbered batch",
+        f"{_COLLECTOR}/spool.py",
+        'self._connection.execute("DELETE FROM chunks WHERE id = ?", (chunk,))',
+        "pass",
+        (SPOOL,),
+    ),
+)
+
+
+def copy_tree(target: Path) -> None:
+    """
+    Copies what the tests need.
+    """
+    leave_out = shutil.ignore_patterns("__pycache__", ".hypothesis", ".*_cache")
+    for folder in _FOLDERS:
+        shutil.copytree(ROOT / folder, target / folder, ignore=leave_out)
+    for file in _FILES:
+        shutil.copy2(ROOT / file, target / file)
+
+
+def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[str, str]:
+    """
+    Runs tests in a copy of the tree, without servers.
+
+    Returns:
+        The first that failed, empty where none did, and what pytest printed.
+    """
+    environment = {
+        **os.environ,
+        # Before the editable install's own paths.
+        "PYTHONPATH": os.pathsep.join(str(tree / folder) for folder in ("schemas", "collector", "consumers", "demo")),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "RUNTAP_MODEL_EXAMPLES": "100",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "not postgresql", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"(no end within {_TIMEOUT_SECONDS} s)", ""
+    if done.returncode == 0:
+        return "", done.stdout
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return found.group(1) if found else f"(exit code {done.returncode})", done.stdout + done.stderr
+
+
+def try_mutant(mutant: Mutant, scratch: Path) -> str:
+    """
+    Returns:
+        The test that caught it; empty where it survived.
+    """
+    tree = scratch / re.sub(r"\W+", "-", mutant.name)
+    copy_tree(tree)
+    file = tree / mutant.file
+    source = file.read_text()
+    if source.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.file} does not hold this exactly once any more: {mutant.old}")
+    file.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        return run_tests(tree, mutant.tests)[0]
+    finally:
+        shutil.rmtree(tree)
+
+
+def main() -> int:
+    """
+    Tries all mutants, or those whose names hold one of the arguments.
+    """
+    chosen = [mutant for mutant in MUTANTS if any(word in mutant.name for word in sys.argv[1:] or [""])]
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="runtap-mutants-") as name:
+        scratch = Path(name)
+        copy_tree(scratch / "unchanged")
+        failed, output = run_tests(
+            scratch / "unchanged", tuple(sorted({test for mutant in chosen for test in mutant.tests}))
+        )
+        if failed:
+            print(output[-4_000:])  # noqa: T201
+            raise SystemExit(f"{failed} fails without any mutation")
+        width = max(len(mutant.name) for mutant in chosen)
+        for mutant in chosen:
+            began = time.monotonic()
+            test = try_mutant(mutant, scratch)
+            survivors += not test
+            verdict = test.removeprefix("tests/") or "SURVIVED"
+            print(f"{mutant.name:{width}}  {time.monotonic() - began:4.0f} s  {verdict}", flush=True)  # noqa: T201
+    print(f"{len(chosen) - survivors} of {len(chosen)} caught")  # noqa: T201
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""
+Partitions in one worker's hands, over logs that are lists: how tests fill a store the way workers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import text
+
+from runtap_consumers.dimensions import Dimensions
+from runtap_consumers.partition import Partition, Tools
+from runtap_consumers.pricing import PriceTable
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.dimension_values import admit_values
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.writer import Writer
+from samples import Log
+
+ALL = tuple(PROJECTIONS)
+PRICES = PriceTable.load()
+
+
+class WorkerTools:
+    """
+    The tools of workers on one store. Each call of `make` stands for another process.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._writers: list[Writer] = []
+
+    def make(self, prices: PriceTable = PRICES) -> Tools:
+        """
+        The tools of one worker.
+        """
+        writer = Writer.of(self.store)
+        self._writers.append(writer)
+        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
+        return Tools(self.store, writer, prices, dimensions, ConsumerSettings.load(cost_by="metadata.team"))
+
+    def apply(
+        self, log: Log, number: int = 0, projections: Iterable[str] = ALL, at_most: int | None = None, **tools: Any
+    ) -> Partition:
+        """
+        Lets a new worker apply what is in a partition's log; in commits of `at_most` records.
+        """
+        partition = Partition(number, projections, self.make(**tools))
+        partition.load(log.first_offset)
+        while records := log.since(partition.next_offset, at_most):
+            partition.commit(partition.fold(records))
+        return partition
+
+    def close(self) -> None:
+        """
+        Closes all connections.
+        """
+        for writer in self._writers:
+            writer.close()
+
+
+def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
+    """
+    What a query finds.
+    """
+    with store.read() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]

@@ -1,0 +1,122 @@
+"""
+What the emitter says of itself while something is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableLambda
+
+from runtap_collector import RunTap
+from runtap_collector import emitter as emitter_module
+from runtap_collector import sender as sender_module
+from runtap_schemas import RunEnded, decode_event
+from unit.test_collector_sender import FakeLink
+
+
+@pytest.fixture
+def tap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunTap]:
+    monkeypatch.setattr(sender_module, "Link", FakeLink)
+    monkeypatch.setattr(sender_module, "LINGER_SECONDS", 0.001)
+    monkeypatch.setattr(emitter_module, "TASK_RETRY_SECONDS", 0.01)
+    made = RunTap.from_env(spool_dir=str(tmp_path))
+    yield made
+    made.close()
+
+
+def _run(tap: RunTap, times: int = 1) -> None:
+    for number in range(times):
+        RunnableLambda(lambda x: x, name="step").invoke(number, {"callbacks": [tap.handler]})
+
+
+def _wait(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_emitter_at_work_is_ok_and_a_closed_one_says_so(tap: RunTap) -> None:
+    assert (tap.health().is_ok, tap.health().problems) == (True, [])
+    _run(tap)
+    tap.flush()
+    assert tap.health().is_ok
+    tap.close()
+    assert (tap.health().is_ok, tap.health().problems) == (False, ["closed"])
+
+
+def test_kafka_away_is_a_problem_with_its_duration(tap: RunTap) -> None:
+    _run(tap)
+    link: Any = tap._emitter._sender._link  # type: ignore[union-attr]
+    link.down_seconds = 7.0
+    health = tap.health()
+    assert (health.is_ok, health.problems, health.kafka_away_seconds) == (False, ["kafka_away"], 7.0)
+
+
+def test_sender_that_a_fault_ended_is_made_anew_and_loses_nothing(
+    tap: RunTap, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _run(tap, 5)
+    tap.flush()
+    first = tap._emitter._sender
+    assert first is not None
+    logs: list[Any] = [first._link]
+
+    def die() -> None:
+        raise SystemExit("a fault of ours")
+
+    first._call(die)
+    _wait(lambda: tap._emitter._sender not in (first, None))
+    second = tap._emitter._sender
+    assert second is not None
+    logs.append(second._link)
+    _run(tap, 5)
+    delivery = tap.flush()
+    assert (delivery.sent, delivery.waiting, delivery.dropped) == (10, 0, {})
+    assert (tap.health().is_ok, tap.health().sender_deaths) == (True, 1)
+    assert sum("sender_died" in record.getMessage() for record in caplog.records) == 1
+    numbers: dict[int, list[int]] = {}
+    runs = set()
+    for link in logs:
+        for partition, values in link.log.items():
+            for event in map(decode_event, values):
+                numbers.setdefault(partition, []).append(event.sequence or 0)
+                runs |= {event.run_id} if isinstance(event, RunEnded) else set()
+    assert len(runs) == 10
+    # The same emitter, the same lanes: its numbers go on.
+    assert all(given == list(range(1, len(given) + 1)) for given in numbers.values())
+
+
+def test_batch_on_its_way_when_the_sender_dies_is_sent_by_the_next(
+    tap: RunTap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = asyncio.Event()
+    links: list[FakeLink] = []
+    send = FakeLink.send
+
+    async def never(self: FakeLink, builder: Any, partition: int) -> None:
+        if not links:
+            links.append(self)
+        if self is links[0]:
+            await stuck.wait()
+        await send(self, builder, partition)
+
+    monkeypatch.setattr(FakeLink, "send", never)
+    _run(tap, 3)
+    _wait(lambda: links)
+    first = tap._emitter._sender
+    assert first is not None
+
+    def die() -> None:
+        raise SystemExit("a fault of ours")
+
+    first._call(die)
+    _wait(lambda: tap._emitter._sender not in (first, None))
+    delivery = tap.flush()
+    assert (delivery.sent, delivery.waiting) == (3, 0)
