@@ -12,7 +12,6 @@ takes them out puts them back as numbered batches, so whoever comes after a cras
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import socket
@@ -22,6 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import cramjam
@@ -32,6 +32,13 @@ from runtap_collector.logs import RareLog, log
 from runtap_collector.records import Record
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import events_topic
+
+# Windows has none: without a lock that ends with its process there is no spool, and events wait in memory.
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 # Half of the least life of a reader's mark: what is sent later might be counted twice.
 MAX_AGE_NS = 7 * 24 * 3_600 * 1_000_000_000
@@ -325,6 +332,7 @@ def _lock(path: Path) -> int | None:
     The descriptor of a spool's lock. `None`: another process holds it, or it went meanwhile.
     """
     lock_path = _lock_path(path)
+    assert fcntl is not None, "there is a spool only where there are locks"
     descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -351,7 +359,9 @@ class Spool:
         """
         self._topic = events_topic(settings.topic_prefix)
         place = hashlib.sha256(f"{settings.bootstrap_servers} {self._topic}".encode()).hexdigest()[:12]
-        self._directory = None if directory is None else directory / f"{self._topic}-{place}"
+        self._directory: Path | None = None
+        if directory is not None and fcntl is not None:
+            self._directory = directory / f"{self._topic}-{place}"
         self._max_bytes = max_bytes
         self._own: SpoolFile | None = None
         self.adopted: list[SpoolFile] = []

@@ -40,7 +40,7 @@ from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read_books import read_books
 from runtap_consumers.store.reads import open_snapshot
 from runtap_consumers.worker import Worker
-from samples import Log
+from samples import Log, LogRecord
 from simulation import TOPIC, CommitFaults, Emitter, Place, SimulatedClient, World
 
 PARTITIONS = 2
@@ -103,6 +103,8 @@ class Machine(RuleBasedStateMachine):
         # Where each projection stands, and in which log.
         self.read: dict[tuple[str, int], tuple[int, int, Log]] = {}
         self.old_logs: dict[int, list[Log]] = defaultdict(list)
+        # What retention took, by log: a worker may have had it in hand.
+        self.deleted: dict[int, list[LogRecord]] = defaultdict(list)
         # Partitions whose log was made again so alike that a worker cannot see it: only the weaker promises hold.
         self.slipped: set[tuple[str, int]] = set()
 
@@ -234,6 +236,7 @@ class Machine(RuleBasedStateMachine):
     def delete_oldest(self, partition: int, count: int) -> None:
         log = self.world.logs[partition]
         count = min(count, len(log.records))
+        self.deleted[id(log)] += log.records[:count]
         del log.records[:count]
         log.first_offset += count
 
@@ -313,6 +316,10 @@ class Machine(RuleBasedStateMachine):
             rows = connection.execute(
                 text("SELECT projection, partition, next_offset, incarnation, fingerprint FROM positions")
             ).all()
+        lost = defaultdict(list)
+        incidents = "SELECT projection, partition, incarnation, first_offset, last_offset FROM log_incidents"
+        for *place, first, last in self._rows(f"{incidents} WHERE kind = 'retention'"):
+            lost[tuple(place)].append((first, last))
         for name, partition, offset, incarnation, fingerprint in rows:
             log = self._log_of(partition, offset, fingerprint)
             before, incarnation_before, log_before = self.read.get((name, partition), (0, incarnation, log))
@@ -321,9 +328,12 @@ class Machine(RuleBasedStateMachine):
                 self.slipped.discard((name, partition))
             elif log is not log_before and before > log.first_offset:
                 self.slipped.add((name, partition))
-            if offset > before:
-                passed = log.since(max(before, log.first_offset), offset - max(before, log.first_offset))
-                self.applied[name] |= self.world.places(passed)
+            skipped = {at for first, last in lost[name, partition, incarnation] for at in range(first, last + 1)}
+            self.applied[name] |= self.world.places(
+                record
+                for record in (*self.deleted[id(log)], *log.records)
+                if before <= record.offset < offset and record.offset not in skipped
+            )
             self.read[name, partition] = offset, incarnation, log
 
     def _log_of(self, partition: int, offset: int, fingerprint: str) -> Log:
