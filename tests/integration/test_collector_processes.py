@@ -50,8 +50,11 @@ for number in range(3_000):
     slowest = max(slowest, time.perf_counter() - started)
 stats = tap.stats()
 assert stats.held_bytes <= 2_000_000, stats
-assert stats.captured == 6_002 == stats.waiting + stats.superseded, stats
-assert stats.spooled and not stats.dropped, stats
+# Starts may be refused while the disk is slower than the loop; ends never are.
+refused = stats.dropped.get("buffer_full", {})
+assert set(stats.dropped) <= {"buffer_full"} and set(refused) <= {"run.started"}, stats
+assert stats.captured == 6_002 == stats.waiting + stats.superseded + sum(refused.values()), stats
+assert stats.spooled, stats
 print(slowest, time.time(), flush=True)
 """
 
