@@ -44,7 +44,7 @@ async def _produce_whatever_it_takes(servers: str, topic: str, value: bytes) -> 
     A broker that is suspended or was killed may cost a client its whole timeout, and the attempt with it; what timed
     out may have been written all the same.
     """
-    for _ in range(5):
+    for _ in range(12):
         try:
             await _produce(servers, topic, value)
         except KafkaError as error:
