@@ -1,0 +1,36 @@
+"""
+The README's ways to attach, as the type checker of a user sees them.
+"""
+
+from __future__ import annotations
+
+from langchain_core.runnables import Runnable
+from langchain_openai import ChatOpenAI
+
+import runtap_collector
+from runtap_collector import Delivery, RunTap, RunTapHandler
+
+
+async def attach_in_a_block(chain: Runnable[str, str], question: str) -> str:
+    async with RunTap.from_env(service="checkout") as tap:
+        return await chain.ainvoke(
+            question,
+            config={"callbacks": [tap.handler], "metadata": {"session_id": "s-1", "user_id": "u-7"}},
+        )
+
+
+def attach_without_a_block(chain: Runnable[str, str], question: str) -> Delivery:
+    tap = RunTap.from_env()
+    with tap.session("s-1", user_id="u-7", tags=["beta"], metadata={"team": "red"}):
+        chain.invoke(question, config={"callbacks": [tap.handler]})
+    tap.flush(timeout=1.0)
+    return tap.close()
+
+
+def attach_to_a_model() -> ChatOpenAI:
+    return ChatOpenAI(callbacks=[RunTapHandler()])
+
+
+def attach_to_everything(chain: Runnable[str, str], question: str) -> str:
+    with runtap_collector.install():
+        return chain.invoke(question)
