@@ -204,8 +204,13 @@ async def test_first_event_at_exit_still_finds_kafka_by_name(
     assert _names(logged) == {"step": 1}
 
 
-def test_unreachable_kafka_never_slows_the_app_and_exit_takes_two_seconds() -> None:
-    done = _run(_UNREACHABLE, "127.0.0.1:1", "nowhere")
+@pytest.mark.parametrize("buffer_bytes", ["2_000_000", "33_554_432"], ids=["small buffer", "default buffer"])
+def test_unreachable_kafka_never_slows_the_app_and_exit_takes_two_seconds(buffer_bytes: str) -> None:
+    script = _UNREACHABLE.replace("2_000_000", buffer_bytes)
+    if buffer_bytes == "33_554_432":
+        script = script.replace("assert stats.spooled, stats", "assert stats.spooled and not stats.dropped, stats")
+        assert "not stats.dropped" in script
+    done = _run(script, "127.0.0.1:1", "nowhere")
     ended_at = time.time()
     assert done.returncode == 0, done.stderr
     slowest_seconds, exit_began_at = (float(word) for word in done.stdout.split())
