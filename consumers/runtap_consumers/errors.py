@@ -3,8 +3,9 @@ Errors of the workers' side.
 
     RuntapError
     └── ConsumerError
-        ├── StoreError          the store cannot be used: unreachable, of another topic, of another version
-        │   └── FencedError          another worker owns the partition now
+        ├── StoreError          the store cannot be used: unreachable, of another topic
+        │   ├── FencedError          another worker owns the partition now
+        │   └── StoreVersionError    the store is of another version of runtap
         ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
         │   └── RecordTooLargeError      one record is larger than its topic takes
         ├── InputError               what a person asked for cannot be understood
@@ -34,6 +35,19 @@ class StoreError(ConsumerError):
 class FencedError(StoreError):
     """
     The positions are not where this worker left them: another owns the partition now. Forget all memory of it.
+
+    Attributes:
+        projection: whose position it was.
+    """
+
+    def __init__(self, message: str, projection: str) -> None:
+        super().__init__(message)
+        self.projection = projection
+
+
+class StoreVersionError(StoreError):
+    """
+    The store's tables are those of another version. The message names both and what to do.
     """
 
 

@@ -119,6 +119,8 @@ class Partition:
         self._retention_due_ns = 0
         # Buckets that begin before it are not written: a rebuild has them from elsewhere.
         self._not_before_ns = 0
+        # Append time of the oldest record that the log still holds, as last seen; 0: not known.
+        self.log_start_ns = 0
         self.cursors: list[Cursor] = []
         # Projections whose fold raised: their position stays, and they stay out until the process ends.
         self.failed: dict[str, Exception] = {}
@@ -341,7 +343,7 @@ class Partition:
             return
         self._retention_due_ns = log_time_ns + _RETENTION_EVERY_NS
         for name, at_ns in moved.items():
-            commit.deletions += retention.expired_buckets(name, self.number, at_ns)
+            commit.deletions += retention.expired_buckets(name, self.number, at_ns, self.log_start_ns)
         if "sessions" in moved:
             kept_ns = int(settings.sessions_retention_days * DAY_NS)
             generation = self._positions["sessions"].generation

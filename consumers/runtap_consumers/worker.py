@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +26,13 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.alerts.loop import run_alerts
 from runtap_consumers.dead_letters import publish_dead_letters
 from runtap_consumers.dimensions import Dimensions
-from runtap_consumers.errors import FencedError, KafkaUnavailableError, StoreError, WorkerStoppedError
+from runtap_consumers.errors import (
+    FencedError,
+    KafkaUnavailableError,
+    StoreError,
+    StoreVersionError,
+    WorkerStoppedError,
+)
 from runtap_consumers.health import Health, serve_health
 from runtap_consumers.kafka import Publisher, TopicEnds
 from runtap_consumers.partition import Partition, Record, Tools, fingerprint_of
@@ -50,6 +58,10 @@ _SAME_LOG_EVERY_SECONDS = 10.0
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
 _THIN_REPORTS_EVERY_SECONDS = 600.0
+# So often in a row, and another set of workers moves the projection on the same store: they would starve each other.
+_FENCES_UNTIL_AWAY = 3
+_AWAY_SECONDS = 60.0
+_LOG_START_EVERY_SECONDS = 3_600.0
 
 Result = TypeVar("Result")
 
@@ -64,8 +76,12 @@ class _Turn:
     records: list[Record] = field(default_factory=list)
     since: float = 0.0
     checked: float = 0.0
+    log_start_read: float = -math.inf
     failures: int = 0
     rest_until: float = 0.0
+    # Fences of a projection since the last commit; and those left to others, with where they stood and when to look.
+    fences: Counter[str] = field(default_factory=Counter)
+    away: dict[str, tuple[int | None, float]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """
@@ -73,6 +89,7 @@ class _Turn:
         """
         self.partition = None
         self.records = []
+        self.log_start_read = -math.inf
 
     def rest(self) -> None:
         """
@@ -281,8 +298,12 @@ class Worker:
         if time.monotonic() < turn.rest_until:
             return False
         try:
+            await self._call_back(number, turn)
             if turn.partition is None:
-                await self._load(number, turn)
+                running = [name for name in self._running() if name not in turn.away]
+                if not running:
+                    return False
+                await self._load(number, turn, running)
             assert turn.partition is not None
             polled = await self._poll(number, turn)
             if turn.records and self._is_due(turn):
@@ -296,6 +317,11 @@ class Worker:
             logger.warning("worker_fenced", partition=number, reason=str(error))
             turn.forget()
             turn.rest()
+            turn.fences[error.projection] += 1
+            if turn.fences[error.projection] >= _FENCES_UNTIL_AWAY:
+                self._leave(number, turn, error.projection)
+        except StoreVersionError as error:
+            raise WorkerStoppedError(str(error)) from error
         except (StoreError, KafkaError, TimeoutError) as error:
             logger.warning(
                 "partition_rested", partition=number, failures=turn.failures + 1, reason=str(error) or repr(error)
@@ -303,6 +329,35 @@ class Worker:
             turn.forget()
             turn.rest()
         return False
+
+    def _leave(self, number: int, turn: _Turn, projection: str) -> None:
+        logger.error(
+            "projection_left_to_others",
+            projection=projection,
+            partition=number,
+            reason="another worker moves it: stop one of the two, or give each a store of its own",
+            tried_again_after_seconds=_AWAY_SECONDS,
+        )
+        del turn.fences[projection]
+        turn.away[projection] = (None, time.monotonic())
+
+    async def _call_back(self, number: int, turn: _Turn) -> None:
+        """
+        Takes projections back that nobody has moved for a minute.
+        """
+        for name, (stood_at, look_at) in list(turn.away.items()):
+            if time.monotonic() < look_at:
+                continue
+            query = "SELECT next_offset FROM positions WHERE projection = ? AND partition = ?"
+            ((next_offset,),) = await self._in_thread(
+                lambda name=name, query=query: self._writer.read(query, (name, number))  # type: ignore[misc]
+            )
+            if next_offset == stood_at:
+                logger.info("projection_taken_back", projection=name, partition=number)
+                del turn.away[name]
+                turn.forget()
+            else:
+                turn.away[name] = (next_offset, time.monotonic() + _AWAY_SECONDS)
 
     async def _poll(self, number: int, turn: _Turn) -> int:
         assert turn.partition is not None
@@ -325,8 +380,10 @@ class Worker:
         waited = time.monotonic() - turn.since
         return len(turn.records) >= self._settings.commit_events or waited >= self._settings.commit_seconds
 
-    async def _load(self, number: int, turn: _Turn) -> None:
-        partition = Partition(number, self._running(), self._tools)
+    async def _load(self, number: int, turn: _Turn, projections: list[str]) -> None:
+        # Whoever was fenced may have been so by a migration.
+        await self._in_thread(self._store.check_version)
+        partition = Partition(number, projections, self._tools)
         for _ in range(2 + len(self._projections)):
             log_start, log_end = await self._reader.log_range(number)
             await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
@@ -339,6 +396,18 @@ class Worker:
                 break
         self._reader.seek(number, partition.next_offset)
         turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
+
+    async def _read_log_start(self, number: int, turn: _Turn, partition: Partition) -> None:
+        """
+        Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one.
+        """
+        log_start, log_end = await self._reader.log_range(number)
+        record = await self._reader.record_at(number, log_start) if log_start < log_end else None
+        if record is not None:
+            partition.log_start_ns = record.timestamp * 1_000_000
+        elif log_start == log_end:
+            partition.log_start_ns = time.time_ns()
+        turn.log_start_read = time.monotonic()
 
     async def _is_same_log(self, number: int, places: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
         """
@@ -376,12 +445,15 @@ class Worker:
                 turn.forget()
                 return
             turn.checked = time.monotonic()
+            if turn.checked - turn.log_start_read > _LOG_START_EVERY_SECONDS:
+                await self._read_log_start(number, turn, partition)
         await self._in_thread(lambda: partition.commit(commit))
         self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
         self._health.events_applied += len(records)
         self._health.progressed()
         turn.records, turn.failures = [], 0
+        turn.fences.clear()
 
     def _running(self) -> list[str]:
         running = [name for name in self._projections if name not in self._health.failed]
@@ -392,11 +464,14 @@ class Worker:
     def _update_health(self) -> None:
         self._health.last_turn = time.monotonic()
         lag = 0
+        away: dict[str, list[int]] = {}
         for number, turn in self._turns.items():
+            for name in turn.away:
+                away.setdefault(name, []).append(number)
             end = self._reader.highwater(number)
             if turn.partition is not None and end is not None:
                 lag += max(end - turn.partition.next_offset, 0)
-        self._health.lag = lag
+        self._health.lag, self._health.away = lag, away
         if lag == 0 and all(turn.partition is not None for turn in self._turns.values()):
             self._health.progressed()
         if self._health.is_stalled():

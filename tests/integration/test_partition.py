@@ -426,6 +426,20 @@ def test_rows_past_their_retention_go_and_stay_gone(store: Store, tools: Callabl
     assert one(store, "SELECT count(*) FROM runs") == (2,)
 
 
+def test_a_lane_keeps_its_marks_while_the_log_holds_anything_of_it(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    partition = worker(tools)
+    for day in (0, 15, 16):
+        log.append(model_call(START_NS + day * DAY_NS), f"e{day}", 1)
+    apply(partition, log, at_most=1)
+    lanes = "SELECT DISTINCT emitter FROM lane_marks ORDER BY 1"
+    apply(partition, log, at_most=1)
+    assert rows(store, lanes) == [("e0",), ("e15",)]
+    partition.log_start_ns = START_NS + 2 * DAY_NS
+    apply(partition, log)
+    assert rows(store, lanes) == [("e15",), ("e16",)]
+
+
 def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools: Callable[[], Tools]) -> None:
     log = Log()
     partition = worker(tools)

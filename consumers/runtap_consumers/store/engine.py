@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,11 +17,11 @@ from zoneinfo import ZoneInfo
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from runtap_consumers.errors import StoreError
+from runtap_consumers.errors import StoreError, StoreVersionError
 from runtap_consumers.store import tables
 
 _BUSY_TIMEOUT_SECONDS = 10
@@ -69,6 +70,17 @@ class Store:
                 connection.rollback()
         except DBAPIError as error:
             raise StoreError(f"cannot read the store: {str(error.orig).strip()}. Check whether it runs") from error
+
+    def check_version(self) -> None:
+        """
+        Looks whether the tables are still this version's.
+
+        Raises:
+            StoreVersionError: they were migrated meanwhile.
+            StoreError: the store cannot be read.
+        """
+        with self.read() as connection:
+            _check_version(connection, self.engine.url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         """
@@ -138,6 +150,13 @@ def migrate_store(database_url: str) -> str:
                 raise StoreError(f"there is no store at {shown}: a worker makes one")
             config = _alembic_config()
             config.attributes["connection"] = connection
+            # A worker of the old version that is at work is fenced, and looks at the version. Locked in the order in
+            # which workers do.
+            positions = tables.positions
+            connection.execute(
+                select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
+            )
+            connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
             command.upgrade(config, "head")
             return _revision(connection) or ""
     except DBAPIError as error:
@@ -206,13 +225,22 @@ def _check(engine: Engine, shown: str) -> Any:
     with engine.connect() as connection:
         if not inspect(connection).has_table(tables.store.name):
             raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
-        found, wanted = _revision(connection), ScriptDirectory.from_config(_alembic_config()).get_current_head()
-        if found != wanted:
-            raise StoreError(
-                f"the store {shown} is of version {found}, this runtap needs {wanted}: "
-                "run `runtap store migrate` with the newer of the two"
-            )
+        _check_version(connection, shown)
         return connection.execute(select(tables.store)).one()
+
+
+def _check_version(connection: Connection, shown: str) -> None:
+    found, wanted = _revision(connection), _newest_revision()
+    if found != wanted:
+        raise StoreVersionError(
+            f"the store {shown} is of version {found}, this runtap needs {wanted}: "
+            "run `runtap store migrate` with the newer of the two"
+        )
+
+
+@cache
+def _newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 
 def _revision(connection: Connection) -> str | None:

@@ -21,9 +21,16 @@ OWNERS = {
 _SESSION_TABLES = ("session_users", "session_costs")
 
 
-def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[Deletion]:
+def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
     """
     Deletes rollup rows past their grain's retention, and lanes that were silent for 14 days.
+
+    Args:
+        projection: whose rows.
+        partition: whose rows.
+        log_time_ns: the partition's log time.
+        log_start_ns: when the oldest record that the log still holds was appended. Lanes that are in the log keep their
+            marks, or their events would count again where it is read from its start.
     """
     deletions: list[Deletion] = [
         (
@@ -37,7 +44,7 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[D
     deletions.append(
         (
             "DELETE FROM lane_marks WHERE projection = ? AND partition = ? AND last_log_time_ns < ?",
-            (projection, partition, log_time_ns - LANE_RETENTION_NS),
+            (projection, partition, min(log_time_ns - LANE_RETENTION_NS, log_start_ns)),
         )
     )
     if projection == "cost":

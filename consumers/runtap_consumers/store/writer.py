@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import psycopg
+import structlog
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from sqlalchemy import Table
 
 from runtap_consumers.errors import FencedError, StoreError
 from runtap_consumers.store import statements, tables
 from runtap_consumers.store.engine import Store
+
+logger = structlog.get_logger(__name__)
 
 Row = Sequence[Any]
 # OverflowError: sqlite3's word for an integer beyond 64 bits.
@@ -136,7 +139,8 @@ class Writer(ABC):
             if changed != 1:
                 raise FencedError(
                     f"{move.projection}/{commit.partition}: the position is no longer {move.expected_offset} "
-                    f"(epoch {move.epoch}): another worker has moved it"
+                    f"(epoch {move.epoch}): another worker has moved it",
+                    move.projection,
                 )
 
     @contextmanager
@@ -287,11 +291,35 @@ class PostgresWriter(Writer):
         "SET LOCAL statement_timeout = '30s'; SET LOCAL client_connection_check_interval = '1s'"
     )
 
+    # Those whose client has stopped in the middle: whatever waits for it has no time-out of its own there. Processes of
+    # runtap alone, which write in milliseconds; a migration has another name.
+    _END_STOPPED_HOLDERS = """
+        SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity AS activity
+        WHERE application_name = 'runtap-worker' AND datname = current_database() AND pid <> pg_backend_pid()
+          AND wait_event_type = 'Client' AND state <> 'idle' AND state_change < now() - interval '3 seconds'
+          AND EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = activity.pid AND granted
+                      AND mode = 'RowExclusiveLock' AND relation = 'positions'::regclass)
+        """
+
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._connection: psycopg.Connection[Any] | None = None
         self._copy_runs = statements.copy_statement(tables.runs)
         self._run_types = statements.column_types(tables.runs)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        try:
+            with super().transaction():
+                yield
+        except StoreError as error:
+            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                self._end_stopped_holders()
+            raise
+
+    def _end_stopped_holders(self) -> None:
+        for pid, _ in self.read(self._END_STOPPED_HOLDERS):
+            logger.warning("stopped_lock_holder_ended", backend_pid=pid, consequence="its transaction is undone")
 
     def execute(self, statement: str, parameters: Row = ()) -> int:
         return self._connect().execute(statement.replace("?", "%s"), parameters).rowcount
