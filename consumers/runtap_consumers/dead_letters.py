@@ -5,6 +5,7 @@ Records that could not be read go on to a topic of their own, as they were, from
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,12 +23,18 @@ _CUT_BYTES = 100_000
 _logger = structlog.get_logger(__name__)
 
 
-async def publish_dead_letters(store: Store, publisher: Publisher, topic: str) -> int:
+async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:
     """
     Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
 
-    Each is marked after its acknowledgement: it is published at least once, a repeat (also of another worker that does
-    this at the same time) with the same `id` header.
+    Each is marked after its acknowledgement: it is published at least once, a repeat (of a worker that was killed, or
+    lost the partition meanwhile) with the same `id` header.
+
+    Args:
+        store: where they are.
+        publisher: what publishes them.
+        topic: where to.
+        partitions: whose; each worker publishes those of its own.
 
     Returns:
         How many were published.
@@ -36,7 +43,7 @@ async def publish_dead_letters(store: Store, publisher: Publisher, topic: str) -
         KafkaUnavailableError: Kafka did not take one; those before it are marked.
         StoreError: the store cannot be read or written.
     """
-    letters = await asyncio.to_thread(_read, store)
+    letters = await asyncio.to_thread(_read, store, partitions)
     if not letters:
         return 0
     writer = Writer.of(store)
@@ -68,10 +75,10 @@ async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_
         await publisher.publish(topic, None, cut, [*headers, ("original_bytes", size)])
 
 
-def _read(store: Store) -> list[DeadLetter]:
+def _read(store: Store, partitions: Collection[int]) -> list[DeadLetter]:
     try:
         with store.read() as connection:
-            return alert_rows.read_dead_letters(connection)
+            return alert_rows.read_dead_letters(connection, partitions)
     except SQLAlchemyError as error:
         raise StoreError(f"the dead letters cannot be read: {error}") from error
 

@@ -518,7 +518,7 @@ class Worker:
             try:
                 async with Publisher(self._settings) as publisher:
                     while True:
-                        await publish_dead_letters(self._store, publisher, topic)
+                        await publish_dead_letters(self._store, publisher, topic, list(self._turns))
                         await asyncio.sleep(1)
             except (StoreError, KafkaUnavailableError) as error:
                 # They stay in the store, unpublished, and are tried again.

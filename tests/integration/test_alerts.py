@@ -441,8 +441,11 @@ async def test_dead_letters_are_published_as_they_were_and_once(
         ("id-5", 4, 3, 5, "larger than a topic takes", None, None, b"k", random.Random(1).randbytes(1_200_000), 0),
     )
     async with Publisher(settings) as publisher:
-        assert await publish_dead_letters(store, publisher, topic) == 4
-        assert await publish_dead_letters(store, publisher, topic) == 0
+        # Another worker's.
+        assert await publish_dead_letters(store, publisher, topic, [0, 1]) == 0
+        assert await publish_dead_letters(store, publisher, topic, [3]) == 2
+        assert await publish_dead_letters(store, publisher, topic, [3, 4]) == 2
+        assert await publish_dead_letters(store, publisher, topic, [3, 4]) == 0
     first, second, third, fourth = await _records(settings, topic, 4)
     assert (first.key, first.value) == (b"trace", b"\xff not json")
     assert first.headers == (

@@ -6,7 +6,7 @@ Those that take a writer run inside a transaction of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
@@ -254,14 +254,15 @@ def mark_published(writer: Writer, table: str, row_id: str) -> None:
     writer.execute(f"UPDATE {table} SET published = 1 WHERE id = ?", (row_id,))
 
 
-def read_dead_letters(connection: Connection, limit: int = 100) -> list[DeadLetter]:
+def read_dead_letters(connection: Connection, partitions: Collection[int], limit: int = 100) -> list[DeadLetter]:
     """
-    Dead letters that are not published, the oldest first. It is asked every second: by a pooled connection.
+    Dead letters of some partitions that are not published, the oldest first. It is asked every second: by a pooled
+    connection.
     """
     letters = dead_letters.c
     rows = connection.execute(
         select(letters.id, letters.partition, letters.log_offset, letters.cause, letters.key, letters.value)
-        .where(letters.published == 0)
+        .where(letters.published == 0, letters.partition.in_(partitions))
         .order_by(letters.log_time_ns, letters.partition, letters.log_offset)
         .limit(limit)
     )
