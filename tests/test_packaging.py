@@ -54,6 +54,7 @@ def test_the_wheel_holds_four_typed_packages_and_their_files(wheel: Path) -> Non
         assert f"{package}/py.typed" in names
     assert "runtap_schemas/json/run.ended.json" in names
     assert "runtap_consumers/store/migrations/env.py" in names
+    assert "runtap_consumers/pricing/corrections.toml" in names
     assert "runtap_demo/kafka_jars.txt" in names
     assert {name.split("/")[0] for name in names if not name.startswith("runtap-")} == {
         "runtap_schemas",

@@ -19,8 +19,10 @@ def print_rates(rows: list[dict[str, Any]], price_set: str) -> None:
     Prints rows of `runtap_consumers.pricing.listing.list_rates`.
     """
     first = rows[0]
-    origin = "your own terms over the table" if first["is_own"] else "the table"
-    title = f"{first['provider']} {first['model']}: dollars per million tokens, from {origin} ({price_set})"
+    listed = "the table as runtap corrects it" if first["is_corrected"] else "the table"
+    origin = f"your own terms over {listed}" if first["is_own"] else listed
+    name = " ".join(filter(None, (first["provider"], first["model"])))
+    title = f"{name}: dollars per million tokens, from {origin} ({price_set})"
     columns = [Column("Price class")] + [Column(name.replace("_", " "), is_number=True) for name in _PRICES_SHOWN]
     columns += [Column("search /1k", is_number=True, is_essential=False), Column("request /1k", is_number=True)]
     names = (*_PRICES_SHOWN, "web_search", "request")

@@ -60,7 +60,12 @@ def test_show_prints_own_and_listed_prices(setting: WorkerSetting, tmp_path: Pat
     done = setting.run("prices", "show", "gpt-4o-mini", "--provider", "openai", "--json")
     own = json.loads(done.stdout.splitlines()[0])
     assert (own["is_own"], own["input"], own["cache_read"], own["output"]) == (True, "1", "1", "2")
-    assert "gpt-4o-mini" in setting.run("prices", "show", "gpt-4o-mini").stdout
+    # Its maker is known without being named, so what the file says of it counts.
+    assert "your own terms over the table" in setting.run("prices", "show", "gpt-4o-mini").stdout
+    assert "the table as runtap corrects it" in setting.run("prices", "show", "claude-mythos-5").stdout
+    done = setting.run("prices", "show", "deepseek-v4-pro", "--json")
+    windows = [json.loads(line)["price_class"] for line in done.stdout.splitlines()]
+    assert len(windows) == len(set(windows)) == 4
     done = setting.run("prices", "show", "gpt-4o-minni", "--provider", "openai")
     assert done.returncode == 2
     assert "openai/gpt-4o-mini" in done.stderr

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,11 +15,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import text
 
+from list_logs import ListLogs, trimmed
 from partition_setting import ALL, PRICES, WorkerTools, rows
 from runtap_consumers.errors import FencedError, RebuildError
 from runtap_consumers.ledger_report import build_ledger
 from runtap_consumers.partition import Partition
-from runtap_consumers.partition_reader import LostToRetentionError
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.rebuild import Difference, compare, first_whole_day, rebuild
 from runtap_consumers.rollups import DAY_NS, HOUR_NS, MINUTE_NS
@@ -52,30 +52,6 @@ class Killed(Exception):  # noqa: N818
     """
     Stands for a kill -9.
     """
-
-
-class ListLogs:
-    """
-    Partitions' logs as the rebuild reads them. `on_poll` is what else happens at each poll.
-    """
-
-    def __init__(self, logs: dict[int, Log], on_poll: Callable[[], None] = lambda: None) -> None:
-        self.logs = logs
-        self._on_poll = on_poll
-
-    async def log_range(self, partition: int) -> tuple[int, int]:
-        log = self.logs[partition]
-        return log.first_offset, log.first_offset + len(log.records)
-
-    def take(self, offsets: dict[int, int]) -> None:
-        assert offsets.keys() <= self.logs.keys()
-
-    async def poll(self, partition: int, next_offset: int, at_most: int) -> Sequence[LogRecord]:
-        self._on_poll()
-        log = self.logs[partition]
-        if next_offset < log.first_offset:
-            raise LostToRetentionError(str(next_offset))
-        return log.since(next_offset, at_most)
 
 
 class WrongPrices:
@@ -161,15 +137,6 @@ def everything(store: Store) -> dict[str, list[Any]]:
 def seen(store: Store) -> dict[str, Any]:
     with open_snapshot(store) as snapshot:
         return build_ledger(snapshot, ZoneInfo("UTC"))
-
-
-def trimmed(log: Log, first_offset: int) -> Log:
-    """
-    What retention left of a log.
-    """
-    left = Log(first_offset)
-    left.records = log.records[first_offset - log.first_offset :]
-    return left
 
 
 class RandomLogs:

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from list_logs import ListLogs, trimmed
 from runtap_consumers.dimensions import Dimensions
 from runtap_consumers.errors import FencedError
 from runtap_consumers.partition import Partition, Tools
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.rebuild import Rebuilt, rebuild
 from runtap_consumers.repricing import Outcome, Request, apply_repricing, preview_repricing, rows, transactions
 from runtap_consumers.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
@@ -528,3 +530,71 @@ def test_repricing_waits_for_a_worker_that_is_committing(berlin: Store) -> None:
     assert reprice(berlin, NEW).rows > 0
     assert time.monotonic() > released_at > 0
     worker.join()
+
+
+async def rebuild_at(
+    store: Store, logs: list[Log], table: PriceTable, projection: str = "cost", cut: int = 0
+) -> Rebuilt:
+    """
+    Rebuilds a projection of what retention left of the logs, at these prices.
+    """
+    left = ListLogs({number: trimmed(log, cut) for number, log in enumerate(logs)})
+    settings = ConsumerSettings.load(cost_by="metadata.team", runs_retention_days=30)
+    return await rebuild(store, projection, left, table, settings)
+
+
+@pytest.mark.parametrize("cut", [0, 90], ids=["whole log", "retained log"])
+async def test_a_rebuild_and_a_repricing_in_either_order_equal_a_fold_under_the_new_prices(
+    store: Store, tmp_path: Path, cut: int
+) -> None:
+    logs = random_logs(7)
+    expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", store.zone.key)
+    fold(expected, logs, NEW)
+    wanted = figures(expected)
+    expected.close()
+    fold(store, logs, OLD)
+    before = figures(store)
+    assert all(before[table] != wanted[table] for table in wanted)
+
+    # A rebuild replaces the costs of the days that the log still holds, and only costs; a repricing the rest.
+    done = await rebuild_at(store, logs, NEW, cut=cut)
+    assert (done.from_ns > START_NS) == (cut > 0)
+    rebuilt = figures(store)
+    for table in ("cost_minute", "cost_hour", "cost_day"):
+        old_days = [row for row in before[table] if row[0] < done.from_ns]
+        assert (len(old_days) > 20) == (cut > 0)
+        assert rebuilt[table] == sorted(old_days + [row for row in wanted[table] if row[0] >= done.from_ns])
+    assert {table: rebuilt[table] for table in ("session_costs", "runs")} == {
+        table: before[table] for table in ("session_costs", "runs")
+    }
+    outcome = reprice(store, NEW)
+    assert outcome.inexact == []
+    assert all(day < done.from_ns for day, _, _ in outcome.days)
+    assert bool(outcome.days) == (cut > 0)
+    assert figures(store) == wanted
+
+    # And of what is repriced, a rebuild at the same prices changes nothing.
+    await rebuild_at(store, logs, NEW, cut=cut)
+    assert figures(store) == wanted
+    assert reprice(store, NEW).rows == 0
+
+
+async def test_a_rebuild_at_other_prices_takes_a_repricing_back_where_the_log_reaches(berlin: Store) -> None:
+    logs = random_logs(8)
+    fold(berlin, logs, OLD)
+    before = figures(berlin)
+    reprice(berlin, NEW)
+    repriced = figures(berlin)
+    await rebuild_at(berlin, logs, OLD)
+    costs = [table for table in TABLES if table != "session_costs"]
+    mixed = {**repriced, **{table: before[table] for table in costs}}
+    assert figures(berlin) == mixed
+
+    # The single runs no longer tell which of them made a row: what needs them is refused, and never guessed.
+    assert preview_repricing(berlin, NEW, Request(START_NS)).inexact != []
+    assert figures(berlin) == mixed
+    for projection in ("sessions", "runs"):
+        await rebuild_at(berlin, logs, OLD, projection)
+    assert figures(berlin) == before
+    assert reprice(berlin, NEW).inexact == []
+    assert figures(berlin) == repriced

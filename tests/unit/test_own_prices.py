@@ -117,6 +117,24 @@ def test_the_provider_of_an_entry_is_langchains_or_the_tables_name() -> None:
         assert cost(text, "openai", "gpt-4o-mini") == cost("")
 
 
+def test_an_entry_fits_the_model_that_is_priced_however_the_call_names_it() -> None:
+    own = 100 * 2 * PICO + 1_000 * PICO
+    for provider, model in (
+        ("openai", "gpt-4o-mini"),
+        ("openai", "openai/gpt-4o-mini"),
+        (None, "gpt-4o-mini"),
+        (None, "openai/gpt-4o-mini"),
+    ):
+        assert cost(OWN + 'input="1"\noutput="2"\n', provider, model) == own
+    # Another seller's call of the same model is another price.
+    for provider, model in (("azure", "gpt-4o-mini"), ("openai", "azure/gpt-4o-mini"), ("gateway", "gpt-4o-mini")):
+        assert cost(OWN + 'input="1"\noutput="2"\n', provider, model) == cost("", provider, model)
+    vertex = '[[price]]\nprovider="google_vertexai"\nmodel="gemini-2.5-pro"\ninput="1"\noutput="2"\n'
+    assert cost(vertex, "google_vertexai", "gemini-2.5-pro") == own
+    assert cost(vertex, "google_genai", "gemini-2.5-pro") == cost("", "google_genai", "gemini-2.5-pro")
+    assert cost(vertex, None, "gemini-2.5-pro") == own
+
+
 def test_tiers_cost_what_the_file_says() -> None:
     text = '[[tier]]\nprovider="openai"\nmodel="*"\ntier="priority"\nfactor="1.7"\n'
     listed = cost("")
@@ -151,6 +169,17 @@ def test_deployments_are_priced_as_what_they_are() -> None:
     assert cost(text, "azure_openai", "support-bot") == listed
     assert cost(text, "openai", "support-bot") is None
     assert cost(text, "openai", "house") == cost("")
+    # Behind a profile of Bedrock's: an id that is not in one region.
+    arn = "arn:aws:bedrock:us-east-1:1:application-inference-profile/a1"
+    bare = "anthropic.claude-sonnet-4-6"
+    aliases = f'[aliases.aws]\n"{arn}" = "global.{bare}"\n"{bare}" = "global.{bare}"\n'
+    regional, everywhere = (cost("", "amazon_bedrock", f"{prefix}.{bare}") for prefix in ("us", "global"))
+    assert regional is not None
+    assert everywhere is not None
+    assert regional * 10 == everywhere * 11
+    assert cost("", "amazon_bedrock", bare) == regional
+    for provider in ("amazon_bedrock", "bedrock_converse"):
+        assert [cost(aliases, provider, model) for model in (arn, bare)] == [everywhere] * 2
     # An own price may name either.
     for name in ("support-bot", "gpt-4o-mini"):
         priced = text + f'[[price]]\nmodel="{name}"\ninput="1"\noutput="0"\n'

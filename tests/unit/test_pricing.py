@@ -28,6 +28,8 @@ from runtap_consumers.pricing import Priced, PriceTable, table
 from runtap_schemas import Usage
 
 TABLE = PriceTable.load()
+# Without runtap's corrections: what genai-prices itself says.
+LISTED = PriceTable(providers, "genai")
 DAY_NS = 86_400 * 10**9
 MODELS = [(provider.id, model.id) for provider in providers for model in provider.models]
 MAKERS = {"anthropic", "deepseek", "google", "mistral", "openai", "x-ai"}
@@ -94,7 +96,7 @@ def assert_equals_reference(provider_id: str, model: str, usage: Usage, at_ns: i
     """
     Equal to a picodollar, and half of one a token where a price has more than six decimals a million tokens.
     """
-    priced = cost(provider_id, model, usage, at_ns)
+    priced = LISTED.price(provider_id, model, usage, at_ns).cost_picodollars
     try:
         expected = reference(provider_id, model, usage, at_ns)
     except ValueError:
@@ -423,7 +425,12 @@ def test_ordinary_tiers_are_standard(tier: str | None) -> None:
         ("anthropic", "claude-sonnet-4-5", NOW, "batch", 1_000 * 1_500_000 + 100 * 7_500_000),
         ("anthropic", "claude-sonnet-4-5", EARLIER, "batch", 1_000 * 1_500_000 + 100 * 7_500_000),
         ("anthropic", "claude-sonnet-4-5", NOW, "priority", None),
-        ("azure", "gpt-5", NOW, "flex", None),
+        # Azure sells OpenAI's models as OpenAI does, and no other's so.
+        ("azure", "gpt-5", NOW, "flex", 1_000 * 625_000 + 100 * 5_000_000),
+        ("azure", "gpt-5", EARLIER, "flex", 1_000 * 625_000 + 100 * 5_000_000),
+        ("azure", "gpt-4.1", NOW, "priority", 1_000 * 3_500_000 + 100 * 14_000_000),
+        ("azure", "claude-sonnet-4-5", NOW, "batch", None),
+        ("google", "claude-sonnet-4-5", NOW, "batch", None),
         ("openai", "gpt-5", NOW, "scale", None),
         ("openai", "gpt-unheard-of", NOW, "flex", None),
     ],
@@ -455,6 +462,20 @@ def test_web_searches_have_a_price_of_their_own_or_none() -> None:
     searched = TABLE.price("anthropic", "claude-sonnet-4-5", used(web_searches=3), NOW)
     assert searched == Priced("searched", plain + 3 * 10_000_000_000)
     assert TABLE.price("openai", "gpt-3.5-turbo", used(web_searches=3), NOW) == Priced("searched", None)
+
+
+def test_a_resold_model_costs_what_its_maker_asks_and_its_searches_are_unknown() -> None:
+    for maker, model in (("anthropic", "claude-haiku-4-5"), ("google", "gemini-3-flash-preview"), ("xai", "grok-4.3")):
+        asked = cost(maker, model, used(cache_read_tokens=10))
+        assert asked is not None
+        assert cost("perplexity", f"{maker}/{model}", used(cache_read_tokens=10)) == asked
+        assert cost("perplexity", f"{maker}/{model}", used(web_searches=1)) is None
+        assert cost("perplexity", f"{maker}/{model}", used(), tier="batch") is None
+    # Others than Perplexity do not say that they sell at the makers' prices.
+    assert cost("groq", "anthropic/claude-haiku-4-5", used()) is None
+    assert cost("perplexity", "perplexity/sonar", used()) == 1_000 * 250_000 + 100 * 2_500_000
+    assert cost("azure", "gpt-5", used()) == cost("openai", "gpt-5", used())
+    assert cost("azure", "gpt-5", used(web_searches=1)) is None
 
 
 def test_request_fee_is_paid_once_a_call_and_pays_for_its_searches() -> None:

@@ -65,6 +65,7 @@ def show(
         raise InputError(
             f"there is no price for {model!r} in {table.price_set}"
             f"{f': the nearest known are {nearest}' if nearest else ''}. A file in RUNTAP_PRICES can add one"
+            f"{'' if provider else '; if one does for a provider, name it with --provider'}"
         )
     if json:
         write_lines(found)

@@ -16,7 +16,10 @@ unknown gives `None`, never 0. Where runtap says less, or other, than `genai_pri
 - Claude's one-hour cache writes cost twice the input price where the table has a single price for cache writes.
 - A service tier costs what the table says for it. Where it says nothing for that model and day, OpenAI's flex and
   Anthropic's batch are half of the token prices, as both publish for all their models; any other tier is unknown
-  (priority is 1.7 to 2.5 times standard, by model).
+  (priority is 1.7 to 2.5 times standard, by model). Azure sells OpenAI's models in OpenAI's tiers.
+- A resold model costs what its maker asks where the reseller says so: Azure, Vertex, Perplexity's `maker/model`. The
+  reseller's web searches are its own, and of unknown price.
+- What the table has wrong, or lacks, is in `corrections.toml`, each entry with its reason.
 - Audio or image tokens beside cached tokens: which of them were cached is not known, so neither is the cost where the
   model prices both apart. genai-prices raises there, and where parts exceed their total.
 """

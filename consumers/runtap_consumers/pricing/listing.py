@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from runtap_consumers.instants import dollars
+from runtap_consumers.pricing.corrections import CORRECTED
 from runtap_consumers.pricing.overrides import Overrides, OwnPrice
 from runtap_consumers.pricing.rates import KNOWN_TIERS, Rates
 from runtap_consumers.pricing.table import PriceTable
@@ -50,13 +51,14 @@ def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) 
         for cells in table.plan(provider, model, tier, at_ns // _DAY_NS).cells:
             last: Rates | None = None
             for price_class, rates in cells:
-                # A size at which this model's price does not change is no row.
-                if rates is not None and rates != last:
+                # A size at which this model's price does not change is no row, nor is a window's second stretch.
+                if rates is not None and rates != last and price_class not in (row["price_class"] for row in rows):
                     rows.append(
                         {
                             "provider": sold.provider.id if sold.provider else provider,
                             "model": sold.model.id if sold.model else sold.name,
                             "is_own": bool(sold.terms.prices or sold.terms.tiers or sold.terms.discounts),
+                            "is_corrected": sold.model is not None and sold.model.price_comments == CORRECTED,
                             "price_class": price_class,
                             **_in_dollars(rates),
                         }

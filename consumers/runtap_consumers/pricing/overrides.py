@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -77,7 +77,7 @@ class _Entry(_Strict):
     model: _Name
     begins: Annotated[date, Field(strict=True)] | None = Field(None, alias="from")
 
-    def fits(self, providers: set[str], names: Sequence[str]) -> bool:
+    def fits(self, providers: set[str], names: Collection[str]) -> bool:
         """
         Whether it is about a call of one of these providers and names (lower case).
         """
@@ -219,7 +219,7 @@ class Overrides(_Strict):
                         return model.lower()
         return name
 
-    def terms(self, providers: set[str], names: Sequence[str]) -> Terms:
+    def terms(self, providers: set[str], names: Collection[str]) -> Terms:
         """
         The entries about a model, by the names that a call gives to it and its provider (lower case).
         """

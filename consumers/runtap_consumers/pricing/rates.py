@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from datetime import datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import NamedTuple
@@ -129,7 +130,7 @@ def _prices_at(sold: Sold, tier: str, moment: datetime) -> _Prices | None:
     if own is not None:
         return _Prices(own, _WHOLE, share)
     own_standard = sold.terms.price_at("", day) if tier else None
-    standard = own_standard or (sold.model.get_prices(moment) if sold.model else None)
+    standard = own_standard or (_listed(sold, sold.model, moment) if sold.model else None)
     if standard is None:
         return None
     if not tier:
@@ -137,15 +138,23 @@ def _prices_at(sold: Sold, tier: str, moment: datetime) -> _Prices | None:
     factor = sold.terms.tier_factor_at(tier, day)
     if factor is not None:
         return _Prices(standard, factor, share)
-    # One provider's tiers say nothing of another who sells the same model.
-    if sold.provider is None or sold.model is None or not sold.is_own:
+    if sold.model is None or sold.tiers_of is None:
         return None
     context = _TIER_CONTEXTS.get(tier, {})
     variants = sold.model.price_variants or ()
     # Nor do the table's tiers belong to a standard price that is the owner's own.
     if own_standard is None and any(_applies(variant, context, moment) for variant in variants):
-        return _Prices(sold.model.get_prices(moment, context), _WHOLE, share)
-    return _Prices(standard, _HALF, share) if (sold.provider.id, tier) in _HALF_PRICE_TIERS else None
+        return _Prices(_listed(sold, sold.model, moment, context), _WHOLE, share)
+    return _Prices(standard, _HALF, share) if (sold.tiers_of, tier) in _HALF_PRICE_TIERS else None
+
+
+def _listed(sold: Sold, model: ModelInfo, moment: datetime, context: dict[str, str] | None = None) -> ModelPrice:
+    prices = model.get_prices(moment, context)
+    if sold.maker is not sold.provider:
+        # A reseller's searches are its own: Azure's are Bing's, at other prices.
+        prices = copy(prices)
+        vars(prices).pop("web_searches_kcount", None)
+    return prices
 
 
 def _applies(variant: PriceVariant, context: dict[str, str], moment: datetime) -> bool:

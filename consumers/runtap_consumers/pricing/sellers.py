@@ -52,6 +52,11 @@ _NOT_SOLD_BY_TOKEN = frozenset(
         "xinference",
     }
 )
+# Sell others' models as `maker/model`, at the makers' prices: docs.perplexity.ai, Agent API ("no markup").
+_RESELLERS_AT_LIST_PRICE = frozenset({"perplexity"})
+# Azure sells OpenAI's models at OpenAI's prices in each tier (`test_price_tables.py` compares them), flex at half:
+# learn.microsoft.com, "Use Flex processing".
+_SAME_TIERS = frozenset({("azure", "openai")})
 # `mistralai/…` names weights on Hugging Face, which anybody may be serving.
 _WEIGHTS_PREFIXES = frozenset({"mistralai"})
 # `models/…` of the Gemini API, `publishers/google/models/…` of Vertex.
@@ -60,21 +65,25 @@ _GOOGLE_PATH = re.compile(r"^(projects/.*/|publishers/.*/)?models/")
 
 class Sold(NamedTuple):
     """
-    What was sold: a model of the table and the provider whose call it was (who may resell another's model), and the
-    owner's own terms. `model` is `None` where the terms alone say what it costs.
+    What was sold: a model of the table, the provider whose call it was and the one that lists the model (another, where
+    it is resold), and the owner's own terms. `model` is `None` where the terms alone say what it costs.
     """
 
     name: str
-    provider: Provider | None
-    model: ModelInfo | None
+    provider: Provider | None = None
+    maker: Provider | None = None
+    model: ModelInfo | None = None
     terms: Terms = Terms()
 
     @property
-    def is_own(self) -> bool:
+    def tiers_of(self) -> str | None:
         """
-        Whether the provider lists the model as one of its own.
+        Whose service tiers it is sold in: one provider's say nothing of another who sells the same model.
         """
-        return self.provider is not None and any(self.model is own for own in self.provider.models)
+        if self.provider is None or self.maker is None:
+            return None
+        is_same = self.provider is self.maker or (self.provider.id, self.maker.id) in _SAME_TIERS
+        return self.maker.id if is_same else None
 
 
 class Sellers:
@@ -98,10 +107,20 @@ class Sellers:
         home = self._provider(seller) if seller else None
         sellers = {seller, _PROVIDER_IDS.get(seller, seller)} | ({home.id} if home else set())
         name = self._overrides.real_name(sellers, given)
-        terms = self._overrides.terms(sellers, (given, name))
         found = next(self._candidates(seller, name), None)
+        names = {given, name}
+        if found is not None and found.provider is not None and (not seller or found.provider is home):
+            # The owner's terms may name the model without the maker before it …
+            names.add(found.name)
+            if not seller:
+                # … and the provider that nobody else named.
+                sellers |= {
+                    found.provider.id,
+                    *(each for each, own in _PROVIDER_IDS.items() if own == found.provider.id),
+                }
+        terms = self._overrides.terms(sellers, names)
         if found is None:
-            return Sold(name, None, None, terms) if terms.prices else None
+            return Sold(name, terms=terms) if terms.prices else None
         return found._replace(terms=terms)
 
     def nearest(self, provider: str | None, model: str, at_most: int = 3) -> list[str]:
@@ -111,7 +130,9 @@ class Sellers:
         wanted = model.strip().lower().rpartition("/")[2]
         home = self._provider(provider.strip().lower()) if provider else None
         known: dict[str, str] = {}
-        for each in [home, *self._providers] if home else self._providers:
+        # Of one name, the seller asked for; else who makes such models rather than who sells all kinds.
+        makers_first = sorted(self._providers, key=lambda each: each.model_match is None)
+        for each in [home, *makers_first] if home else makers_first:
             for one in each.models:
                 known.setdefault(one.id.rpartition("/")[2].lower(), f"{each.id}/{one.id}")
         return [known[name] for name in get_close_matches(wanted, known, at_most, cutoff=0.6)]
@@ -120,7 +141,8 @@ class Sellers:
         """
         Likeliest first: the provider itself; a seller named before a slash; the maker known by such names.
 
-        The last two only where the provider is unknown, or `openai`: its client speaks to everybody (`base_url`).
+        The last two only where the provider is unknown, or `openai`: its client speaks to everybody (`base_url`); but a
+        reseller's prices are those of the maker before the slash.
         """
         if provider in _NOT_SOLD_BY_TOKEN:
             return
@@ -132,6 +154,8 @@ class Sellers:
         seller = self._by_id.get(_PROVIDER_IDS.get(prefix, prefix)) if rest else None
         if seller and (seller is home or (may_be_another and prefix not in _WEIGHTS_PREFIXES)):
             yield from self._models(seller, rest)
+        elif seller and home and home.id in _RESELLERS_AT_LIST_PRICE:
+            yield from (sold._replace(provider=home) for sold in self._models(seller, rest))
         # A tag (`deepseek-r1:8b`) is Ollama's way to name weights.
         if may_be_another and ":" not in name:
             for maker in self._providers:
@@ -141,7 +165,9 @@ class Sellers:
 
     def _models(self, provider: Provider, name: str) -> Iterator[Sold]:
         if model := provider.find_model(name, all_providers=self._providers):
-            yield Sold(name, provider, model)
+            # Not `in`: two providers may list equal models.
+            maker = next(each for each in (provider, *self._providers) if any(model is own for own in each.models))
+            yield Sold(name, provider, maker, model)
 
     def _provider(self, name: str) -> Provider | None:
         if provider := self._by_id.get(_PROVIDER_IDS.get(name, name)):

@@ -1,6 +1,6 @@
 """
-Where prices come from: genai-prices as installed or as updated, and the owner's file over them. Read again when one of
-the files changes.
+Where prices come from: genai-prices as installed or as updated, runtap's corrections and the owner's file over them.
+Read again when one of the files changes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from genai_prices.types import Provider
 from sqlalchemy.engine import make_url
 
 from runtap_consumers.errors import PriceFileError
+from runtap_consumers.pricing.corrections import correct, load_corrections
 from runtap_consumers.pricing.overrides import Overrides, load_overrides
 from runtap_consumers.pricing.table import PriceTable
 from runtap_consumers.settings import ConsumerSettings
@@ -90,7 +91,7 @@ def load_prices(settings: ConsumerSettings) -> PriceTable:
     """
     overrides = load_overrides(Path(settings.prices)) if settings.prices else Overrides()
     providers, name = _base(data_path(settings))
-    return PriceTable(providers, name, overrides)
+    return PriceTable(correct(providers, load_corrections()), name, overrides)
 
 
 def data_path(settings: ConsumerSettings) -> Path:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from genai_prices.types import Provider
 
+from runtap_consumers.pricing.corrections import correct, load_corrections
 from runtap_consumers.pricing.overrides import Overrides
 from runtap_consumers.pricing.rates import Rates, minute_of_day, rates_by_size, size_thresholds, time_constraints
 from runtap_consumers.pricing.sellers import Sellers, Sold
@@ -22,7 +23,7 @@ _DAY_NS = 86_400 * 10**9
 _MINUTE_NS = 60 * 10**9
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Goes into the hash of the price set: raise it with every change of this package that changes a cost.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 # Names come from the wire, so what is remembered of them must be bounded. A plan holds 1 to 4 kB.
 _MAX_REMEMBERED = 4_096
 # No label always means up to this many input tokens, whatever thresholds a later table brings.
@@ -88,12 +89,12 @@ class PriceTable:
     @classmethod
     def load(cls) -> PriceTable:
         """
-        The table of the installed genai-prices.
+        The table of the installed genai-prices, corrected.
         """
         # 30,000 lines of data: who needs no prices does not wait for them.
         from genai_prices.data import providers
 
-        return cls(providers, f"genai-prices-{version('genai-prices')}")
+        return cls(correct(providers, load_corrections()), f"genai-prices-{version('genai-prices')}")
 
     def price(
         self, provider: str | None, model: str | None, usage: Usage, at_ns: int, service_tier: str | None = None
