@@ -41,6 +41,13 @@ class Captured:
         """
         return RunTapHandler(_capture=Capture(self.emitter, View.of(self.settings)))
 
+    def begin_anew(self) -> None:
+        """
+        Forgets everything: the same handler on an emitter that has seen nothing.
+        """
+        self.emitter._begin_anew(self.settings)
+        self._events = []
+
     def call(self, callback: str, *arguments: object, **keywords: object) -> None:
         """
         Calls the handler as LangChain does, which ignores what it returns.
@@ -52,7 +59,7 @@ class Captured:
         Everything captured so far, in order, as a worker would read it.
         """
         for record in self.emitter.ring.take():
-            value = number_event(record.encode(), self.emitter.ledger.emitter, len(self._events) + 1)
+            value = number_event(record.body, self.emitter.ledger.emitter, len(self._events) + 1)
             event = decode_event(value)
             assert not isinstance(event, (Skipped, Unreadable)), event
             self._events.append(event)

@@ -15,43 +15,25 @@ from uuid import UUID
 import orjson
 
 from runtap_collector.content import MAX_CONTENT_BYTES, obvious_size, to_json
+from runtap_collector.context import context_of
+from runtap_collector.encoding import note_of, streamed_of
 from runtap_collector.failures import describe_error, status_of
 from runtap_collector.logs import RareLog
-from runtap_collector.records import (
-    RECORD_BYTES,
-    Note,
-    OpenRun,
-    Outcome,
-    Record,
-    Route,
-    Session,
-    Stream,
-    View,
-    end_of,
-    note_of,
-    streamed_of,
-    without_data,
-)
-from runtap_collector.text import add_metadata, clip, clip_tags, is_own_key, name_of
-from runtap_collector.translate import add_model, add_response, run_name
+from runtap_collector.records import Note, OpenRun, Outcome, Route, Session, Stream, View
+from runtap_collector.text import add_metadata, clip, clip_tags, name_of
+from runtap_collector.translate import add_response
 
 if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
 
     from runtap_collector.emitter import Emitter
 
-MAX_EVENT_BYTES = 256 * 1024
 # Streamed text is joined over this long, or until it is long.
 STREAM_NS = 100_000_000
 _MAX_STREAM_LENGTH = 16 * 1024
 # What is surely larger is not even written: milliseconds in the app's thread, for nothing. An image may shrink.
 _MAX_WRITTEN_BYTES = 8 * 1024 * 1024
-_NOTHING: Mapping[str, Any] = {}
-# Of runs that are no model's, where there is nothing else to say. Never changed.
-_OK = Outcome("ok")
 _INTERRUPTED = Outcome("interrupted")
-_NO_TAGS: list[str] = []
-_MISSING = object()
 _MAX_CHILD_ERRORS = 8
 _MAX_COUNT = 2**63 - 1
 
@@ -66,7 +48,7 @@ class Capture:
     """
 
     def __init__(self, emitter: Emitter, view: View) -> None:
-        self._emitter = emitter
+        self.emitter = emitter
         self._view = view
         # Off: runs that begin are let pass, unless their parent is open; runs that are open still end.
         self.is_on = True
@@ -75,7 +57,7 @@ class Capture:
         """
         The open run of that id.
         """
-        return self._emitter.open_runs.by_key.get(run_id.int)
+        return self.emitter.open_runs.by_key.get(run_id.int)
 
     def begin(
         self,
@@ -92,7 +74,7 @@ class Capture:
         Reports that a run began. Does nothing where another handler has.
         """
         try:
-            emitter = self._emitter
+            emitter = self.emitter
             open_runs = emitter.open_runs
             by_key = open_runs.by_key
             key = run_id.int
@@ -107,13 +89,21 @@ class Capture:
                 return
             else:
                 route = Route(run_id) if parent_run_id is None else open_runs.route_under(parent_run_id)
-            name = run_name(serialized, kwargs.get("name"), run_type)
-            run = OpenRun(run_id, parent_run_id, run_type, name, self._view, route, self)
-            if metadata is None:
-                metadata = _NOTHING
-            _add_context(run, parent, tags, metadata)
-            if run_type == "llm":
-                add_model(run, serialized, metadata, kwargs.get("invocation_params") or _NOTHING)
+            run = OpenRun(
+                run_id,
+                parent_run_id,
+                run_type,
+                kwargs.get("name"),
+                self._view,
+                route,
+                serialized,
+                tags,
+                metadata,
+                kwargs.get("invocation_params"),
+                parent,
+                current_session.get(),
+                self,
+            )
             if self._view.captures_content:
                 self._add_inputs(run, inputs)
             if by_key.setdefault(key, run) is not run:
@@ -129,11 +119,11 @@ class Capture:
 
     def _add_inputs(self, run: OpenRun, inputs: object) -> None:
         json, lost_bytes = self._content_of(inputs)
-        if json is not None and self._emitter.ring.reserve_content(len(json)):
+        if json is not None and self.emitter.ring.reserve_content(len(json)):
             run.inputs = json
             run.reserved_bytes = len(json)
         else:
-            run.input_bytes = lost_bytes or len(json or b"")
+            run.lost_bytes = lost_bytes or len(json or b"")
 
     def add_token(self, run: OpenRun, token: object) -> None:
         """
@@ -154,20 +144,22 @@ class Capture:
     def _offer_stream(self, run: OpenRun, stream: Stream, now_ns: int) -> None:
         text = clip("".join(stream.parts), _MAX_STREAM_LENGTH)
         if stream.length > len(text):
-            self._emitter.ring.count_content_lost()
+            self.emitter.ring.count_content_lost()
         index = stream.index
         stream.index += len(stream.parts)
         stream.parts, stream.length, stream.sent_monotonic_ns = [], 0, now_ns
-        self._emitter.offer(streamed_of(run, index, text))
+        self.emitter.offer(streamed_of(run, index, text))
 
     def end(self, run_id: UUID, outputs: object) -> None:
         """
         Reports that a run ended well, or by an interrupt of a run below it.
         """
         try:
-            run = self._emitter.open_runs.end(run_id.int)
+            run = self.emitter.open_runs.end(run_id.int)
             if run is not None:
-                self._offer_end(run, _INTERRUPTED if run.interrupted else _OK, outputs)
+                if run.interrupted:
+                    run.outcome = _INTERRUPTED
+                self._offer_end(run, outputs)
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
@@ -176,11 +168,11 @@ class Capture:
         Reports that a model answered.
         """
         try:
-            run = self._emitter.open_runs.end(run_id.int)
+            run = self.emitter.open_runs.end(run_id.int)
             if run is not None:
-                outcome = Outcome("ok")
-                self._add_response(run, outcome, response)
-                self._offer_end(run, outcome, response.generations)
+                run.outcome = Outcome("ok")
+                self._add_response(run, run.outcome, response)
+                self._offer_end(run, response.generations)
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
@@ -189,11 +181,11 @@ class Capture:
         Reports that a run ended with an exception. `response` is what a model had answered until then.
         """
         try:
-            open_runs = self._emitter.open_runs
+            open_runs = self.emitter.open_runs
             run = open_runs.end(run_id.int)
             if run is None:
                 return
-            outcome = Outcome(status_of(error))
+            outcome = run.outcome = Outcome(status_of(error))
             if outcome.status == "error":
                 outcome.error = describe_error(error, run.run_type, run.child_errors or [])
                 parent = open_runs.parent_of(run)
@@ -203,7 +195,7 @@ class Capture:
                 open_runs.mark_interrupted(run)
             if response is not None:
                 self._add_response(run, outcome, response)
-            self._offer_end(run, outcome, None if response is None else response.generations)
+            self._offer_end(run, None if response is None else response.generations)
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
@@ -219,10 +211,12 @@ class Capture:
         Reports a run that no callback saw: it ends now, and began that long ago.
         """
         try:
-            _add_context(run, None, tags, metadata)
+            run.outcome, run.tags, run.metadata, run.session = outcome, tags, metadata, current_session.get()
+            context = context_of(run)
+            context.provider, context.request_model = outcome.provider, outcome.model
             run.started_at_ns = time.time_ns() - duration_ns
             run.started_monotonic_ns = time.monotonic_ns() - duration_ns
-            self._offer_end(run, outcome, None)
+            self._offer_end(run, None)
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
@@ -237,9 +231,9 @@ class Capture:
             note = Note(kind, name_of(name), attempt if attempt is None or 0 <= attempt <= _MAX_COUNT else None)
             if data is not None and self._view.captures_content:
                 note.data, note.lost_bytes = self._content_of(data)
-                if note.data is not None and not self._emitter.ring.has_content_room(len(note.data)):
-                    note = without_data(note)
-            self._emitter.offer(note_of(run, note))
+                if note.data is not None and not self.emitter.ring.has_content_room(len(note.data)):
+                    note.lost_bytes, note.data = len(note.data), None
+            self.emitter.offer(note_of(run, note))
         except Exception:  # noqa: BLE001
             self.count_failure("run.noted")
 
@@ -251,31 +245,21 @@ class Capture:
         except Exception:  # noqa: BLE001
             _warnings.warn("response_not_understood", run_id=str(run.run_id), exc_info=True)
 
-    def _offer_end(self, run: OpenRun, outcome: Outcome, outputs: object) -> None:
-        ended_monotonic_ns = time.monotonic_ns()
+    def _offer_end(self, run: OpenRun, outputs: object) -> None:
+        run.duration_ns = time.monotonic_ns() - run.started_monotonic_ns
         # The start's record may wait for long, and these are the app's.
-        run.given_metadata, run.child_errors = _NOTHING, None
+        run.child_errors = None
         if run.stream is not None and run.stream.parts:
-            self._offer_stream(run, run.stream, ended_monotonic_ns)
-        ring = self._emitter.ring
-        json: bytes | None = None
-        lost_bytes = 0
-        if run.view.captures_content and outputs is not None:
+            self._offer_stream(run, run.stream, time.monotonic_ns())
+        ring = self.emitter.ring
+        if outputs is not None and run.view.captures_content:
             json, lost_bytes = self._content_of(outputs)
             if json is not None and not ring.has_content_room(len(json)):
                 lost_bytes, json = len(json), None
-        record = end_of(run, outcome, ended_monotonic_ns, json, lost_bytes)
-        if record.has_content and record.size_bytes > MAX_EVENT_BYTES + RECORD_BYTES:
-            record = self._without_content(run, outcome, ended_monotonic_ns, lost_bytes + len(json or b""))
-        run.inputs = None
-        if ring.offer(record, run.reserved_bytes):
-            self._emitter.wake()
-
-    def _without_content(self, run: OpenRun, outcome: Outcome, ended_monotonic_ns: int, lost_bytes: int) -> Record:
-        self._emitter.ring.count_content_lost()
-        run.input_bytes += len(run.inputs or b"")
-        run.inputs = None
-        return end_of(run, outcome, ended_monotonic_ns, None, lost_bytes)
+            run.outputs = json
+            run.lost_bytes += lost_bytes
+        if ring.offer_end(run):
+            self.emitter.wake()
 
     def _content_of(self, value: object) -> tuple[bytes | None, int]:
         """
@@ -283,15 +267,15 @@ class Capture:
         """
         size_bytes = obvious_size(value)
         if size_bytes > _MAX_WRITTEN_BYTES:
-            self._emitter.ring.count_content_lost()
+            self.emitter.ring.count_content_lost()
             return None, size_bytes
         try:
             json = to_json(value)
         except (orjson.JSONEncodeError, RecursionError, ValueError, TypeError):
-            self._emitter.ring.count_content_lost()
+            self.emitter.ring.count_content_lost()
             return None, 0
         if len(json) > MAX_CONTENT_BYTES:
-            self._emitter.ring.count_content_lost()
+            self.emitter.ring.count_content_lost()
             return None, len(json)
         return json, 0
 
@@ -301,41 +285,8 @@ class Capture:
         """
         # A token is no event.
         if kind != "run.streamed":
-            self._emitter.ring.count_lost(kind, "internal_error")
+            self.emitter.ring.count_lost(kind, "internal_error")
         _warnings.warn("callback_failed", kind=kind, exc_info=True)
-
-
-def _add_context(run: OpenRun, parent: OpenRun | None, tags: list[str] | None, metadata: Mapping[str, Any]) -> None:
-    """
-    Adds session, user, tags and metadata: the run's own first, then its parent's session, then the block's.
-    """
-    session = current_session.get()
-    if session is not None and session.tags:
-        tags = [*session.tags, *(tags or ())]
-    run.tags = clip_tags(tags) if tags else _NO_TAGS
-    run.session, run.given_metadata = session, metadata
-    if parent is not None and parent.session is session:
-        own_keys = _shared_keys(parent.given_metadata, metadata) if metadata else 0
-        if own_keys == parent.own_keys:
-            run.session_id, run.user_id, run.metadata = parent.session_id, parent.user_id, parent.metadata
-            run.own_keys = own_keys
-            return
-    session_id = name_of(metadata.get("session_id"))
-    user_id = name_of(metadata.get("user_id"))
-    if parent is not None:
-        session_id = session_id or parent.session_id
-        user_id = user_id or parent.user_id
-    kept = dict(run.view.metadata)
-    if session is not None:
-        session_id = session_id or session.session_id
-        user_id = user_id or session.user_id
-        kept.update(session.metadata)
-    run.session_id = session_id or name_of(metadata.get("conversation_id") or metadata.get("thread_id"))
-    run.user_id = user_id
-    if metadata:
-        add_metadata(kept, metadata)
-        run.own_keys = sum(map(is_own_key, metadata))
-    run.metadata = kept
 
 
 def _text_of(blocks: object) -> str:
@@ -348,22 +299,6 @@ def _text_of(blocks: object) -> str:
         block if isinstance(block, str) else block.get("text") for block in blocks if isinstance(block, (str, dict))
     ]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def _shared_keys(parents: Mapping[str, Any], metadata: Mapping[str, Any]) -> int:
-    """
-    How many of the user's keys a run shares with its parent, as the same objects; -1: one of them differs.
-
-    Not `==`, which a foreign value may refuse. Children inherit their parent's metadata, and LangChain's own keys
-    differ from run to run.
-    """
-    count = 0
-    for key, value in metadata.items():
-        if is_own_key(key):
-            if parents.get(key, _MISSING) is not value:
-                return -1
-            count += 1
-    return count
 
 
 def make_session(

@@ -66,19 +66,29 @@ def _describe_binary(kind: str, text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "content") and hasattr(value, "type"):
-        picked = {name: getattr(value, name, None) for name in _MESSAGE_FIELDS}
-        if isinstance(picked["content"], list):
-            picked["content"] = _without_binaries(picked["content"])
-        return {name: part for name, part in picked.items() if part not in (None, "", [])}
-    if hasattr(value, "page_content"):
-        return {"page_content": value.page_content, "metadata": getattr(value, "metadata", {})}
-    if hasattr(value, "to_messages"):
-        return value.to_messages()
-    if hasattr(value, "model_dump"):
-        return value.model_dump()
+    # Not `hasattr`, where LangChain's objects are: what they lack costs 15 microseconds each.
+    fields = getattr(value, "__dict__", None) or {}
+    if "content" in fields and "type" in fields:
+        return _plain_message(fields)
+    if "message" in fields and "generation_info" in fields:
+        # Its text is the message's.
+        return {name: fields[name] for name in ("type", "generation_info", "message") if fields.get(name)}
+    if "page_content" in fields:
+        return {"page_content": fields["page_content"], "metadata": fields.get("metadata", {})}
     if isinstance(value, (set, frozenset, tuple)):
         return list(value)
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
+    if hasattr(value, "to_messages"):
+        return value.to_messages()
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
     return str(value)[:_MAX_TEXT_LENGTH]
+
+
+def _plain_message(fields: dict[str, Any]) -> dict[str, Any]:
+    picked = {name: part for name in _MESSAGE_FIELDS if (part := fields.get(name))}
+    content = picked.get("content")
+    if isinstance(content, list):
+        picked["content"] = _without_binaries(content)
+    return picked

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing import util as multiprocessing_util
 
@@ -167,6 +168,14 @@ class Emitter:
             self._make_sender().put_rest_away()
         return self.ledger.delivery()
 
+    def go_on_as_another(self) -> None:
+        """
+        After a close: begins anew with an id of its own, for the taps that there are.
+        """
+        with self._lock:
+            if self._views and self.ring.is_closed:
+                self._begin_anew(self._settings)
+
     def leave_parent_process(self) -> None:
         """
         In a forked child: begins anew, with an id of its own and without what the parent still holds.
@@ -210,6 +219,7 @@ def attach(settings: CollectorSettings) -> Emitter:
             multiprocessing_util.register_after_fork(_emitter, _close_at_exit_of_child)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=_after_fork)
+            _end_with_snapshots()
         _emitter.attach(settings)
         return _emitter
 
@@ -242,6 +252,24 @@ def _close_at_exit_of_child(_: object = None) -> None:
     """
     if parent_process() is not None:
         multiprocessing_util.Finalize(None, _close_at_exit, exitpriority=0)
+
+
+def _end_with_snapshots() -> None:
+    """
+    Where the platform restores snapshots of running processes, and says so, every copy is an emitter of its own.
+    """
+    try:
+        # AWS Lambda's runtime brings it.
+        hooks = import_module("snapshot_restore_py")
+    except ImportError:
+        return
+    hooks.register_before_snapshot(_close_at_exit)
+    hooks.register_after_restore(_after_restore)
+
+
+def _after_restore() -> None:
+    if _emitter is not None:
+        _emitter.go_on_as_another()
 
 
 def _after_fork() -> None:

@@ -155,13 +155,15 @@ class RunTapHandler(AsyncCallbackHandler):
     ) -> Coroutine[Any, Any, None]:
         # No more than this for every token after the first.
         try:
-            run = self._capture.open_run(run_id)
+            run = self._capture.emitter.open_runs.by_key.get(run_id.int)
             if run is not None:
                 if not run.first_token_ns and (token or _has_tool_call(chunk)):
                     run.first_token_ns = time.monotonic_ns()
-                usage = getattr(getattr(chunk, "message", None), "usage_metadata", None)
-                if type(usage) is dict and usage:
-                    note_usage(run, usage)
+                if chunk is not None:
+                    # Not `getattr`: what a chunk lacks costs microseconds to ask for.
+                    usage = getattr(vars(chunk).get("message"), "usage_metadata", None)
+                    if usage and type(usage) is dict:
+                        note_usage(run, usage)
                 if run.view.streams_tokens:
                     self._capture.add_token(run, token)
         except Exception:  # noqa: BLE001 - an app must not fail because its telemetry does

@@ -48,11 +48,14 @@ class Stats:
     """
     The emitter's side of the ledger, counted since it began.
 
+    At any instant captured + adopted = numbered + waiting + in_transit + superseded + dropped.
+
     Attributes:
         captured: events that got, or would have got, a number.
         numbered: events that got one; `acknowledged` of them are in Kafka for certain.
         superseded: starts that were not sent since their end says it all.
         waiting: events without a number, `spooled` of them on disk.
+        in_transit: likewise, on their way from one place to the next at this very moment; 0 at rest.
         adopted: events that other emitters left in their spools.
         dropped: events given up before they got one, by reason and kind.
         skipped: events given up after they got one.
@@ -69,6 +72,7 @@ class Stats:
     superseded: int
     waiting: int
     spooled: int
+    in_transit: int
     adopted: int
     dropped: dict[str, dict[str, int]]
     skipped: int
@@ -190,8 +194,9 @@ class Ledger:
             lanes = self.all_lanes()
             delivered = sum(lane.delivered for lane in lanes)
             in_flight = [batch for lane in lanes for batch in list(lane.batches)]
-            spooled = self._spool.event_count + sum(batch.event_count for batch in in_flight if batch.is_spooled)
-            waiting = self._count_in_memory() + sum(batch.event_count for batch in in_flight if not batch.is_spooled)
+            in_memory, on_disk, in_transit = self._count_unnumbered()
+            spooled = on_disk + sum(batch.event_count for batch in in_flight if batch.is_spooled)
+            waiting = in_memory + in_transit + sum(batch.event_count for batch in in_flight if not batch.is_spooled)
         for lane in lanes:
             for skipped in list(lane.skipped):
                 dropped[skipped.reason] += skipped.last - skipped.first + 1
@@ -199,20 +204,22 @@ class Ledger:
 
     def stats(self, open_runs: int) -> Stats:
         """
-        The long answer. While events are on their way its parts are of slightly different instants.
+        The long answer.
         """
         with self._ring.lock:
             lanes = list(self.lanes.values())
             oldest = self._oldest_waiting()
             age_ns = 0 if oldest is None else time.monotonic_ns() - oldest[1]
+            in_memory, on_disk, in_transit = self._count_unnumbered()
             return Stats(
                 emitter=self.emitter,
                 captured=self._ring.captured,
                 numbered=sum(lane.last for lane in lanes),
                 acknowledged=sum(lane.acknowledged for lane in lanes),
                 superseded=self._ring.superseded,
-                waiting=self._count_in_memory() + self._spool.event_count,
-                spooled=self._spool.event_count,
+                waiting=in_memory + on_disk,
+                spooled=on_disk,
+                in_transit=in_transit,
                 adopted=self.adopted.total(),
                 dropped=_by_reason(self._ring.dropped),
                 skipped=sum(lane.skipped_count for lane in lanes),
@@ -227,6 +234,20 @@ class Ledger:
         This emitter's lanes, and those it replays for others.
         """
         return [*self.lanes.values(), *self.foreign_lanes.values()]
+
+    def _count_unnumbered(self) -> tuple[int, int, int]:
+        """
+        Events without a number that are in memory, on disk, and between two places. The caller holds the ring's lock.
+
+        The first two are counted; the third is what is missing in them while the sender moves events.
+        """
+        numbered = sum(lane.last for lane in list(self.lanes.values()))
+        ring = self._ring
+        there = ring.captured + self.adopted.total() - numbered - ring.superseded - ring.dropped.total()
+        # For a moment one that has just been given its number stands in both.
+        on_disk = max(0, min(self._spool.event_count, there))
+        in_memory = max(0, min(self._count_in_memory(), there - on_disk))
+        return in_memory, on_disk, max(0, there - on_disk - in_memory)
 
     def _count_in_memory(self) -> int:
         return self._ring.count_waiting() + sum(len(lane.pending) for lane in list(self.lanes.values()))

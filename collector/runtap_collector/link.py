@@ -89,6 +89,9 @@ class Link:
         self._is_lost = asyncio.Event()
         self._down_since: float | None = None
         self._took_batch_at = time.monotonic()
+        # What has had no answer yet: when this began to connect, and when batches went out.
+        self._connecting_since: float | None = None
+        self._asked_at: set[float] = set()
         self._last_complaint: str | None = None
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -98,6 +101,7 @@ class Link:
         """
         wait_seconds = _MIN_RETRY_SECONDS
         while True:
+            self._connecting_since = self._connecting_since or time.monotonic()
             producer = self._make_producer()
             try:
                 async with asyncio.timeout(DELIVERY_SECONDS):
@@ -113,6 +117,7 @@ class Link:
                 self._abandon(producer)
                 raise
             wait_seconds = _MIN_RETRY_SECONDS
+            self._connecting_since = None
             self._producer = producer
             self._is_lost.clear()
             self._is_up.set()
@@ -165,6 +170,14 @@ class Link:
         return 0.0 if self._down_since is None else time.monotonic() - self._down_since
 
     @property
+    def unanswered_seconds(self) -> float:
+        """
+        For how long Kafka has said nothing to what it was asked, while it took no other batch. 0: it was asked nothing.
+        """
+        asked_at = min(self._asked_at, default=self._connecting_since)
+        return 0.0 if asked_at is None else min(time.monotonic() - asked_at, self.silent_seconds)
+
+    @property
     def silent_seconds(self) -> float:
         """
         Since Kafka took a batch, or since this began.
@@ -203,6 +216,8 @@ class Link:
         """
         await self.wait_until_up()
         producer = self._producer
+        asked_at = time.monotonic()
+        self._asked_at.add(asked_at)
         try:
             async with asyncio.timeout(DELIVERY_SECONDS):
                 delivery = await producer.send_batch(builder, self._topic, partition=partition)
@@ -219,6 +234,8 @@ class Link:
             if self._has_dead_task(producer):
                 self._lose(producer)
             raise _classify(error) from error
+        finally:
+            self._asked_at.discard(asked_at)
         self._say_up()
 
     def _say_not_started(self, error: Exception) -> None:
@@ -269,7 +286,13 @@ class Link:
         A request that is written may still land. aiokafka has no way to do this: its `stop` waits for the brokers.
         """
         producer._closed = True
-        producer._message_accumulator.fail_all(KafkaError("the producer was given up"))
+        accumulator = producer._message_accumulator
+        # A batch that is to be tried again is taken out of these a second time when it fails.
+        accumulator._pending_batches.update(batch for batches in accumulator._batches.values() for batch in batches)
+        accumulator.fail_all(KafkaError("the producer was given up"))
+        for batch in accumulator._pending_batches:
+            _read_failure(batch.future)
+            _read_failure(batch._drain_waiter)
         client = producer.client
         for task in (producer._sender.sender_task, client._sync_task):
             if task is not None and not task.done():
@@ -288,9 +311,7 @@ class Link:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._abandoned.discard(task)
-        if not task.cancelled():
-            # Read, so that asyncio does not log it as never retrieved.
-            task.exception()
+        _read_failure(task)
 
     async def stop(self) -> None:
         """
@@ -324,6 +345,14 @@ class Link:
         finally:
             for logger in loggers:
                 logger.removeFilter(eavesdropper)
+
+
+def _read_failure(future: asyncio.Future[Any]) -> None:
+    """
+    Keeps asyncio from logging a failure as never retrieved.
+    """
+    if future.done() and not future.cancelled():
+        future.exception()
 
 
 class _RefusedConnections(dict[Any, Any]):

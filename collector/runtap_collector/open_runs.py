@@ -122,6 +122,6 @@ class OpenRuns:
                 break
             if self.by_key.pop(key, None) is not None:
                 self._closed.add(key, run.route)
-                run.child_errors, run.given_metadata = None, {}
+                run.child_errors = None
                 evicted.append(run)
         return evicted

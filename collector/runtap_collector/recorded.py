@@ -9,7 +9,7 @@ from typing import TypedDict
 from uuid import uuid4
 
 from runtap_collector.records import OpenRun, Outcome, Route, View
-from runtap_collector.text import clip_name, name_of
+from runtap_collector.text import name_of
 from runtap_collector.translate import tokens_of
 from runtap_schemas import Usage
 
@@ -42,9 +42,8 @@ def recorded_call(view: View, name: str, provider: str | None, model: str) -> tu
     if model_name is None:
         raise ValueError("a recorded call needs the name of its model")
     run_id = uuid4()
-    run = OpenRun(run_id, None, "llm", clip_name(name) or "recorded", view, Route(run_id))
-    run.provider, run.request_model = name_of(provider), model_name
-    return run, Outcome("ok", model=model_name, usage_source="recorded")
+    run = OpenRun(run_id, None, "llm", name or "recorded", view, Route(run_id))
+    return run, Outcome("ok", provider=name_of(provider), model=model_name, usage_source="recorded")
 
 
 def usage_of(counts: Mapping[str, object]) -> Usage:

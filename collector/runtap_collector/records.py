@@ -1,31 +1,18 @@
 """
-What goes from a callback to the sender: an end as finished JSON, a start as the run itself.
-
-An end is encoded in the callback, which costs less than carrying its parts, and holds little memory while it waits. A
-start whose run has ended by the time it would be sent is never encoded at all.
+What goes from a callback to the sender: runs as references to what LangChain gave, records as finished JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msgspec import UNSET, Raw, Struct, field, structs
+from msgspec import Struct, field
 
 from runtap_collector.partitions import partition_of
-from runtap_schemas import (
-    RunEnded,
-    RunError,
-    RunNoted,
-    RunStarted,
-    RunStreamed,
-    SessionEnded,
-    SessionStarted,
-    Usage,
-    encode_event,
-)
-from runtap_schemas.events import MAX_DURATION_NS, Status, UsageSource
+from runtap_schemas import Event, RunError, Usage
+from runtap_schemas.events import Status, UsageSource
 
 if TYPE_CHECKING:
     from runtap_collector.settings import CollectorSettings
@@ -35,8 +22,8 @@ MetadataValues = dict[str, str | int | float | bool]
 # Memory that a queued start holds, with its run; and that a record holds beside its JSON.
 START_BYTES = 700
 RECORD_BYTES = 200
-# Encoded with no time: the ring stamps it, the sender puts it in.
-_NO_TIME = b'"at_ns":0'
+# What any other event is counted with at the door, beside its content, until it is encoded.
+EVENT_BYTES = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +96,61 @@ class Stream(Struct, gc=False):
     sent_monotonic_ns: int = 0
 
 
-class OpenRun(Struct, gc=False):
+class Context(Struct, gc=False):
     """
-    A run that has started, and what is known of it by its start.
+    What a run's start tells about it, made to fit the contract: worked out of what the callback kept, by the sender.
 
     Attributes:
+        own_keys: how many keys of the metadata that LangChain gave are not its own.
+        shared: JSON of session, user and metadata, with the brace behind: runs that inherit them share it.
+    """
+
+    name: str
+    tags: list[str]
+    metadata: MetadataValues
+    session_id: str | None = None
+    user_id: str | None = None
+    own_keys: int = 0
+    shared: bytes = b"}"
+    provider: str | None = None
+    request_model: str | None = None
+    request_tier: str | None = None
+
+
+class OpenRun(Struct, gc=False):
+    """
+    A run that has started: references to what its callbacks were given, and once it has ended, to how.
+
+    The first six are LangChain's: it makes tags and metadata anew for each run and changes them no more.
+
+    Attributes:
+        given_name: `None`: the serialized object has it.
+        parent: the open run above, whose context this one may inherit.
         owner: the capture whose handler saw the start.
-        given_metadata: as LangChain gave it: children that were given the same share what was kept of it.
-        own_keys: how many of its keys are not LangChain's own.
         streamed_usage: of the last chunk of a stream that had some.
         has_running_usage: whether chunks repeat the usage so far, which LangChain adds up; `None`: one had any.
         child_errors: exceptions with which children ended: one that passes through here was counted there.
         ended: set by the ring when it takes the end: only then is the start not needed any more.
-        input_bytes: original size of the inputs where they were not kept.
+        lost_bytes: original size of the content that was not kept.
+        reserved_bytes: room that the ring holds for the inputs.
+        size_bytes: memory that the ring counts its end with.
     """
 
     # `Any` for UUIDs: msgspec writes them as text by itself, in a tenth of the time of `str`.
     run_id: Any
     parent_run_id: Any
     run_type: str
-    name: str
+    given_name: Any
     view: View
     route: Route
-    owner: object = None
+    serialized: Mapping[str, Any] | None = None
+    tags: Sequence[Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+    invocation: Mapping[str, Any] | None = None
+    parent: OpenRun | None = None
     session: Session | None = None
-    session_id: str | None = None
-    user_id: str | None = None
-    given_metadata: Mapping[str, Any] = {}
-    own_keys: int = 0
-    metadata: MetadataValues = {}
-    tags: list[str] = []
-    provider: str | None = None
-    request_model: str | None = None
-    request_tier: str | None = None
+    owner: object = None
+    context: Context | None = None
     started_at_ns: int = 0
     started_monotonic_ns: int = 0
     first_token_ns: int = 0
@@ -151,9 +160,15 @@ class OpenRun(Struct, gc=False):
     child_errors: list[tuple[BaseException, RunError]] | None = None
     interrupted: bool = False
     ended: bool = False
+    outcome: Outcome | None = None
+    duration_ns: int = 0
+    ended_at_ns: int = 0
+    ended_monotonic_ns: int = 0
     inputs: bytes | None = None
-    input_bytes: int = 0
+    outputs: bytes | None = None
+    lost_bytes: int = 0
     reserved_bytes: int = 0
+    size_bytes: int = 0
 
 
 class Outcome(Struct, gc=False):
@@ -186,127 +201,22 @@ class Session(Struct, gc=False):
 
 class Record(Struct, gc=False):
     """
-    One event on its way. The ring stamps `at_ns` and `monotonic_ns` when it is offered.
+    One event on its way, but for its number.
 
     Attributes:
-        body: its JSON without a time; `None`: a start, encoded when it is sent.
-        run: the run of a start, or the one that an end ends until the ring has taken it.
         size_bytes: memory that it is counted with.
-        has_content: whether captured content is part of it.
+        event: what the ring stamps at its door and encodes before it is taken; then `None`.
+        run: the run of a start.
     """
 
     kind: str
     route: Route
     size_bytes: int
-    body: bytes | None = None
-    run: OpenRun | None = None
-    has_content: bool = False
+    body: bytes = b""
+    event: Event | None = None
     at_ns: int = 0
     monotonic_ns: int = 0
-
-    def encode(self) -> bytes:
-        """
-        Its JSON, without a number.
-        """
-        body = self.body
-        if body is None:
-            assert self.run is not None
-            body = _encode_start(self.run)
-        # Always the first occurrence: only the type stands before it.
-        return body.replace(_NO_TIME, b'"at_ns":%d' % self.at_ns, 1)
-
-
-def start_of(run: OpenRun) -> Record:
-    """
-    The record of a run's start, which the ring has stamped.
-    """
-    return Record("run.started", run.route, START_BYTES, None, run, False, run.started_at_ns, run.started_monotonic_ns)
-
-
-def _encode_start(run: OpenRun) -> bytes:
-    return encode_event(
-        RunStarted(
-            at_ns=0,
-            run_id=run.run_id,
-            trace_id=run.route.key,
-            parent_run_id=run.parent_run_id,
-            is_root=run.parent_run_id is None,
-            session_id=run.session_id,
-            user_id=run.user_id,
-            service=run.view.service,
-            environment=run.view.environment,
-            run_type=run.run_type,
-            name=run.name,
-            provider=run.provider,
-            request_model=run.request_model,
-        )
-    )
-
-
-def _since(start_ns: int, instant_ns: int) -> int:
-    return min(max(0, instant_ns - start_ns), MAX_DURATION_NS)
-
-
-def end_of(
-    run: OpenRun, outcome: Outcome, ended_monotonic_ns: int, outputs: bytes | None = None, lost_bytes: int = 0
-) -> Record:
-    """
-    The record of a run's end.
-
-    Args:
-        run: the run; its inputs are part of the record if it has any.
-        outcome: how it ended.
-        ended_monotonic_ns: when.
-        outputs: captured content as JSON.
-        lost_bytes: size of outputs that were not kept.
-    """
-    duration_ns = ended_monotonic_ns - run.started_monotonic_ns
-    event = RunEnded(
-        at_ns=0,
-        run_id=run.run_id,
-        trace_id=run.route.key,
-        parent_run_id=run.parent_run_id,
-        is_root=run.parent_run_id is None,
-        session_id=run.session_id,
-        user_id=run.user_id,
-        service=run.view.service,
-        environment=run.view.environment,
-        run_type=run.run_type,
-        name=run.name,
-        status=outcome.status,
-        started_at_ns=run.started_at_ns,
-        duration_ns=duration_ns if 0 <= duration_ns <= MAX_DURATION_NS else _since(0, duration_ns),
-        tags=run.tags,
-        metadata=run.metadata,
-    )
-    if run.run_type == "llm":
-        _add_model_facts(event, run, outcome)
-    if outcome.error is not None:
-        event.error = outcome.error
-    inputs = run.inputs
-    if inputs is not None:
-        event.inputs = Raw(inputs)
-    if outputs is not None:
-        event.outputs = Raw(outputs)
-    lost_bytes += run.input_bytes
-    if lost_bytes:
-        event.content_bytes = lost_bytes + len(inputs or b"") + len(outputs or b"")
-    body = encode_event(event)
-    has_content = inputs is not None or outputs is not None
-    return Record("run.ended", run.route, len(body) + RECORD_BYTES, body, run, has_content)
-
-
-def _add_model_facts(event: RunEnded, run: OpenRun, outcome: Outcome) -> None:
-    if run.first_token_ns:
-        event.time_to_first_token_ns = _since(run.started_monotonic_ns, run.first_token_ns)
-    event.provider = run.provider or outcome.provider
-    event.request_model = run.request_model
-    event.model = outcome.model or run.request_model
-    event.service_tier = outcome.service_tier or run.request_tier
-    event.finish_reason = outcome.finish_reason
-    event.usage = outcome.usage
-    event.usage_source = outcome.usage_source
-    event.reported_cost_usd = outcome.reported_cost_usd
+    run: OpenRun | None = None
 
 
 class Note(Struct, gc=False):
@@ -319,81 +229,3 @@ class Note(Struct, gc=False):
     attempt: int | None = None
     data: bytes | None = None
     lost_bytes: int = 0
-
-
-def note_of(run: OpenRun, note: Note) -> Record:
-    """
-    The record of something that happened within a run.
-    """
-    body = encode_event(
-        RunNoted(
-            at_ns=0,
-            run_id=run.run_id,
-            trace_id=run.route.key,
-            parent_run_id=run.parent_run_id,
-            is_root=run.parent_run_id is None,
-            session_id=run.session_id,
-            user_id=run.user_id,
-            service=run.view.service,
-            environment=run.view.environment,
-            run_type=run.run_type,
-            name=run.name,
-            kind=note.kind,
-            note=note.note,
-            attempt=note.attempt,
-            data=UNSET if note.data is None else Raw(note.data),
-            content_bytes=note.lost_bytes or None,
-        )
-    )
-    return Record("run.noted", run.route, len(body) + RECORD_BYTES, body, None, note.data is not None)
-
-
-def streamed_of(run: OpenRun, index: int, text: str) -> Record:
-    """
-    The record of text that a model has streamed.
-    """
-    body = encode_event(
-        RunStreamed(
-            at_ns=0,
-            run_id=run.run_id,
-            trace_id=run.route.key,
-            parent_run_id=run.parent_run_id,
-            is_root=run.parent_run_id is None,
-            session_id=run.session_id,
-            user_id=run.user_id,
-            service=run.view.service,
-            environment=run.view.environment,
-            run_type=run.run_type,
-            name=run.name,
-            index=index,
-            text=text,
-        )
-    )
-    return Record("run.streamed", run.route, len(body) + RECORD_BYTES, body, None, True)
-
-
-def without_data(note: Note) -> Note:
-    """
-    The same note without its content.
-    """
-    return structs.replace(note, data=None, lost_bytes=note.lost_bytes + len(note.data or b""))
-
-
-def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
-    """
-    The record of a session's start or end.
-    """
-    event = SessionStarted if is_start else SessionEnded
-    body = encode_event(
-        event(
-            at_ns=0,
-            session_id=session.session_id,
-            user_id=session.user_id,
-            service=session.view.service,
-            environment=session.view.environment,
-            tags=session.tags,
-            metadata=session.metadata,
-        )
-    )
-    kind = "session.started" if is_start else "session.ended"
-    return Record(kind, route, len(body) + RECORD_BYTES, body)

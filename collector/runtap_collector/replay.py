@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from runtap_collector.logs import RareLog, log
 from runtap_collector.partitions import partition_of
 from runtap_collector.ring import Ring
 from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpooledEvent, SpoolError, SpoolFile, forgetting
-from runtap_schemas import number_event
+from runtap_schemas import encode_event, number_event
 
 if TYPE_CHECKING:
     from runtap_collector.sender import Sender
@@ -75,20 +76,64 @@ class Replay:
     async def _adopt(self) -> None:
         self._spool.learn_cluster(await self._link.cluster_id())
         self._scanned_at = time.monotonic()
-        abandoned = self._spool.find_abandoned()
-        for file in abandoned:
-            self._spool.adopted.append(file)
-            owner, count = file.take_over(self._ledger.emitter)
-            for kind, expired in file.expire(time.time_ns()).items():
-                self._ring.count_expired(kind, expired)
-            batches = file.numbered()
-            if count:
-                self._ledger.adopted[owner] += count
-            self._replay(file, batches)
-            log.warning("spool_adopted", path=str(file.path), emitter=owner, events=count, batches=len(batches))
-        if abandoned:
+        lanes = [lane for file in self._spool.find_abandoned() if (lane := self._try_to_take_over(file))]
+        try:
             # At once: only with it the reader can tell that these events are the others'.
-            await self._sender.report_now()
+            async with asyncio.timeout(SCAN_SECONDS):
+                for lane in lanes:
+                    await lane.settle()
+                    await lane.is_idle.wait()
+        except TimeoutError:
+            return
+
+    def _try_to_take_over(self, file: SpoolFile) -> Lane | None:
+        """
+        Makes an abandoned file ours, and returns the lane of the report that says so. `None`: it could not be written.
+        """
+        self._spool.adopted.append(file)
+        owner, count = file.facts()["owner"], file.event_count
+        batches = file.numbered()
+        try:
+            lane = self._take_over(file, owner, count)
+        except SpoolError as error:
+            self._spool.adopted.remove(file)
+            file.close()
+            self._warnings.warn("spool_not_adopted", path=str(file.path), reason=str(error))
+            return None
+        self._replay(file, batches)
+        log.warning("spool_adopted", path=str(file.path), emitter=owner, events=count, batches=len(batches))
+        return lane
+
+    def _take_over(self, file: SpoolFile, owner: str, count: int) -> Lane:
+        """
+        The report is numbered and stored in the same transaction: killed before it is sent, we leave it to the next.
+        """
+        ledger, now_ns = self._ledger, time.time_ns()
+        file.set_clocks()
+        expired = file.count_expired(now_ns)
+        self._count_adopted(owner, count, expired)
+        lane = self._sender.next_report_lane()
+        report = ledger.report(lane, closing=False)
+        batch = Batch(lane.last + 1, [], self._link.new_builder())
+        value = number_event(encode_event(report), ledger.emitter, batch.first)
+        batch.append(NumberedEvent(report.at_ns // 1_000_000, ledger.emitter.encode(), value, 0, is_report=True))
+        stored = NumberedBatch(ledger.emitter, lane.partition, batch.first, batch.last, now_ns, batch.events)
+        try:
+            row = file.take_over(ledger.emitter, now_ns, stored)
+        except SpoolError:
+            self._count_adopted(owner, -count, Counter({kind: -number for kind, number in expired.items()}))
+            raise
+        ledger.count_report(report)
+        batch.on_done = forgetting(file, row)
+        lane.last = batch.last
+        lane.enter_batch(batch)
+        return lane
+
+    def _count_adopted(self, owner: str, count: int, expired: Counter[str]) -> None:
+        if count:
+            self._ledger.adopted[owner] += count
+        for kind, number in expired.items():
+            self._ring.count_expired(kind, number)
 
     def _replay(self, file: SpoolFile, batches: Sequence[NumberedBatch]) -> None:
         """

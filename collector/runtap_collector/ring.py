@@ -1,7 +1,7 @@
 """
 The bounded buffer between callbacks and the sender: `Ring.offer` is its door.
 
-Its one lock is held for a few additions at a time, never over an allocation of content, a system call or a wait.
+Its one lock is held for a few additions at a time, or while a few ends are encoded, never over a system call or a wait.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from operator import attrgetter, itemgetter
+from typing import cast
 
-from runtap_collector.records import START_BYTES, OpenRun, Record, start_of
+from runtap_collector.encoding import end_of, sealed, start_of
+from runtap_collector.logs import RareLog
+from runtap_collector.records import EVENT_BYTES, START_BYTES, OpenRun, Record
 
 # Share of the buffer beyond which something is refused at the door: what can be missed first goes first. What is
 # queued is never evicted, since its number or its count may be known already.
 CONTENT_MARK = 0.6
 _MARKS = {"run.streamed": 0.5, "run.started": 0.8, "run.noted": 0.8}
+# So many ends are encoded at once, by the callback that brings the last of them, in less than a tenth of a millisecond.
+# One by one, or in the sender's thread, they cost up to twice as much: what they are made of has left the caches.
+ENCODED_AT_ONCE = 16
+
+_warnings = RareLog()
 
 
 class Ring:
@@ -35,7 +43,11 @@ class Ring:
         self._limits = {kind: int(buffer_bytes * mark) for kind, mark in _MARKS.items()}
         self._content_limit = int(buffer_bytes * CONTENT_MARK)
         self._start_limit = self._limits["run.started"] - START_BYTES
-        self._records: list[Record] = []
+        # Ends are the runs themselves, until they are encoded.
+        self._waiting: list[Record | OpenRun] = []
+        # How many of them, from the first, are encoded; and what could not be.
+        self._encoded_count = 0
+        self._unencoded: list[tuple[str, str]] = []
         self._starts: list[OpenRun] = []
         # Beyond it events go to the spool, before anything is refused.
         self.spool_mark = buffer_bytes // 4
@@ -48,34 +60,25 @@ class Ring:
         self.content_dropped = 0
         self.dropped: Counter[tuple[str, str]] = Counter()
 
-    def offer(self, record: Record, reserved_bytes: int = 0) -> bool:
+    def offer(self, record: Record) -> bool:
         """
-        Stamps the record, and takes it or counts why not.
-
-        Args:
-            record: what is offered.
-            reserved_bytes: room that is held already for what is now part of it.
+        Stamps the record, and takes it or counts why not. Of a run's start and end the record is the run itself.
 
         Returns:
             Whether the caller must wake the sender.
         """
         kind = record.kind
-        limit = self._limits.get(kind, self._buffer_bytes)
         with self.lock:
             # Inside the lock: a report that claims completeness up to T was made before or after, never in between.
             record.at_ns = time.time_ns()
             record.monotonic_ns = time.monotonic_ns()
             self.captured += 1
-            if reserved_bytes:
-                self.held_bytes -= reserved_bytes
+            limit = self._limits.get(kind, self._buffer_bytes)
             if self.is_closed or self.held_bytes + record.size_bytes > limit:
                 self.dropped["closed" if self.is_closed else "buffer_full", kind] += 1
                 return False
             self.held_bytes += record.size_bytes
-            if record.body is not None and (run := record.run) is not None:
-                run.ended = True
-                record.run = None
-            self._records.append(record)
+            self._waiting.append(record)
             must_wake = self._sender_sleeps
             self._sender_sleeps = False
         return must_wake
@@ -93,6 +96,31 @@ class Ring:
                 return False
             self.held_bytes += START_BYTES
             self._starts.append(run)
+            must_wake = self._sender_sleeps
+            self._sender_sleeps = False
+        return must_wake
+
+    def offer_end(self, run: OpenRun) -> bool:
+        """
+        The same for a run's end. What was reserved for its content becomes part of it.
+        """
+        size_bytes = EVENT_BYTES
+        if run.view.captures_content:
+            size_bytes += len(run.inputs or b"") + len(run.outputs or b"")
+        with self.lock:
+            run.ended_at_ns = time.time_ns()
+            run.ended_monotonic_ns = time.monotonic_ns()
+            self.captured += 1
+            self.held_bytes -= run.reserved_bytes
+            if self.is_closed or self.held_bytes + size_bytes > self._buffer_bytes:
+                self.dropped["closed" if self.is_closed else "buffer_full", "run.ended"] += 1
+                return False
+            self.held_bytes += size_bytes
+            run.size_bytes = size_bytes
+            run.ended = True
+            self._waiting.append(run)
+            if len(self._waiting) - self._encoded_count >= ENCODED_AT_ONCE:
+                self._encode_ends()
             must_wake = self._sender_sleeps
             self._sender_sleeps = False
         return must_wake
@@ -139,24 +167,62 @@ class Ring:
         Starts whose run has ended meanwhile are counted as superseded instead.
         """
         with self.lock:
-            taken, self._records = self._records, []
+            self._encode_ends()
+            records, self._waiting, self._encoded_count = cast("list[Record]", self._waiting), [], 0
             starts, self._starts = self._starts, []
-            if not taken and not starts:
+            unencoded, self._unencoded = self._unencoded, []
+            if not records and not starts:
                 self._sender_sleeps = True
-                return taken
+        for kind, reason in unencoded:
+            _warnings.warn("event_not_encoded", kind=kind, reason=reason)
         still_open = [run for run in starts if not run.ended]
         self.supersede(len(starts) - len(still_open))
+        for run in still_open:
+            try:
+                records.append(start_of(run))
+            except Exception as error:  # noqa: BLE001 - the others are out of the ring, and must not be lost with it
+                self._drop_unencoded("run.started", START_BYTES, error)
         if still_open:
-            taken += map(start_of, still_open)
-            taken.sort(key=_captured_at)
-        return taken
+            records.sort(key=_captured_at)
+        return records
+
+    def _encode_ends(self) -> None:
+        """
+        Encodes what waits, in its place: from then on it is as large as it is counted. The caller holds `lock`.
+        """
+        waiting = self._waiting
+        while (place := self._encoded_count) < len(waiting):
+            # Claimed first: an end that the collector of garbage brings meanwhile goes on behind it.
+            self._encoded_count += 1
+            one = waiting[place]
+            size_bytes = one.size_bytes
+            try:
+                waiting[place] = record = end_of(one) if isinstance(one, OpenRun) else sealed(one)
+            except BaseException as error:
+                del waiting[place]
+                self._encoded_count -= 1
+                self._drop_unencoded("run.ended" if isinstance(one, OpenRun) else one.kind, size_bytes, error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                self.held_bytes += record.size_bytes - size_bytes
+
+    def _drop_unencoded(self, kind: str, size_bytes: int, error: BaseException) -> None:
+        """
+        One event that cannot be written must not stop the others. It is logged by the sender, without the lock.
+        """
+        with self.lock:
+            self.dropped["internal_error", kind] += 1
+            self.held_bytes -= size_bytes
+            self._unencoded.append((kind, repr(error)))
 
     def put_back(self, records: list[Record]) -> None:
         """
         Returns what was taken and could not go on, in front of what came since.
         """
         with self.lock:
-            self._records[:0] = records
+            self._waiting[:0] = records
+            self._encoded_count += len(records)
 
     def count_expired(self, kind: str, count: int) -> None:
         """
@@ -210,13 +276,16 @@ class Ring:
         """
         How many events the sender has not taken yet. The caller holds `lock`.
         """
-        return len(self._records) + len(self._starts)
+        return len(self._waiting) + len(self._starts)
 
     def oldest_waiting(self) -> tuple[int, int] | None:
         """
         The times of the oldest of them: by the clock, and monotonic. The caller holds `lock`.
         """
-        times = [(record.at_ns, record.monotonic_ns) for record in self._records[:1]]
+        times = [
+            (one.ended_at_ns, one.ended_monotonic_ns) if isinstance(one, OpenRun) else (one.at_ns, one.monotonic_ns)
+            for one in self._waiting[:1]
+        ]
         times += [(run.started_at_ns, run.started_monotonic_ns) for run in self._starts[:1]]
         return min(times, key=itemgetter(1), default=None)
 

@@ -47,8 +47,8 @@ DENIED_RETRY_SECONDS = 3.0
 TASK_RETRY_SECONDS = 1.0
 # A partition that stays unknown this long, in metadata that know others, is gone: the topic was made again, smaller.
 GONE_SECONDS = 10.0
-# A tenth of a millisecond's work.
-_BREATH_EVENTS = 32
+# A tenth of a millisecond's work. Each handing over of the interpreter costs as much as ten events.
+_BREATH_EVENTS = 64
 # What closing keeps of its time for hanging up.
 _HANG_UP_SECONDS = 0.4
 
@@ -98,6 +98,7 @@ class Sender:
         self._must_stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._report_turn = 0
+        self._times_spooled = 0
         self._is_finishing = False
         self._thread = threading.Thread(target=self._run, name="runtap-sender", daemon=True)
 
@@ -122,7 +123,8 @@ class Sender:
         """
         For how long Kafka could not be written, as far as is known. 0: it could at last.
         """
-        return self._link.down_seconds
+        unanswered_seconds = self._link.unanswered_seconds
+        return max(self._link.down_seconds, unanswered_seconds if unanswered_seconds > AWAY_SECONDS else 0.0)
 
     def wake(self) -> None:
         """
@@ -275,10 +277,10 @@ class Sender:
 
     def _must_spool(self) -> bool:
         """
-        Whether Kafka has been away for a while, as far as is known, or is silent while memory fills.
+        Whether Kafka has been away for a while, as far as is known, or takes nothing while memory fills.
         """
         is_filling = self._ring.held_bytes > self._ring.spool_mark
-        return self._link.down_seconds > AWAY_SECONDS or (is_filling and self._link.silent_seconds > AWAY_SECONDS)
+        return self.down_seconds > AWAY_SECONDS or (is_filling and self._link.silent_seconds > AWAY_SECONDS)
 
     def _put_in_spool(self) -> int:
         """
@@ -286,23 +288,31 @@ class Sender:
         """
         taken = self._ring.take()
         lanes = list(self._ledger.lanes.values())
-        records = [*taken, *(r for lane in lanes for r in lane.pending if r.run is None or not r.run.ended)]
+        pending = {lane: list(lane.pending) for lane in lanes}
+        for lane in lanes:
+            lane.pending.clear()
+        # Looked at once: an app's thread may end a run at any moment.
+        records = [r for gone in pending.values() for r in gone if r.run is None or not r.run.ended]
+        superseded = sum(map(len, pending.values())) - len(records)
+        records += taken
         records.sort(key=lambda record: record.monotonic_ns)
         batches = [(lane, batch) for lane in lanes for batch in lane.batches if not batch.is_spooled]
         stored = [self._as_stored(lane, batch) for lane, batch in batches]
         try:
             forgets = self._spool.write(self._ledger.emitter, records, stored)
-        except SpoolError:
+        except BaseException:
             self._ring.put_back(taken)
+            for lane, gone in pending.items():
+                lane.pending.extend(gone)
             raise
         for (_, batch), forget in zip(batches, forgets, strict=True):
             batch.is_spooled = True
             batch.on_done = forget
         self._ring.release(sum(record.size_bytes for record in records))
-        for lane in lanes:
-            self._ring.supersede(sum(1 for record in lane.pending if record.run is not None and record.run.ended))
-            lane.pass_through(len(lane.pending))
-            lane.pending.clear()
+        self._ring.supersede(superseded)
+        for lane, gone in pending.items():
+            lane.pass_through(len(gone))
+        self._times_spooled += bool(records)
         self._replay.has_events.set()
         return len(records)
 
@@ -352,18 +362,6 @@ class Sender:
         """
         self._supervise(f"runtap-lane-{lane.partition}", lambda: self._drive(lane))
 
-    async def report_now(self) -> None:
-        """
-        Sends a report, and waits a while for Kafka to have it.
-        """
-        lane = self._next_report_lane()
-        lane.ask_for_report()
-        try:
-            async with asyncio.timeout(REPORT_SECONDS):
-                await lane.is_idle.wait()
-        except TimeoutError:
-            return
-
     async def _drive(self, lane: Lane) -> None:
         while True:
             if lane.batches:
@@ -400,8 +398,7 @@ class Sender:
                 superseded += 1
                 continue
             try:
-                body, key = record.encode(), record.route.key_bytes
-                if not self._append(lane, batch, body, record.at_ns, key, record.size_bytes):
+                if not self._append(lane, batch, record.body, record.at_ns, record.route.key_bytes, record.size_bytes):
                     break
             except Exception:  # noqa: BLE001 - one event that cannot be written must not stop its lane
                 self._warnings.warn("event_not_encoded", kind=record.kind, exc_info=True)
@@ -430,6 +427,8 @@ class Sender:
         """
         Sends the lane's first batch once, and puts what follows from the answer in its place.
         """
+        # No event may come that leads to a look at the spool, and what is on its way is to go there too.
+        alarm = asyncio.get_running_loop().call_later(AWAY_SECONDS + LINGER_SECONDS, self._has_records.set)
         try:
             await self._link.send(batch.builder, lane.partition)
         except BatchRefusedError as refusal:
@@ -442,6 +441,8 @@ class Sender:
         except SendFailedError as failure:
             batch.is_fate_unknown = True
             self._link.say_down(failure.reason)
+            if not batch.is_spooled and self._must_spool():
+                self._has_records.set()
             await asyncio.sleep(RETRY_SECONDS)
         except Exception:
             batch.is_fate_unknown = True
@@ -450,6 +451,8 @@ class Sender:
             lane.acknowledged += len(batch.events)
             lane.delivered += batch.event_count
             self._finish_batch(lane, batch)
+        finally:
+            alarm.cancel()
 
     def _finish_batch(self, lane: Lane, batch: Batch) -> None:
         lane.batches.popleft()
@@ -507,10 +510,10 @@ class Sender:
         while True:
             await self._link.wait_until_up()
             self._every_report()
-            self._next_report_lane().ask_for_report()
+            self.next_report_lane().ask_for_report()
             await asyncio.sleep(REPORT_SECONDS)
 
-    def _next_report_lane(self) -> Lane:
+    def next_report_lane(self) -> Lane:
         """
         Reports go round the lanes, which keeps quiet ones known.
         """
@@ -526,10 +529,11 @@ class Sender:
         while self._move() is None:  # noqa: ASYNC110 - aiokafka has no event for a topic that is back
             await asyncio.sleep(RETRY_SECONDS)
         while True:
-            # Asked first: what leaves the spool is in the lanes, and they are waited for next.
-            is_last_round = not self._spool.own_event_count
+            # Asked first: what leaves the spool is in the lanes, and they are waited for next. What goes there from the
+            # lanes meanwhile takes another round.
+            is_last_round, times_spooled = not self._spool.own_event_count, self._times_spooled
             await asyncio.gather(*(lane.settle() for lane in list(self._ledger.lanes.values())))
-            if is_last_round:
+            if is_last_round and times_spooled == self._times_spooled:
                 return
             self._replay.has_events.set()
             await asyncio.sleep(LINGER_SECONDS)
@@ -539,7 +543,7 @@ class Sender:
         for lane in list(self._ledger.lanes.values()):
             await lane.is_idle.wait()
         self._is_finishing = True
-        lane = self._next_report_lane()
+        lane = self.next_report_lane()
         lane.ask_for_report()
         await lane.is_idle.wait()
 

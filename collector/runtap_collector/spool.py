@@ -201,33 +201,45 @@ class SpoolFile:
         with self._transaction():
             self._connection.execute("DELETE FROM batches WHERE id = ?", (row,))
 
-    def take_over(self, owner: str) -> tuple[str, int]:
+    def set_clocks(self) -> None:
         """
-        Makes another emitter the owner of the events without numbers. Returns the one before, and how many there are.
+        Makes the monotonic times those of this boot: another one's say nothing here.
         """
-        before = self.facts()["owner"]
-        now_ns, now_monotonic_ns = time.time_ns(), time.monotonic_ns()
         with self._transaction():
-            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'owner'", (owner,))
-            # The clock of another boot says nothing here.
             self._connection.execute(
-                "UPDATE chunks SET oldest_monotonic_ns = ? - max(0, ? - oldest_at_ns)", (now_monotonic_ns, now_ns)
+                "UPDATE chunks SET oldest_monotonic_ns = ? - max(0, ? - oldest_at_ns)",
+                (time.monotonic_ns(), time.time_ns()),
             )
         self._look()
-        return before, self.event_count
 
-    def expire(self, now_ns: int) -> Counter[str]:
+    def count_expired(self, now_ns: int) -> Counter[str]:
         """
-        Takes out chunks that are too old, and counts their events by kind.
+        Counts by kind the events of chunks that are too old.
         """
+        query = "SELECT events FROM chunks WHERE oldest_at_ns < ?"
         expired: Counter[str] = Counter()
-        with self._transaction():
-            query = "SELECT id, events FROM chunks WHERE oldest_at_ns < ?"
-            for row, events in self._connection.execute(query, (now_ns - MAX_AGE_NS,)).fetchall():
-                expired.update(event.kind for event in _decode_events(cramjam.zstd.decompress(events)))
-                self._connection.execute("DELETE FROM chunks WHERE id = ?", (row,))
-        self._look()
+        for (events,) in self._connection.execute(query, (now_ns - MAX_AGE_NS,)):
+            expired.update(event.kind for event in _decode_events(cramjam.zstd.decompress(events)))
         return expired
+
+    def take_over(self, owner: str, now_ns: int, announcement: NumberedBatch) -> int:
+        """
+        Makes another emitter the owner of the events without numbers, but for those that are too old: they go.
+
+        Args:
+            owner: the other emitter's id.
+            now_ns: the time that was given to `count_expired`.
+            announcement: the report that says so. Whoever comes next sends it where its emitter cannot.
+
+        Returns:
+            The announcement's row.
+        """
+        with self._transaction():
+            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'owner'", (owner,))
+            self._connection.execute("DELETE FROM chunks WHERE oldest_at_ns < ?", (now_ns - MAX_AGE_NS,))
+            row = self._insert(announcement)
+        self._look()
+        return row
 
     def close(self) -> None:
         """
@@ -438,7 +450,7 @@ class Spool:
             own = self._own or self._make(owner)
             if own.size_bytes() + sum(record.size_bytes for record in records) // 4 > self._max_bytes:
                 raise SpoolError(f"it holds as much as RUNTAP_SPOOL_BYTES={self._max_bytes} allows")
-            events = [SpooledEvent(r.kind, r.route.key_text(), r.route.partition, r.at_ns, r.encode()) for r in records]
+            events = [SpooledEvent(r.kind, r.route.key_text(), r.route.partition, r.at_ns, r.body) for r in records]
             rows = own.store(events, records[0].monotonic_ns if records else 0, batches)
         except (OSError, SpoolError) as error:
             self.failures += 1

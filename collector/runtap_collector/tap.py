@@ -13,10 +13,11 @@ from typing import Any, Self, Unpack
 
 from runtap_collector import emitter as emitters
 from runtap_collector.capture import Capture, current_session, make_session
+from runtap_collector.encoding import session_of
 from runtap_collector.handler import RunTapHandler
 from runtap_collector.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.recorded import UsageCounts, recorded_call, usage_of
-from runtap_collector.records import Session, View, session_of
+from runtap_collector.records import Session, View
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.translate import dollars_of, word_of
 from runtap_schemas.events import MAX_DURATION_NS

@@ -50,16 +50,16 @@ def clip_name(text: str) -> str:
     return _clean_name(text if len(text) <= MAX_NAME_LENGTH else text[:MAX_NAME_LENGTH])
 
 
-@lru_cache(maxsize=4_096)
-def _is_own(key: str) -> bool:
-    return not key.startswith(_INTERNAL_PREFIXES)
+def own_keys(metadata: Mapping[Any, Any]) -> tuple[str, ...]:
+    """
+    The metadata keys that are the user's, and not LangChain's or LangGraph's. The same few sets come again and again.
+    """
+    return _own_keys(tuple(metadata))
 
 
-def is_own_key(key: object) -> bool:
-    """
-    Whether a metadata key is the user's, and not LangChain's or LangGraph's.
-    """
-    return isinstance(key, str) and _is_own(key)
+@lru_cache(maxsize=1_024)
+def _own_keys(keys: tuple[object, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if isinstance(key, str) and not key.startswith(_INTERNAL_PREFIXES))
 
 
 def clip_tags(tags: Iterable[object]) -> list[str]:
@@ -82,9 +82,8 @@ def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
     """
     Adds the user's own scalar values to `kept`, up to the limit of keys.
     """
-    for key, value in metadata.items():
-        if not (isinstance(key, str) and _is_own(key)):
-            continue
+    for key in own_keys(metadata):
+        value: Any = metadata.get(key)
         kind = type(value)
         if kind is str:
             value = clip(value, MAX_METADATA_LENGTH)

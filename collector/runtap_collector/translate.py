@@ -15,7 +15,7 @@ from typing import Any
 from langchain_core.outputs import LLMResult
 from msgspec import structs
 
-from runtap_collector.records import OpenRun, Outcome
+from runtap_collector.records import Context, OpenRun, Outcome
 from runtap_collector.text import clip_name, name_of
 from runtap_schemas import Usage
 from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TOKENS
@@ -45,18 +45,18 @@ def run_name(serialized: Mapping[str, Any] | None, name: object, run_type: str) 
 
 
 def add_model(
-    run: OpenRun, serialized: Mapping[str, Any] | None, metadata: Mapping[str, Any], invocation: Mapping[str, Any]
+    context: Context, serialized: Mapping[str, Any] | None, metadata: Mapping[str, Any], invocation: Mapping[str, Any]
 ) -> None:
     """
     Adds what the request says of the model: provider, name and service tier.
     """
     arguments = (serialized or {}).get("kwargs") or {}
-    run.provider = name_of(metadata.get("ls_provider") or invocation.get("_type"))
-    run.request_model = name_of(
+    context.provider = name_of(metadata.get("ls_provider") or invocation.get("_type"))
+    context.request_model = name_of(
         metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS) or _first(arguments, _MODEL_KEYS)
     )
     tier = invocation.get("service_tier")
-    run.request_tier = word_of(tier) if tier != "auto" else None
+    context.request_tier = word_of(tier) if tier != "auto" else None
 
 
 def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
@@ -88,7 +88,8 @@ def add_response(
     infos: list[Mapping[str, Any]] = []
     for prompt in response.generations:
         for generation in prompt:
-            message = getattr(generation, "message", None)
+            # Not `getattr`: what one lacks costs microseconds to ask for.
+            message = vars(generation).get("message")
             if message is not None:
                 messages.append(message)
                 if message.response_metadata:

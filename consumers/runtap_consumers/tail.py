@@ -5,7 +5,7 @@ The live stream, one line a record, for people and for programs.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -69,59 +69,107 @@ def type_name(event: Decoded) -> str:
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
 
 
-async def tail_events(
-    settings: ConsumerSettings, wanted: TailFilter, as_json: bool = False, from_beginning: bool = False
-) -> None:
+Show = Callable[[Record, Decoded], None]
+
+
+async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
     """
-    Prints events as they come, until it is cancelled.
+    Shows events as they come, until it is cancelled.
 
     Args:
-        settings: how to reach Kafka, and the time zone to print in.
+        settings: how to reach Kafka.
         wanted: which events.
-        as_json: print the records as they are, one a line, instead of lines for people.
+        show: what becomes of one: `as_lines`, `as_json`, `Tokens` or `archive.Archive`.
         from_beginning: begin with the oldest event that is kept.
 
     Raises:
         KafkaUnavailableError: the topic cannot be read.
     """
-
-    def show(record: Record, console: Console, zone: ZoneInfo) -> None:
-        event = decode_event(record.value)
-        if not wanted.admits(event):
-            return
-        if as_json:
-            _write_json(record, event.cause if isinstance(event, Unreadable) else None)
-        else:
-            console.print(describe_event(event, record, zone), soft_wrap=True)
-
-    topic = events_topic(settings.topic_prefix)
-    await _show_all(tail_records(settings, topic, from_beginning), show, settings.zone())
+    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning)
+    # The generator holds a connection: it is closed here, not when it is thrown away.
+    async with aclosing(records) as open_records:  # type: ignore[type-var]
+        async for record in open_records:
+            event = decode_event(record.value)
+            if wanted.admits(event):
+                show(record, event)
 
 
 async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_beginning: bool = False) -> None:
     """
-    Prints alerts as they come, until it is cancelled; arguments as for `tail_events`.
+    Prints alerts as they come, until it is cancelled.
+
+    Args:
+        settings: how to reach Kafka, and the time zone to print in.
+        as_json: print the records as they are, one a line, instead of lines for people.
+        from_beginning: begin with the oldest alert that is kept.
 
     Raises:
         KafkaUnavailableError: the topic cannot be read.
     """
-
-    def show(record: Record, console: Console, zone: ZoneInfo) -> None:
-        try:
-            alert = decode_alert(record.value or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    console, zone = _open_console(), settings.zone()
+    records = tail_records(settings, alerts_topic(settings.topic_prefix), from_beginning)
+    async with aclosing(records) as open_records:  # type: ignore[type-var]
+        async for record in open_records:
+            alert = _decode_alert(record)
             if as_json:
-                _write_json(record, str(error))
+                _write_json(record, alert)
+            elif isinstance(alert, Unreadable):
+                console.print(_unreadable(alert.cause, record, zone), soft_wrap=True)
             else:
-                console.print(_unreadable(str(error), record, zone), soft_wrap=True)
-            return
-        if as_json:
-            _write_json(record, None)
-        else:
-            console.print(describe_alert(alert, zone), soft_wrap=True)
+                console.print(describe_alert(alert, zone), soft_wrap=True)
 
-    topic = alerts_topic(settings.topic_prefix)
-    await _show_all(tail_records(settings, topic, from_beginning), show, settings.zone())
+
+def _decode_alert(record: Record) -> Alert | Unreadable:
+    try:
+        return decode_alert(record.value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Unreadable(str(error))
+
+
+def as_lines(zone: ZoneInfo) -> Show:
+    """
+    A line for people for each event.
+    """
+    console = _open_console()
+    return lambda record, event: console.print(describe_event(event, record, zone), soft_wrap=True)
+
+
+def as_json(record: Record, event: Decoded) -> None:
+    """
+    The records as they are, one a line.
+    """
+    _write_json(record, event)
+
+
+class Tokens:
+    """
+    The text of streamed answers, as it comes: where another run goes on, under a line that names it.
+    """
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._show_head = as_lines(zone)
+        self._run_id: str | None = None
+
+    def __call__(self, record: Record, event: Decoded) -> None:
+        if isinstance(event, RunStreamed):
+            if event.run_id != self._run_id:
+                self._end_line()
+                self._run_id = event.run_id
+                self._show_head(record, msgspec.structs.replace(event, text=""))
+            self._write(_printable(event.text, but="\n\t"))
+        elif isinstance(event, RunEnded) and event.run_id == self._run_id:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._run_id is not None:
+            self._write("\n")
+            self._run_id = None
+
+    @staticmethod
+    def _write(text: str) -> None:
+        # Not through rich, which takes spaces away from the ends of long lines.
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 class _Console(Console):
@@ -130,24 +178,25 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-async def _show_all(
-    records: AsyncIterator[Record], show: Callable[[Record, Console, ZoneInfo], None], zone: ZoneInfo
-) -> None:
-    console = _Console(highlight=False)
-    # The generator holds a connection: it is closed here, not when it is thrown away.
-    async with aclosing(records) as open_records:  # type: ignore[type-var]
-        async for record in open_records:
-            show(record, console, zone)
+def _open_console() -> Console:
+    return _Console(highlight=False)
 
 
-def _write_json(record: Record, cause: str | None) -> None:
-    if cause is None:
-        line = record.value or b""
-    else:
-        place = {"partition": record.partition, "offset": record.offset}
-        line = msgspec.json.encode({"type": "unreadable", "cause": cause, **place})
-    sys.stdout.buffer.write(line + b"\n")
+def _write_json(record: Record, event: Decoded | Alert) -> None:
+    sys.stdout.buffer.write(json_line(record, event) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def json_line(record: Record, event: Decoded | Alert) -> bytes:
+    """
+    A record as it is, in one line; of one that cannot be read, where it lies and why.
+    """
+    if isinstance(event, Unreadable):
+        place = {"partition": record.partition, "offset": record.offset}
+        return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **place})
+    line = record.value or b""
+    # Another client's JSON may be laid out over lines.
+    return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
 
 
 def describe_event(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
@@ -234,8 +283,8 @@ def _line(at_ns: int, zone: ZoneInfo, service: str | None, *parts: str | tuple[s
     return line
 
 
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+def _printable(text: str, but: str = "") -> str:
+    return "".join(letter if letter.isprintable() or letter in but else " " for letter in text)
 
 
 def _shortened(text: str) -> str:

@@ -5,7 +5,6 @@ Taps on real Kafka: what arrives, in which order, and whether the ledger balance
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,10 +16,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from runtap_collector import ConnectionConflictError, RunTap, SettingsError, link
+from runtap_collector import ConnectionConflictError, RunTap, SettingsError
 from runtap_collector.partitions import partition_of
-from runtap_demo.broker import EmbeddedKafka
-from runtap_schemas import EmitterReported, RunEnded, RunStarted, SessionEnded, SessionStarted
+from runtap_schemas import RunEnded, RunStarted, SessionEnded, SessionStarted
 from topic_log import check_ledger, read_topic
 
 MakeTopic = Callable[..., Awaitable[str]]
@@ -185,47 +183,6 @@ async def test_events_wait_for_a_topic_that_is_made_later(
         await admin.delete_topics([f"{topic_prefix}.events"])
     finally:
         await admin.close()
-
-
-@pytest.mark.parametrize("delivery_seconds", [link.DELIVERY_SECONDS, 1.0], ids=["same-producer", "producer-given-up"])
-async def test_every_event_arrives_in_order_though_the_broker_stands_still(
-    delivery_seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(link, "DELIVERY_SECONDS", delivery_seconds)
-    with EmbeddedKafka() as embedded:
-        admin = AIOKafkaAdminClient(bootstrap_servers=embedded.bootstrap_servers)
-        await admin.start()
-        await admin.create_topics([NewTopic("still.events", 3, 1)])
-        await admin.close()
-        tap = _tap(embedded.bootstrap_servers, "still")
-        step = RunnableLambda(lambda x: x)
-        config: Any = {"callbacks": [tap.handler]}
-        step.batch(list(range(50)), config)
-        tap.flush()
-        embedded.nodes[0].suspend()
-        started = time.monotonic()
-        for number in range(500):
-            step.invoke(number, config)
-        assert time.monotonic() - started < 5
-        await asyncio.sleep(6)
-        embedded.nodes[0].resume()
-        delivery = await tap.aflush(30)
-        await tap.aclose()
-        logged = await read_topic(embedded.bootstrap_servers, "still.events")
-    assert (delivery.waiting, delivery.spooled, delivery.dropped) == (0, 0, {})
-    assert len({entry.event.run_id for entry in logged if isinstance(entry.event, RunEnded)}) == 550
-    lanes: dict[int, list[int]] = {}
-    for entry in logged:
-        lane = lanes.setdefault(entry.partition, [0])
-        # Repeats may be there; a number is never skipped.
-        assert entry.event.sequence <= max(lane) + 1
-        lane.append(entry.event.sequence)
-    report = max((e.event for e in logged if isinstance(e.event, EmitterReported)), key=lambda r: r.number)
-    assert {partition: max(numbers) for partition, numbers in lanes.items()} == report.lanes
-    messages = [record.getMessage() for record in caplog.records]
-    assert sum("kafka_unreachable" in message for message in messages) == 1
-    assert sum("kafka_reached" in message for message in messages) == 1
-    assert not [record for record in caplog.records if record.name.startswith("aiokafka")]
 
 
 def test_unreadable_certificate_is_an_error_where_the_tap_is_made() -> None:

@@ -5,17 +5,21 @@ Whole processes that end or die while Kafka is away, and what the next ones make
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
+import cramjam
 import pytest
 
+from runtap_collector import spool
 from runtap_schemas import EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 
@@ -34,22 +38,22 @@ if how == "away":
         raise OSError("connection refused")
     link.AIOKafkaProducer.start = refuse
 if how == "killed-after-sending":
-    SpoolFile.forget = lambda self, row: os.kill(os.getpid(), signal.SIGKILL)
+    forget, rows = SpoolFile.forget, []
+    def kill_later(self, row):
+        rows.append(row)
+        # The first is the report of the adoption.
+        os.kill(os.getpid(), signal.SIGKILL) if len(rows) > 1 else forget(self, row)
+    SpoolFile.forget = kill_later
 if how == "killed-after-numbering":
     renumber = SpoolFile.renumber
     def kill(self, chunk, batches):
         renumber(self, chunk, batches)
         os.kill(os.getpid(), signal.SIGKILL)
     SpoolFile.renumber = kill
-if "sigterm" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 tap = RunTap.from_env()
 step = RunnableLambda(lambda x: x, name="step")
 for number in range(runs):
     step.invoke(number, {"callbacks": [tap.handler]})
-if how == "crowded":
-    print("ready", flush=True)
-    time.sleep(60)
 if how.startswith("killed"):
     step.invoke(0, {"callbacks": [tap.handler]})
     time.sleep(20)
@@ -60,8 +64,6 @@ if how == "adopts":
     while tap.stats().spooled:
         time.sleep(0.05)
     time.sleep(1.0)
-if "raises" in sys.argv:
-    raise ValueError("the app's own")
 began = time.monotonic()
 delivery = tap.close()
 print(delivery.sent, delivery.waiting, delivery.spooled, sum(delivery.dropped.values()), time.monotonic() - began)
@@ -77,9 +79,9 @@ def _environment(kafka: str, prefix: str, state: Path) -> dict[str, str]:
     }
 
 
-def _run(how: str, runs: int, environment: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
+def _run(how: str, runs: int, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", _SERVICE, how, str(runs), *more],
+        [sys.executable, "-c", _SERVICE, how, str(runs)],
         env=environment,
         capture_output=True,
         text=True,
@@ -138,19 +140,6 @@ async def test_process_that_ends_without_kafka_leaves_everything_to_the_next(
     assert _files(tmp_path) == []
 
 
-async def test_unhandled_exception_spools_too(
-    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
-) -> None:
-    topic = await events_topic()
-    environment = _environment(kafka, topic_prefix, tmp_path)
-    done = await asyncio.to_thread(_run, "away", 50, environment, "raises")
-    assert done.returncode == 1
-    assert "ValueError: the app's own" in done.stderr
-    assert (await asyncio.to_thread(_run, "adopts", 1, environment)).returncode == 0
-    logged = await read_topic(kafka, topic)
-    assert len(_ended(logged)) == 51
-
-
 @pytest.mark.parametrize("how", ["killed-after-sending", "killed-after-numbering"])
 async def test_killed_while_it_empties_a_spool_counts_nothing_twice_and_loses_nothing(
     how: str, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
@@ -185,27 +174,97 @@ async def test_two_processes_that_find_one_spool_send_it_once(
     assert sum(sum(_last_report(logged, emitter).adopted.values()) for emitter in emitters) == 500
 
 
-def _terminated_after(seconds: float, environment: dict[str, str]) -> tuple[int, float]:
-    """
-    Exit code of a service that gets SIGTERM, and how long it took to leave.
-    """
-    command = [sys.executable, "-c", _SERVICE, "crowded", "100", "sigterm"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        began = time.monotonic()
-        process.terminate()
-        return process.wait(seconds), time.monotonic() - began
+_ENDS = """
+import asyncio, atexit, os, signal, sys, time
+
+def note():
+    print(time.monotonic(), flush=True)
+
+# Registered first, called last.
+atexit.register(note)
+from langchain_core.runnables import RunnableLambda
+from runtap_collector import RunTapHandler, link
+
+how, kafka = sys.argv[1:]
+if kafka != "up":
+    async def start(self):
+        if kafka == "silent":
+            await asyncio.sleep(60)
+        raise OSError("connection refused")
+    link.AIOKafkaProducer.start = start
+step = RunnableLambda(lambda x: x, name="step")
+
+def work():
+    for number in range(200):
+        step.invoke(number, {"callbacks": [RunTapHandler()]})
+
+if how == "asyncio":
+    # As servers do it: the signal ends the loop, and then `main` returns.
+    async def serve():
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        work()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stopped.wait()
+    asyncio.run(serve())
+    note()
+    sys.exit()
+if how == "handler":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+work()
+if how == "default":
+    # What is in memory dies with the process; what is older was sent, or is on disk.
+    time.sleep(2.5)
+note()
+if how in ("handler", "default"):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+if how == "exit":
+    sys.exit(3)
+if how == "raise":
+    raise ValueError("the app's own")
+"""
+_EXIT_CODES = {"return": 0, "exit": 3, "raise": 1, "handler": 0, "asyncio": 0, "default": -signal.SIGTERM}
 
 
-async def test_sigterm_with_a_handler_of_the_apps_own_sends_everything(
-    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+def _spooled_runs(folder: Path) -> list[str]:
+    """
+    Ids of the ended runs that abandoned spools hold, with numbers or without.
+    """
+    bodies: list[bytes] = []
+    for path in folder.rglob("*.spool"):
+        with closing(sqlite3.connect(path)) as connection:
+            for (packed,) in connection.execute("SELECT events FROM chunks"):
+                bodies += [event.body for event in spool._decode_events(cramjam.zstd.decompress(packed))]
+            for (packed,) in connection.execute("SELECT events FROM batches"):
+                bodies += [event.value for event in spool._decode_numbered(cramjam.zstd.decompress(packed))]
+    events = [json.loads(body) for body in bodies]
+    return [event["run_id"] for event in events if event["type"] == "run.ended"]
+
+
+@pytest.mark.parametrize("how", _EXIT_CODES)
+async def test_every_way_to_end_takes_two_seconds_at_most_and_loses_nothing(
+    how: str, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
 ) -> None:
     topic = await events_topic()
-    code, seconds = await asyncio.to_thread(_terminated_after, 10, _environment(kafka, topic_prefix, tmp_path))
-    assert code == 0
-    assert seconds < 2.5
-    assert len(_ended(await read_topic(kafka, topic))) == 100
+
+    def end(away: str) -> None:
+        command = [sys.executable, "-c", _ENDS, how, away]
+        environment = _environment(kafka, topic_prefix, tmp_path / away)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        began, *ended = map(float, done.stdout.split())
+        assert done.returncode == _EXIT_CODES[how], done.stderr
+        assert ("ValueError: the app's own" in done.stderr) == (how == "raise")
+        # By its default action SIGTERM lets no exit code run.
+        assert len(ended) == (how != "default")
+        assert all(at - began < 2.2 for at in ended), (how, away, began, ended)
+
+    states = ("up", "refused", "silent")
+    await asyncio.gather(*(asyncio.to_thread(end, away) for away in states))
+    sent = [event.run_id for event in _ended(await read_topic(kafka, topic))]
+    run_ids = {"up": sent} | {away: _spooled_runs(tmp_path / away) for away in states[1:]}
+    assert {away: (len(ids), len({*ids})) for away, ids in run_ids.items()} == dict.fromkeys(states, (200, 200))
+    assert _files(tmp_path / "up") == []
 
 
 _PROCESSES = """

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -35,7 +34,9 @@ atexit.register(RunnableLambda(lambda x: x, name="step").invoke, 1, {"callbacks"
 """
 
 _UNREACHABLE = """
-import time
+import atexit, time
+# Registered first, called last.
+atexit.register(lambda: print(time.monotonic(), flush=True))
 from langchain_core.runnables import RunnableLambda
 from runtap_collector import RunTap
 tap = RunTap.from_env(buffer_bytes=2_000_000)
@@ -48,20 +49,24 @@ for number in range(3_000):
     started = time.perf_counter()
     step.invoke(number, config)
     slowest = max(slowest, time.perf_counter() - started)
+    if not number % 100:
+        # A pace with which a disk can keep up.
+        time.sleep(0.02)
 def sum_of(stats):
-    return stats.waiting + stats.superseded + sum(sum(kinds.values()) for kinds in stats.dropped.values())
+    dropped = sum(sum(kinds.values()) for kinds in stats.dropped.values())
+    return stats.waiting + stats.in_transit + stats.superseded + stats.numbered + dropped
 stats = tap.stats()
 assert stats.held_bytes <= 2_000_000, stats
-# What the sender is just writing to disk is in none of them for that moment.
+assert stats.captured == 6_002 == sum_of(stats), stats
 deadline = time.monotonic() + 5
-while stats.captured != sum_of(stats) and time.monotonic() < deadline:
+while stats.in_transit and time.monotonic() < deadline:
     time.sleep(0.01)
     stats = tap.stats()
-assert stats.captured == 6_002 == sum_of(stats), stats
+assert stats.in_transit == 0 and sum_of(stats) == 6_002, stats
 # Starts may be refused while the disk is slower than the loop; ends never are.
 assert set(stats.dropped) <= {"buffer_full"} and set(stats.dropped.get("buffer_full", {})) <= {"run.started"}, stats
 assert stats.spooled, stats
-print(slowest, time.time(), flush=True)
+print(slowest, time.monotonic(), flush=True)
 """
 
 _FORKS = """
@@ -211,11 +216,10 @@ def test_unreachable_kafka_never_slows_the_app_and_exit_takes_two_seconds(buffer
         script = script.replace("assert stats.spooled, stats", "assert stats.spooled and not stats.dropped, stats")
         assert "not stats.dropped" in script
     done = _run(script, "127.0.0.1:1", "nowhere")
-    ended_at = time.time()
     assert done.returncode == 0, done.stderr
-    slowest_seconds, exit_began_at = (float(word) for word in done.stdout.split())
+    slowest_seconds, exit_began_at, ended_at = (float(word) for word in done.stdout.split())
     assert slowest_seconds < 0.2
-    assert ended_at - exit_began_at < 2.5
+    assert ended_at - exit_began_at < 2.2
     assert done.stderr.count("kafka_unreachable") == 1
     assert done.stderr.count("events_left_in_spool") == 1
     assert len(done.stderr.splitlines()) == 2, done.stderr

@@ -12,13 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
+from runtap_collector import RunTap
 from runtap_consumers.kafka import Publisher
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
@@ -194,6 +198,80 @@ async def test_tail_as_json_filters_by_session_and_type(command: Command, events
     assert [json.loads(line)["sequence"] for line in lines] == [2, 5]
 
 
+async def test_tail_prints_streamed_text_while_the_model_is_still_talking(
+    command: Command, kafka: str, topic_prefix: str, events_topic: MakeTopic
+) -> None:
+    await events_topic(partitions=1)
+    may_go_on = asyncio.Event()
+
+    async def talk(_: object) -> AsyncIterator[AIMessageChunk]:
+        yield AIMessageChunk(content="Hello there")
+        await may_go_on.wait()
+        yield AIMessageChunk(content=", world")
+
+    settings: Any = {"bootstrap_servers": kafka, "topic_prefix": topic_prefix, "service": "talks"}
+    async with RunTap.from_env(**settings, capture_content=True, stream_tokens=True) as tap:
+        with command.started("tail", "--tokens", "--from-beginning") as process:
+            assert process.stdout is not None
+            answer = asyncio.create_task(_stream(TalkingModel(talk=talk), tap))
+            head = await asyncio.to_thread(process.stdout.readline)
+            said = await asyncio.to_thread(process.stdout.read, len("Hello there"))
+            assert (said, answer.done()) == ("Hello there", False)
+            may_go_on.set()
+            await answer
+            assert await asyncio.to_thread(process.stdout.readline) == ", world\n"
+    assert head.endswith("talks  llm        TalkingModel\n")
+
+
+class TalkingModel(BaseChatModel):
+    """
+    A chat model that streams what `talk` says.
+    """
+
+    talk: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "talking"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        raise NotImplementedError
+
+    async def _astream(self, messages: list[BaseMessage], *_: Any, **__: Any) -> AsyncIterator[ChatGenerationChunk]:
+        async for message in self.talk(messages):
+            yield ChatGenerationChunk(message=message)
+
+
+async def _stream(model: TalkingModel, tap: RunTap) -> None:
+    async for _ in model.astream("say", {"callbacks": [tap.handler]}):
+        pass
+
+
+async def test_archive_of_a_killed_tail_holds_whole_lines_and_misses_none(
+    command: Command, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic(partitions=1)
+    values = [event(number, inputs=f"question {number}" * 50) for number in range(1, 401)]
+    await publish(command, topic, *values[:200])
+    path = tmp_path / "archive" / "events.jsonl"
+    path.parent.mkdir()
+    words = ["tail", "--from-beginning", "--output", str(path), "--max-bytes", "50000", "--keep", "90"]
+    with command.started(*words) as process:
+        deadline = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.01)
+        # Killed while it writes.
+        await publish(command, topic, *values[200:])
+        process.kill()
+    files = sorted(path.parent.iterdir(), key=lambda file: -int(file.suffix[1:]) if file != path else 0)
+    contents = [file.read_bytes() for file in files]
+    assert len(files) > 3
+    assert all(content.endswith(b"\n") and len(content) <= 50_000 for content in contents)
+    lines = b"".join(contents).splitlines()
+    assert len(lines) >= 200
+    assert lines == values[: len(lines)]
+
+
 async def test_tail_whose_reader_left_ends_without_a_word(command: Command, events_topic: MakeTopic) -> None:
     topic = await events_topic(partitions=1)
     await publish(command, topic, event(1))
@@ -219,6 +297,8 @@ def test_tail_of_a_missing_topic_says_how_to_make_it(command: Command, topic_pre
     refused = command.run("tail", "--type", "run.finished")
     assert refused.returncode == 2
     assert "'run.finished'" in refused.stderr
+    both = command.run("tail", "--tokens", "--output", "events.jsonl")
+    assert (both.returncode, "do not go together" in both.stderr) == (2, True)
 
 
 async def test_alerts_are_tailed(command: Command, topic_prefix: str, events_topic: MakeTopic) -> None:

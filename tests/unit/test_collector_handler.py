@@ -495,15 +495,24 @@ def test_content_that_is_no_json_costs_only_itself() -> None:
 
 def test_failure_of_our_own_is_counted_and_never_the_apps(caplog: pytest.LogCaptureFixture) -> None:
     captured = Captured()
-
-    class Hostile(dict[str, Any]):
-        def items(self) -> Any:
-            raise RuntimeError("not today")
-
-    run_id = uuid.uuid4()
-    captured.call("on_chain_start", {}, {}, run_id=run_id, metadata=Hostile(a=1))
+    captured.call("on_chain_start", {}, {}, run_id="no UUID")
     assert captured.emitter.ring.dropped == {("internal_error", "run.started"): 1}
     assert captured.emitter.ring.captured == 1
+
+
+def test_event_that_cannot_be_encoded_is_counted_and_the_others_are_sent() -> None:
+    captured = Captured()
+    run_ids = [uuid.uuid4() for _ in range(5)]
+    for run_id in run_ids:
+        captured.call("on_chain_start", {}, {}, run_id=run_id, metadata=7 if run_id in run_ids[1:3] else {})
+    for run_id in run_ids[1:]:
+        captured.call("on_chain_end", {}, run_id=run_id)
+    captured.call("on_chain_start", {}, {}, run_id=uuid.uuid4(), metadata=7)
+    ring = captured.emitter.ring
+    assert [event.run_id for event in captured.ended()] == [str(run_id) for run_id in run_ids[3:]]
+    assert [event.run_id for event in captured.of(RunStarted)] == [str(run_ids[0])]
+    assert ring.dropped == {("internal_error", "run.ended"): 2, ("internal_error", "run.started"): 1}
+    assert ring.captured == 10 == 3 + ring.superseded + 3
 
 
 def test_odd_response_costs_its_facts_and_not_the_end() -> None:

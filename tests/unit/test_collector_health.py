@@ -5,15 +5,17 @@ What the emitter says of itself while something is wrong with it.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langchain_core.runnables import RunnableLambda
 
-from runtap_collector import RunTap
+from runtap_collector import Delivery, RunTap
 from runtap_collector import emitter as emitter_module
 from runtap_collector import sender as sender_module
 from runtap_schemas import RunEnded, decode_event
@@ -33,6 +35,13 @@ def tap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunTap]:
 def _run(tap: RunTap, times: int = 1) -> None:
     for number in range(times):
         RunnableLambda(lambda x: x, name="step").invoke(number, {"callbacks": [tap.handler]})
+
+
+def _check_sent(tap: RunTap, delivery: Delivery, runs: int) -> None:
+    """
+    Every end was sent; a start, where its run was still open.
+    """
+    assert (delivery.sent + tap.stats().superseded, delivery.waiting, delivery.dropped) == (2 * runs, 0, {})
 
 
 def _wait(condition: Any) -> None:
@@ -78,7 +87,7 @@ def test_sender_that_a_fault_ended_is_made_anew_and_loses_nothing(
     logs.append(second._link)
     _run(tap, 5)
     delivery = tap.flush()
-    assert (delivery.sent, delivery.waiting, delivery.dropped) == (10, 0, {})
+    _check_sent(tap, delivery, 10)
     assert (tap.health().is_ok, tap.health().sender_deaths) == (True, 1)
     assert sum("sender_died" in record.getMessage() for record in caplog.records) == 1
     numbers: dict[int, list[int]] = {}
@@ -119,4 +128,34 @@ def test_batch_on_its_way_when_the_sender_dies_is_sent_by_the_next(
     first._call(die)
     _wait(lambda: tap._emitter._sender not in (first, None))
     delivery = tap.flush()
-    assert (delivery.sent, delivery.waiting) == (3, 0)
+    _check_sent(tap, delivery, 3)
+
+
+def test_copies_of_a_snapshot_are_emitters_of_their_own_where_the_platform_says_so(
+    tap: RunTap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks: dict[str, Any] = {}
+    platform = SimpleNamespace(
+        register_before_snapshot=lambda function: hooks.update(before=function),
+        register_after_restore=lambda function: hooks.update(after=function),
+    )
+    monkeypatch.setitem(sys.modules, "snapshot_restore_py", platform)
+    emitter_module._end_with_snapshots()
+    _run(tap, 3)
+    original = tap.stats().emitter
+    hooks["before"]()
+    # Nothing is left that each copy would send.
+    assert (tap.stats().waiting, tap.health().problems) == (0, ["closed"])
+    assert tap.stats().captured == tap.stats().acknowledged + tap.stats().superseded
+    hooks["after"]()
+    _run(tap, 2)
+    delivery = tap.flush()
+    _check_sent(tap, delivery, 2)
+    assert tap.stats().emitter != original
+
+
+def test_snapshot_of_a_closed_emitter_stays_closed(tap: RunTap) -> None:
+    _run(tap)
+    tap.close()
+    emitter_module._after_restore()
+    assert tap.health().problems == ["closed"]

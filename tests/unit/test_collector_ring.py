@@ -9,8 +9,9 @@ import uuid
 
 import pytest
 
-from runtap_collector.records import START_BYTES, Note, OpenRun, Outcome, Record, Route, View, end_of, note_of
-from runtap_collector.ring import Ring
+from runtap_collector.encoding import note_of
+from runtap_collector.records import EVENT_BYTES, START_BYTES, Note, OpenRun, Record, Route, View
+from runtap_collector.ring import ENCODED_AT_ONCE, Ring
 
 _VIEW = View("s", "e", {}, captures_content=True)
 
@@ -18,10 +19,6 @@ _VIEW = View("s", "e", {}, captures_content=True)
 def _run() -> OpenRun:
     run_id = uuid.uuid4()
     return OpenRun(run_id, None, "chain", "n", _VIEW, Route(str(run_id)))
-
-
-def _end(run: OpenRun | None = None, outputs: bytes | None = None) -> Record:
-    return end_of(run or _run(), Outcome("ok"), 0, outputs)
 
 
 def _note() -> Record:
@@ -33,31 +30,59 @@ def _fill(ring: Ring, share: float, buffer_bytes: int) -> None:
     Fills the ring with ends until it holds that share.
     """
     while ring.held_bytes < share * buffer_bytes:
-        ring.offer(_end())
+        ring.offer_end(_run())
 
 
 def test_everything_offered_is_captured_stamped_and_taken_in_order() -> None:
     ring = Ring(100_000)
     run = _run()
-    records = [_end(), _note(), _end()]
-    ring.offer(records[0])
+    ring.offer_end(_run())
     ring.offer_start(run)
-    for record in records[1:]:
-        ring.offer(record)
+    ring.offer(_note())
+    ring.offer_end(_run())
     assert (ring.captured, ring.count_waiting()) == (4, 4)
     taken = ring.take()
     assert [record.kind for record in taken] == ["run.ended", "run.started", "run.noted", "run.ended"]
-    assert [record for record in taken if record.kind != "run.started"] == records
     assert taken[1].run is run
+    assert all(b'"at_ns":%d,' % record.at_ns in record.body for record in taken)
     assert all(record.at_ns > 10**18 and record.monotonic_ns > 0 for record in taken)
     assert [r.monotonic_ns for r in taken] == sorted(r.monotonic_ns for r in taken)
 
 
+def test_ends_are_encoded_many_at_once_and_counted_as_large_as_they_are() -> None:
+    ring = Ring(1_000_000)
+    for _ in range(ENCODED_AT_ONCE - 1):
+        ring.offer_end(_run())
+    assert ring.held_bytes == (ENCODED_AT_ONCE - 1) * EVENT_BYTES
+    ring.offer_end(_run())
+    held_bytes = ring.held_bytes
+    ring.offer_end(_run())
+    taken = ring.take()
+    assert held_bytes == sum(record.size_bytes for record in taken[:-1])
+    assert ring.held_bytes == sum(record.size_bytes for record in taken)
+    assert all(record.size_bytes > len(record.body) > 0 for record in taken)
+
+
+def test_interrupt_while_encoding_costs_one_event_which_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(run: OpenRun) -> Record:
+        raise KeyboardInterrupt
+
+    ring = Ring(1_000_000)
+    for _ in range(3):
+        ring.offer_end(_run())
+    with monkeypatch.context() as patch:
+        patch.setattr("runtap_collector.ring.end_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ring.take()
+    assert (len(ring.take()), ring.dropped) == (2, {("internal_error", "run.ended"): 1})
+    assert ring.captured == 3
+
+
 def test_only_the_first_offer_after_a_pause_wakes_the_sender() -> None:
     ring = Ring(100_000)
-    assert [ring.offer(_end()), ring.offer_start(_run()), ring.offer(_end())] == [True, False, False]
+    assert [ring.offer_end(_run()), ring.offer_start(_run()), ring.offer_end(_run())] == [True, False, False]
     ring.take()
-    assert not ring.offer(_end())
+    assert not ring.offer_end(_run())
     ring.take()
     assert not ring.take()
     assert ring.offer_start(_run())
@@ -78,7 +103,7 @@ def test_refusals_come_in_the_order_of_what_can_be_missed() -> None:
     ring.offer(_note())
     assert ring.dropped == {("buffer_full", "run.started"): 1, ("buffer_full", "run.noted"): 1}
     while not ring.dropped["buffer_full", "run.ended"]:
-        ring.offer(_end())
+        ring.offer_end(_run())
     assert ring.held_bytes <= size
     assert ring.captured == len(ring.take()) + sum(ring.dropped.values())
 
@@ -88,8 +113,8 @@ def test_start_whose_end_was_refused_is_not_superseded() -> None:
     run = _run()
     ring.offer_start(run)
     while not ring.dropped:
-        ring.offer(_end())
-    ring.offer(_end(run))
+        ring.offer_end(_run())
+    ring.offer_end(run)
     assert ring.take()[0].run is run
     assert ring.superseded == 0
 
@@ -99,11 +124,11 @@ def test_start_whose_end_was_taken_is_superseded() -> None:
     ended, still_open, waiting = _run(), _run(), _run()
     ring.offer_start(ended)
     ring.offer_start(still_open)
-    ring.offer(_end(ended))
+    ring.offer_end(ended)
     assert [record.kind for record in ring.take()] == ["run.started", "run.ended"]
     assert ring.superseded == 1
     ring.offer_start(waiting)
-    ring.offer(_end(waiting))
+    ring.offer_end(waiting)
     ring.forget_superseded()
     assert (ring.superseded, ring.count_waiting()) == (2, 1)
 
@@ -113,14 +138,15 @@ def test_bytes_come_back_when_records_are_through() -> None:
     run = _run()
     assert ring.reserve_content(500)
     run.inputs, run.reserved_bytes = b'"%s"' % (b"x" * 498), 500
-    end = _end(run, b'"%s"' % (b"y" * 298))
-    note = note_of(run, Note("text", data=b'"z"'))
+    run.outputs = b'"%s"' % (b"y" * 298)
     ring.offer_start(run)
-    ring.offer(end, run.reserved_bytes)
-    ring.offer(note)
-    assert ring.held_bytes == START_BYTES + end.size_bytes + note.size_bytes
-    assert end.size_bytes > 800
-    ring.take()
+    ring.offer_end(run)
+    ring.offer(note_of(run, Note("text", data=b'"z"')))
+    assert ring.held_bytes == START_BYTES + EVENT_BYTES + 800 + EVENT_BYTES + 3
+    end, note = ring.take()
+    assert end.size_bytes > len(end.body) > 800
+    # What it was counted with at the door was a guess.
+    assert ring.held_bytes == end.size_bytes + note.size_bytes
     ring.drop([note], "internal_error")
     ring.release(end.size_bytes)
     assert (ring.held_bytes, ring.superseded) == (0, 1)
@@ -130,7 +156,9 @@ def test_end_without_room_gives_its_inputs_reservation_back() -> None:
     ring = Ring(100_000)
     ring.reserve_content(50_000)
     ring.close()
-    ring.offer(_end(), 50_000)
+    run = _run()
+    run.reserved_bytes = 50_000
+    ring.offer_end(run)
     assert ring.held_bytes == 0
     assert ring.dropped == {("closed", "run.ended"): 1}
 
@@ -145,7 +173,7 @@ def test_content_is_refused_once_it_has_no_room() -> None:
 def test_closed_ring_counts_and_takes_nothing() -> None:
     ring = Ring(100_000)
     ring.close()
-    assert not ring.offer(_end())
+    assert not ring.offer_end(_run())
     ring.count_lost("run.started", "internal_error")
     assert ring.dropped == {("closed", "run.ended"): 1, ("internal_error", "run.started"): 1}
     assert ring.captured == 2
@@ -162,7 +190,8 @@ def test_counts_hold_with_many_threads_at_the_door(thread_count: int) -> None:
         for _ in range(500):
             run = _run()
             ring.offer_start(run)
-            ring.offer(_end(run, b'"xxxxxxxx"'))
+            run.outputs = b'"xxxxxxxx"'
+            ring.offer_end(run)
 
     def take() -> None:
         while not done.is_set() or ring.count_waiting():

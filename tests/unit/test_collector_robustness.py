@@ -5,13 +5,14 @@ Whatever LangChain calls, in whatever order and with whatever values: no excepti
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
 from captured_events import Captured
@@ -64,9 +65,20 @@ _calls = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+def _check(captured: Captured) -> None:
+    """
+    Checks that every event is counted, and can be read by a worker.
+    """
+    ring = captured.emitter.ring
+    waiting = ring.count_waiting()
+    assert ring.captured == waiting + sum(ring.dropped.values())
+    assert not ring.dropped
+    assert len(captured.events()) == ring.captured - ring.superseded
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(_calls, max_size=25), st.booleans())
-def test_no_sequence_of_callbacks_raises_or_loses_count(calls: list[Any], captures_content: bool) -> None:
+def test_no_values_of_callbacks_raise_or_lose_count(calls: list[Any], captures_content: bool) -> None:
     captured = Captured(capture_content=captures_content)
     for (callback, arguments), run_id, parent_run_id, metadata, tags in calls:
         captured.call(
@@ -78,9 +90,137 @@ def test_no_sequence_of_callbacks_raises_or_loses_count(calls: list[Any], captur
             tags=tags,
             invocation_params=metadata,
         )
-    ring = captured.emitter.ring
-    waiting = ring.count_waiting()
-    assert ring.captured == waiting + sum(ring.dropped.values())
-    assert not ring.dropped
-    # Every one of them is an event that a worker can read.
-    captured.events()
+    _check(captured)
+
+
+# The same with values from a table: a byte chooses each, so that an example costs a millisecond and there can be many.
+_VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        2**70,
+        float("nan"),
+        float("inf"),
+        "",
+        "text",
+        "\ud800",
+        "\0",
+        "x" * 5_000,
+        b"bytes",
+        object(),
+    ),
+    *(
+        [],
+        [[]],
+        {},
+        {"messages": [AIMessage("x"), "y"]},
+        {"a": {"b": {"c": [1, None]}}},
+        {1: 2},
+        AIMessage("x"),
+        {1, 2},
+    ),
+    *(
+        "data:image/png;base64," + "A" * 3_000,
+        [HumanMessage("hi")],
+        [[HumanMessage("hi")]],
+        ["prompt"],
+        ValueError("v"),
+    ),
+]
+_MAPPINGS: list[Any] = [
+    *(
+        {},
+        {"session_id": "s"},
+        {"session_id": ""},
+        {"user_id": 7, "thread_id": "t"},
+        {"ls_provider": None},
+        {"a": object()},
+    ),
+    *(
+        {"ls_model_name": "gpt-4o", "ls_provider": "openai"},
+        {"model": "m", "stop": ["x"]},
+        {"b": "\ud800" * 300},
+        {"": ""},
+    ),
+    *(
+        {f"key {n}": "v" * 300 for n in range(40)},
+        {"usage": {"input_tokens": -1}},
+        {"token_usage": {"prompt_tokens": "1"}},
+    ),
+]
+_USAGES: list[Any] = [
+    *(
+        None,
+        {},
+        {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
+        {"input_tokens": 2**65},
+        {"input_tokens": "7"},
+    ),
+    *(
+        {"input_tokens": 5, "input_token_details": {"cache_read": 9}},
+        {"output_tokens": None, "total_tokens": 1.5},
+        [],
+        "u",
+    ),
+]
+_RESULTS = [
+    LLMResult(generations=[]),
+    LLMResult(generations=[[]]),
+    LLMResult(
+        generations=[[Generation(text="x", generation_info={"finish_reason": 7})]], llm_output={"token_usage": 1}
+    ),
+    *(
+        LLMResult(generations=[[ChatGeneration(message=_message({"usage": usage, "model_name": name}))]])
+        for usage in _USAGES
+        for name in ("gpt-4o", None, 7)
+    ),
+]
+_ERRORS = [ValueError("x\ud800"), asyncio.CancelledError(), GeneratorExit(), RuntimeError("y" * 9_000), KeyError()]
+_CALLBACKS: list[tuple[str, tuple[list[Any], ...]]] = [
+    *(
+        (f"on_{kind}_start", ([None, *_MAPPINGS], _VALUES))
+        for kind in ("chain", "llm", "chat_model", "tool", "retriever")
+    ),
+    *((f"on_{kind}_end", (_VALUES,)) for kind in ("chain", "tool", "retriever", "chain", "tool")),
+    *((f"on_{kind}_error", (_ERRORS,)) for kind in ("chain", "llm", "tool", "retriever")),
+    *(
+        ("on_llm_end", (_RESULTS,)),
+        ("on_llm_end", (_RESULTS,)),
+        ("on_text", (_VALUES,)),
+        ("on_llm_new_token", (_VALUES,)),
+    ),
+    *(("on_custom_event", (_VALUES, _VALUES)), ("on_agent_action", (_VALUES,)), ("on_agent_finish", (_VALUES,))),
+    ("on_retry", ([SimpleNamespace(attempt_number=number) for number in (2, -1, 2**70)],)),
+]
+_IDS = [UUID(int=number) for number in range(1, 7)]
+_TAGS: list[Any] = [None, [], ["a", "b"], ["\ud800", ""], ["x" * 500] * 50, [None], ["seq:step:1"]]
+_CALL_BYTES = 6
+_TAPS = [Captured(capture_content=content, stream_tokens=tokens) for content, tokens in ((0, 0), (1, 0), (1, 1))]
+
+
+# RUNTAP_SEQUENCES=1000000 is the long run.
+@settings(
+    max_examples=int(os.environ.get("RUNTAP_SEQUENCES", "20000")),
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+)
+@given(st.binary(min_size=8 * _CALL_BYTES, max_size=24 * _CALL_BYTES), st.sampled_from(_TAPS))
+def test_no_sequence_of_callbacks_raises_or_loses_count(choices: bytes, captured: Captured) -> None:
+    captured.begin_anew()
+    for place in range(0, len(choices) - _CALL_BYTES + 1, _CALL_BYTES):
+        which, ids, first, second, metadata, tags = choices[place : place + _CALL_BYTES]
+        callback, pools = _CALLBACKS[which % len(_CALLBACKS)]
+        mapping = _MAPPINGS[metadata % len(_MAPPINGS)]
+        captured.call(
+            callback,
+            *(pool[choice % len(pool)] for pool, choice in zip(pools, (first, second), strict=False)),
+            run_id=_IDS[ids % 6],
+            parent_run_id=[None, *_IDS][ids // 6 % 7],
+            metadata=mapping,
+            tags=_TAGS[tags % len(_TAGS)],
+            invocation_params=mapping,
+        )
+    _check(captured)

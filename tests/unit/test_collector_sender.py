@@ -27,7 +27,7 @@ from runtap_collector.link import (
     SendFailedError,
 )
 from runtap_collector.partitions import partition_of as partition_of_key
-from runtap_collector.records import OpenRun, Outcome, Record, Route, View, end_of
+from runtap_collector.records import OpenRun, Route, View
 from runtap_collector.ring import Ring
 from runtap_collector.sender import Sender
 from runtap_collector.spool import Spool
@@ -74,6 +74,7 @@ class FakeLink:
         self.batch_bytes = 4_000
         self.down_seconds = 0.0
         self.silent_seconds = 0.0
+        self.unanswered_seconds = 0.0
         self.fate: Fate = lambda values, attempt: None
 
     async def run(self) -> None:
@@ -147,7 +148,7 @@ class Sending:
             self.sender.wake()
 
     def end(self, run: OpenRun) -> None:
-        if self.ring.offer(end_record(run)):
+        if self.ring.offer_end(run):
             self.sender.wake()
 
     def close(self) -> list[EmitterReported]:
@@ -188,10 +189,6 @@ def _run(key: str) -> OpenRun:
     run = OpenRun(uuid.uuid4(), None, "chain", "n", _VIEW, Route(key))
     run.started_at_ns = 1
     return run
-
-
-def end_record(run: OpenRun) -> Record:
-    return end_of(run, Outcome("ok"), 0)
 
 
 @pytest.fixture
@@ -341,14 +338,15 @@ def test_vanished_partition_gives_its_numbered_batch_up_and_moves_the_rest(sendi
     assert _balance(reports[-1])
 
 
-def test_one_event_that_cannot_be_encoded_does_not_stop_its_lane(sending: Sending) -> None:
+def test_one_event_that_cannot_be_encoded_does_not_stop_the_others(sending: Sending) -> None:
     bad = _run("one-trace")
-    bad.name = 5j  # type: ignore[assignment]
+    bad.run_id = 5j
     sending.start_run(bad)
     sending.end_runs(1)
     sending.start()
     (report,) = sending.close()
     assert report.dropped == {"internal_error": {"run.started": 1}}
+    assert len(sending.runs()) == 1
     assert _balance(report)
 
 
@@ -367,10 +365,10 @@ def test_what_never_got_a_number_is_dropped_at_close_and_said_once(
 
 def test_report_claims_completeness_only_up_to_the_oldest_event_without_a_number(sending: Sending) -> None:
     sending.link.fate = lambda values, _: None
-    waiting = end_record(_run("one-trace"))
-    sending.ring.offer(waiting)
+    waiting = _run("one-trace")
+    sending.ring.offer_end(waiting)
     report = sending.ledger.report(Lane(0, sending.ledger.emitter), closing=False)
-    assert report.complete_at_ns == waiting.at_ns
+    assert report.complete_at_ns == waiting.ended_at_ns
     assert report.complete_age_ns > 0
     assert report.captured == 2
     assert report.lanes == {0: 1}
@@ -432,7 +430,8 @@ def test_every_report_balances_and_claims_nothing_that_is_still_held_under_load_
     def report(ledger: Ledger, lane: Lane, *, closing: bool) -> EmitterReported:
         with small.ring.lock:
             made = original(ledger, lane, closing=closing)
-            held = [r.at_ns for r in small.ring._records] + [run.started_at_ns for run in small.ring._starts]
+            held = [r.ended_at_ns if isinstance(r, OpenRun) else r.at_ns for r in small.ring._waiting]
+            held += [run.started_at_ns for run in small.ring._starts]
             held += [r.at_ns for other in ledger.lanes.values() for r in other.pending]
         dropped = sum(sum(kinds.values()) for kinds in made.dropped.values())
         rest = made.captured - sum(made.lanes.values()) - dropped - made.superseded - len(held)

@@ -21,7 +21,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
 from captured_events import Captured
-from runtap_collector.capture import MAX_EVENT_BYTES
+from runtap_collector.encoding import MAX_EVENT_BYTES
 from runtap_schemas import encode_event
 
 
@@ -123,5 +123,15 @@ def test_run_of_three_steps_is_small_on_the_wire() -> None:
     chain.invoke({"what": "hi"}, {"callbacks": [captured.handler], "metadata": {"session_id": "s-1", "team": "blue"}})
     records = captured.emitter.ring.take()
     assert len(records) == 4
-    wire = b"".join(record.encode() + record.route.key_text() + bytes(40) for record in records)
+    wire = b"".join(record.body + record.route.key_text() + bytes(40) for record in records)
     assert len(cramjam.zstd.compress(wire, 3)) <= 1_500
+
+
+def test_answer_is_captured_once_and_by_what_it_says() -> None:
+    captured = Captured(capture_content=True)
+    model = GenericFakeChatModel(messages=iter([AIMessage("two words", response_metadata={"model_name": "m-1"})]))
+    model.invoke("hi", {"callbacks": [captured.handler]})
+    (run,) = captured.ended()
+    assert bytes(run.inputs) == b'[[{"type":"human","content":"hi"}]]'  # type: ignore[arg-type]
+    assert bytes(run.outputs).count(b"two words") == 1  # type: ignore[arg-type]
+    assert b"additional_kwargs" not in bytes(run.outputs)  # type: ignore[arg-type]

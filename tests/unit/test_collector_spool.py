@@ -4,6 +4,7 @@ The spool's rules, each with what would break it. Whole processes that die: test
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -11,15 +12,18 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runtap_collector import Delivery, Stats
 from runtap_collector import replay as replay_module
 from runtap_collector import sender as sender_module
 from runtap_collector import spool as spool_module
+from runtap_collector.encoding import end_of
 from runtap_collector.lanes import Lane, NumberedEvent
-from runtap_collector.link import SendError
-from runtap_collector.records import OpenRun, Outcome, Record, Route, View, end_of
+from runtap_collector.link import SendDeniedError, SendError
+from runtap_collector.records import OpenRun, Record, Route, View
 from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpoolError, SpoolFile
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
 from unit.test_collector_sender import FakeLink, Sending
@@ -31,10 +35,9 @@ def _record(name: str = "n", at_ns: int | None = None) -> Record:
     run_id = uuid.uuid4()
     run = OpenRun(run_id, None, "chain", name, View("s", "e", {}, captures_content=False), Route(run_id))
     run.started_at_ns = 1
-    record = end_of(run, Outcome("ok"), 0)
-    record.at_ns = time.time_ns() if at_ns is None else at_ns
-    record.monotonic_ns = time.monotonic_ns()
-    return record
+    run.ended_at_ns = time.time_ns() if at_ns is None else at_ns
+    run.ended_monotonic_ns = time.monotonic_ns()
+    return end_of(run)
 
 
 def _spool(directory: Path, max_bytes: int = 10**9, cluster_id: str = "c") -> Spool:
@@ -65,7 +68,7 @@ def test_events_come_back_in_order_with_their_key_and_time(tmp_path: Path) -> No
     found = spool.files[0].first_chunk()
     assert found is not None
     assert [(event.key, event.at_ns, event.body) for event in found[1]] == [
-        (record.route.key_text(), record.at_ns, record.encode()) for record in records
+        (record.route.key_text(), record.at_ns, record.body) for record in records
     ]
 
 
@@ -106,7 +109,8 @@ def test_a_living_owners_file_is_left_alone_and_a_dead_ones_is_found(tmp_path: P
     assert other.find_abandoned() == []
     _die(owner)
     (found,) = other.find_abandoned()
-    assert found.take_over("e2") == ("e1", 1)
+    assert (found.facts()["owner"], found.event_count) == ("e1", 1)
+    found.take_over("e2", time.time_ns(), _batch("e2", 1, 1))
     assert found.facts()["owner"] == "e2"
     assert _spool(tmp_path).find_abandoned() == []
 
@@ -316,6 +320,37 @@ def test_what_is_left_at_exit_is_adopted_by_the_next_process(quick: None, tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_killed_between_an_adoption_and_its_report_leaves_the_report_to_the_next(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _Outage(tmp_path, is_away=True)
+    first.start()
+    first.end_runs(20)
+    first.ring.close()
+    first.sender.close(0.5)
+    second = _Outage(tmp_path, is_away=False)
+    second.link.fate = lambda values, attempt: SendDeniedError("nothing lands")
+    second.ring.offer(_record())
+    # It waits for the report before it numbers what it adopted.
+    with monkeypatch.context() as patch:
+        patch.setattr(replay_module, "SCAN_SECONDS", 60.0)
+        second.start()
+        second.wait_for(spooled=20)
+        second.die()
+    assert second.ledger.adopted == {first.ledger.emitter: 20}
+    third = _Outage(tmp_path, is_away=False)
+    third.start()
+    third.wait_for_runs(20)
+    assert _balance(third.close()[-1])
+    reports = [event for event in third.read() if isinstance(event, EmitterReported)]
+    newest = {report.emitter: report.adopted for report in sorted(reports, key=lambda report: report.number)}
+    assert newest == {
+        second.ledger.emitter: {first.ledger.emitter: 20},
+        third.ledger.emitter: {second.ledger.emitter: 20},
+    }
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_killed_between_sending_and_deleting_sends_the_same_numbers_again(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,3 +451,48 @@ def test_reports_form_a_chain(quick: None, tmp_path: Path, monkeypatch: pytest.M
     assert reports[0].previous_report_id is None
     assert [report.previous_report_id for report in reports[1:]] == [report.report_id for report in reports[:-1]]
     assert len({report.report_id for report in reports}) == len(reports)
+
+
+def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_comes(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(link: FakeLink, builder: object, partition: int) -> None:
+        link.unanswered_seconds = 1.0
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(FakeLink, "send", never)
+    sending = _Outage(tmp_path, is_away=False)
+    sending.start()
+    sending.end_runs(3)
+    deadline = time.monotonic() + 5
+    while not sending.spool.files and time.monotonic() < deadline:
+        time.sleep(0.005)
+    (file,) = sending.spool.files
+    (batch,) = file.numbered()
+    assert (batch.first, batch.last) == (1, 3)
+    sending.sender.close(0.1)
+
+
+def test_sum_of_stats_holds_while_events_are_written_to_disk(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Stats] = []
+    deliveries: list[Delivery] = []
+    write = Spool.write
+
+    def look_and_write(spool: Spool, *arguments: Any) -> Any:
+        seen.append(sending.ledger.stats(0))
+        deliveries.append(sending.ledger.delivery())
+        return write(spool, *arguments)
+
+    monkeypatch.setattr(Spool, "write", look_and_write)
+    sending = _Outage(tmp_path, is_away=True)
+    sending.end_runs(100)
+    sending.start()
+    sending.wait_for(spooled=100)
+    stats = seen[0]
+    assert (stats.captured, stats.waiting, stats.in_transit) == (100, 0, 100)
+    assert (deliveries[0].waiting, deliveries[0].spooled) == (100, 0)
+    stats = sending.ledger.stats(0)
+    assert (stats.captured, stats.waiting, stats.spooled, stats.in_transit) == (100, 100, 100, 0)
+    sending.sender.close(0.1)

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from runtap_collector.records import OpenRun, Outcome, Route, View
+from runtap_collector.records import Context, Outcome
 from runtap_collector.translate import add_model, add_response, run_name
 from runtap_schemas import Usage
 
@@ -147,11 +147,11 @@ def test_web_searches_are_counted() -> None:
 
 
 def test_request_says_provider_model_and_tier() -> None:
-    run = OpenRun(None, None, "llm", "n", View("s", "e", {}, captures_content=False), Route("t"))
-    add_model(run, None, {"ls_provider": "openai", "ls_model_name": "gpt-4"}, {"service_tier": "flex"})
-    assert (run.provider, run.request_model, run.request_tier) == ("openai", "gpt-4", "flex")
-    add_model(run, {"kwargs": {"model": "local"}}, {}, {"_type": "fake", "service_tier": "auto"})
-    assert (run.provider, run.request_model, run.request_tier) == ("fake", "local", None)
+    context = Context("n", [], {})
+    add_model(context, None, {"ls_provider": "openai", "ls_model_name": "gpt-4"}, {"service_tier": "flex"})
+    assert (context.provider, context.request_model, context.request_tier) == ("openai", "gpt-4", "flex")
+    add_model(context, {"kwargs": {"model": "local"}}, {}, {"_type": "fake", "service_tier": "auto"})
+    assert (context.provider, context.request_model, context.request_tier) == ("fake", "local", None)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ What the live stream shows of a record.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from runtap_consumers.archive import Archive
+from runtap_consumers.errors import InputError
 from runtap_consumers.record_tail import Record
-from runtap_consumers.tail import Decoded, TailFilter, describe_alert, describe_event, event_types
-from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable
+from runtap_consumers.tail import Decoded, TailFilter, Tokens, describe_alert, describe_event, event_types
+from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable, encode_event, number_event
 from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
 
 UTC = ZoneInfo("UTC")
@@ -111,3 +114,76 @@ def test_alert_shows_state_summary_and_sample() -> None:
     line = describe_alert(alert, UTC)
     assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
     assert "bold red" in [str(span.style) for span in line.spans]
+
+
+def streamed(run_id: str, index: int, text: str) -> RunStreamed:
+    return RunStreamed(**{**run_facts(), "run_id": run_id, "trace_id": run_id}, index=index, text=text)
+
+
+def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    show = Tokens(UTC)
+    events: list[Decoded] = [
+        streamed("run-1", 0, "Hel"),
+        run_start(),
+        streamed("run-1", 1, "lo\nworld\x1b[2J"),
+        streamed("run-2", 0, "two"),
+        chain_end(run_id="run-2"),
+        chain_end(run_id="run-1"),
+        streamed("run-1", 2, "!"),
+    ]
+    for event in events:
+        show(RECORD, event)
+    head = "10:00:00.000  checkout  llm        ChatOpenAI"
+    assert capsys.readouterr().out == f"{head}\nHello\nworld [2J\n{head}\ntwo\n{head}\n!"
+
+
+def archived(path: Path) -> list[bytes]:
+    """
+    The lines of all files, the oldest first; each file ends with a whole one.
+    """
+    files = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: -int(file.suffix[1:]))
+    contents = [file.read_bytes() for file in [*files, path]]
+    assert all(content.endswith(b"\n") for content in contents)
+    return b"".join(contents).splitlines()
+
+
+def test_archive_holds_records_as_they_are_in_files_below_their_limit(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    values = [number_event(encode_event(model_call(name="€" * 100)), "emitter-1", number) for number in range(10, 60)]
+    limit = 3 * len(values[0])
+    with Archive(path, limit, 100) as archive:
+        for value in values[:25]:
+            archive(RECORD._replace(value=value), model_call())
+        # Flushed: what is killed here has nothing left to write.
+        assert archived(path) == values[:25]
+    with Archive(path, limit, 100) as archive:
+        for value in values[25:]:
+            archive(RECORD._replace(value=value), model_call())
+    assert archived(path) == values
+    assert {file.stat().st_size for file in tmp_path.iterdir()} == {2 * len(values[0]) + 2}
+
+
+def test_archive_keeps_only_so_many_files(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with Archive(path, 20, 3) as archive:
+        for number in range(10):
+            archive(RECORD._replace(value=b"[%10d]" % number), model_call())
+    assert [int(line.strip(b"[]")) for line in archived(path)] == [6, 7, 8, 9]
+
+
+def test_archive_writes_one_line_for_what_cannot_be_read_or_is_laid_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with Archive(path, 10_000, 1) as archive:
+        archive(RECORD._replace(value=b"\xff\n"), Unreadable("not JSON"))
+        archive(RECORD._replace(value=b'{\n  "type": "run.paused"\n}'), Skipped("run.paused", "emitter-1", 1))
+    assert archived(path) == [
+        b'{"type":"unreadable","cause":"not JSON","partition":3,"offset":17}',
+        b'{"type":"run.paused"}',
+    ]
+
+
+def test_archive_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*nowhere"):
+        Archive(tmp_path / "nowhere" / "events.jsonl", 1_000, 1)
+    with Archive(Path("/dev/full"), 1_000, 1) as archive, pytest.raises(InputError, match="No space left"):
+        archive(RECORD, model_call())

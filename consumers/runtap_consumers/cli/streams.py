@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,18 +35,38 @@ def tail(
     ] = None,
     json: Json = False,
     from_beginning: FromBeginning = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Only the text of streamed answers, as it comes (RUNTAP_STREAM_TOKENS).")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the records to a file, one a line, instead.")
+    ] = None,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="With --output: how large the file may become before FILE.1 is made of it.")
+    ] = 100 * 1024 * 1024,
+    keep: Annotated[int, typer.Option(min=1, help="With --output: how many files FILE.1, FILE.2 … to keep.")] = 10,
 ) -> None:
     """
     The live stream of events, one line each. Ctrl-C ends it.
     """
     # The Kafka client takes a moment to load, which other commands need not wait for.
-    from runtap_consumers.tail import TailFilter, event_types, tail_events
+    from runtap_consumers.archive import Archive
+    from runtap_consumers.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
 
     known = (*event_types(), *RUN_TYPES)
     unknown = [name for name in types or () if name not in known]
     if unknown:
         raise InputError(f"there is no type {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
-    _run(tail_events(settings, TailFilter(session, tuple(types or ())), json, from_beginning))
+    if json + tokens + (output is not None) > 1:
+        raise InputError("--json, --tokens and --output do not go together: --output writes what --json prints")
+    wanted = TailFilter(session, tuple(types or ()))
+    if output is not None:
+        with Archive(output, max_bytes, keep) as archive:
+            _run(tail_events(settings, wanted, archive, from_beginning))
+        return
+    zone = settings.zone()
+    show = as_json if json else Tokens(zone) if tokens else as_lines(zone)
+    _run(tail_events(settings, wanted, show, from_beginning))
 
 
 @alerts_app.callback()

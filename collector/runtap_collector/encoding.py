@@ -1,0 +1,143 @@
+"""
+From what callbacks kept to finished JSON: `end_of`, `start_of`, `sealed`. Called by the ring, for many ends at once.
+
+A start whose run has ended by the time it would be sent is never encoded at all.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Raw
+
+from runtap_collector.context import context_of
+from runtap_collector.parts import encode_end
+from runtap_collector.records import (
+    EVENT_BYTES,
+    RECORD_BYTES,
+    START_BYTES,
+    Note,
+    OpenRun,
+    Outcome,
+    Record,
+    Route,
+    Session,
+)
+from runtap_schemas import RunNoted, RunStarted, RunStreamed, SessionEnded, SessionStarted, encode_event
+
+MAX_EVENT_BYTES = 256 * 1024
+_OK = Outcome("ok")
+
+
+def start_of(run: OpenRun) -> Record:
+    """
+    The record of a run's start.
+    """
+    context, view = context_of(run), run.view
+    body = encode_event(
+        RunStarted(
+            at_ns=run.started_at_ns,
+            run_id=run.run_id,
+            trace_id=run.route.key,
+            parent_run_id=run.parent_run_id,
+            is_root=run.parent_run_id is None,
+            session_id=context.session_id,
+            user_id=context.user_id,
+            service=view.service,
+            environment=view.environment,
+            run_type=run.run_type,
+            name=context.name,
+            provider=context.provider,
+            request_model=context.request_model,
+        )
+    )
+    return Record("run.started", run.route, START_BYTES, body, None, run.started_at_ns, run.started_monotonic_ns, run)
+
+
+def end_of(run: OpenRun) -> Record:
+    """
+    The record of a run's end. Lets go of what the run kept for it.
+    """
+    body = encode_end(run, context_of(run), run.outcome or _OK)
+    if len(body) > MAX_EVENT_BYTES and (run.inputs or run.outputs):
+        run.lost_bytes += len(run.inputs or b"") + len(run.outputs or b"")
+        run.inputs = run.outputs = None
+        body = encode_end(run, context_of(run), run.outcome or _OK)
+    # The run itself may be needed for long, by its start and its children.
+    run.parent = run.inputs = run.outputs = run.serialized = run.tags = run.metadata = run.invocation = None
+    return Record("run.ended", run.route, len(body) + RECORD_BYTES, body, None, run.ended_at_ns, run.ended_monotonic_ns)
+
+
+def sealed(record: Record) -> Record:
+    """
+    The record with its event encoded, which the ring has stamped.
+    """
+    event = record.event
+    if event is not None:
+        event.at_ns = record.at_ns
+        record.body = encode_event(event)
+        record.size_bytes, record.event = len(record.body) + RECORD_BYTES, None
+    return record
+
+
+def note_of(run: OpenRun, note: Note) -> Record:
+    """
+    The record of something that happened within a run.
+    """
+    context = context_of(run)
+    event = RunNoted(
+        at_ns=0,
+        run_id=run.run_id,
+        trace_id=run.route.key,
+        parent_run_id=run.parent_run_id,
+        is_root=run.parent_run_id is None,
+        session_id=context.session_id,
+        user_id=context.user_id,
+        service=run.view.service,
+        environment=run.view.environment,
+        run_type=run.run_type,
+        name=context.name,
+        kind=note.kind,
+        note=note.note,
+        attempt=note.attempt,
+        data=UNSET if note.data is None else Raw(note.data),
+        content_bytes=note.lost_bytes or None,
+    )
+    return Record("run.noted", run.route, EVENT_BYTES + len(note.data or b""), event=event)
+
+
+def streamed_of(run: OpenRun, index: int, text: str) -> Record:
+    """
+    The record of text that a model has streamed.
+    """
+    context = context_of(run)
+    event = RunStreamed(
+        at_ns=0,
+        run_id=run.run_id,
+        trace_id=run.route.key,
+        parent_run_id=run.parent_run_id,
+        is_root=run.parent_run_id is None,
+        session_id=context.session_id,
+        user_id=context.user_id,
+        service=run.view.service,
+        environment=run.view.environment,
+        run_type=run.run_type,
+        name=context.name,
+        index=index,
+        text=text,
+    )
+    return Record("run.streamed", run.route, EVENT_BYTES + len(text), event=event)
+
+
+def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
+    """
+    The record of a session's start or end.
+    """
+    event = (SessionStarted if is_start else SessionEnded)(
+        at_ns=0,
+        session_id=session.session_id,
+        user_id=session.user_id,
+        service=session.view.service,
+        environment=session.view.environment,
+        tags=session.tags,
+        metadata=session.metadata,
+    )
+    return Record("session.started" if is_start else "session.ended", route, EVENT_BYTES, event=event)

@@ -1,0 +1,63 @@
+"""
+An archive of the stream: every event with whatever content it has, one JSON object a line, in files of bounded size.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Self
+
+from runtap_consumers.errors import InputError
+from runtap_consumers.record_tail import Record
+from runtap_consumers.tail import Decoded, json_line
+
+
+class Archive(RotatingFileHandler):
+    """
+    Appends to a file. Before it outgrows `max_bytes` it becomes FILE.1, the one before FILE.2, up to `kept_files`.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, kept_files: int) -> None:
+        """
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self._path = path
+        try:
+            # Latin-1 carries bytes as they are, and makes the lengths that are compared those in bytes.
+            super().__init__(path, maxBytes=max_bytes, backupCount=kept_files, encoding="latin-1")
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def __call__(self, record: Record, event: Decoded) -> None:
+        """
+        Appends an event, and hands the whole line to the system at once: a killed process leaves no half of one.
+
+        Raises:
+            InputError: the file cannot be written any more.
+        """
+        line = json_line(record, event).decode("latin-1")
+        try:
+            self.emit(logging.makeLogRecord({"msg": line}))
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        """
+        Raises what went wrong: `logging` would print it and go on.
+        """
+        raise
+
+    def _refusal(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {str(self._path)!r}: {error.strerror}. Name another file, or make room")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Every line was flushed: what a full disk had to say was said then.
+        with suppress(OSError):
+            self.close()
