@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,13 +47,16 @@ async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, p
     letters = await asyncio.to_thread(_read, store, partitions)
     if not letters:
         return 0
-    writer = Writer.of(store)
+    writer, thread = Writer.of(store), ThreadPoolExecutor(1, thread_name_prefix="runtap-dead-letters")
     try:
         for letter in letters:
             await _publish(publisher, topic, letter, store.events_topic)
-            await asyncio.to_thread(_mark, writer, letter)
+            await asyncio.get_running_loop().run_in_executor(thread, _mark, writer, letter)
     finally:
-        writer.close()
+        # In turn: cancelled, this leaves a mark behind that is still at work, and SQLite crashes the process when its
+        # connection is closed under it.
+        thread.submit(writer.close)
+        thread.shutdown(wait=False)
     _logger.info("dead_letters_published", topic=topic, records=len(letters))
     return len(letters)
 

@@ -8,15 +8,18 @@ The values that figures may name are one table a store and day (`dimension_value
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from msgspec.structs import replace
 
+from runtap_consumers.batch import Timed
 from runtap_consumers.rollups import DAY_NS, OTHER
 from runtap_schemas import RunEnded
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
 _NAMES = ("service", "environment", "run_type", "name", "provider", "model")
+_NAMES_OF = attrgetter(*_NAMES)
 
 Value = tuple[str, str]
 Admit = Callable[[int, set[Value]], set[Value]]
@@ -38,14 +41,13 @@ class Dimensions:
         self._day = -1
         self._admitted: set[Value] = set()
         self._refused: set[Value] = set()
-        self._known: set[tuple[str | None, ...]] = set()
 
-    def cap(self, events: list[RunEnded], log_time_ns: int) -> list[RunEnded]:
+    def cap(self, ended: list[Timed], log_time_ns: int) -> list[Timed]:
         """
         The events with every value that is not admitted replaced by `__other__`.
 
         Args:
-            events: ended runs; none of them is changed.
+            ended: ended runs; none of them is changed.
             log_time_ns: log time of the batch, which decides the day.
 
         Returns:
@@ -53,45 +55,30 @@ class Dimensions:
         """
         day = log_time_ns // DAY_NS
         if day != self._day:
-            self._day = day
-            self._admitted, self._refused, self._known = set(), set(), set()
-        signatures = [self._signature(event) for event in events]
-        new = set(signatures) - self._known
-        if not new:
-            return events
-        values = {value for signature in new for value in self._values(signature)}
+            self._day, self._admitted, self._refused = day, set(), set()
+        values = self._values([event for event, _ in ended])
         unknown = values - self._admitted - self._refused
         if unknown:
             admitted = self._admit(day, unknown)
             self._admitted |= admitted
             self._refused |= unknown - admitted
-        capped = {signature for signature in new if not self._refused.isdisjoint(self._values(signature))}
-        # A cap, once hit, makes many: those are worked out each time instead of remembered without bound.
-        self._known |= new - capped
-        if not capped:
-            return events
+        if self._refused.isdisjoint(values):
+            return ended
         return [
-            self._replace(event) if signature in capped else event
-            for event, signature in zip(events, signatures, strict=True)
+            (event if self._refused.isdisjoint(self._values([event])) else self._replace(event), at_ns)
+            for event, at_ns in ended
         ]
 
-    def _signature(self, event: RunEnded) -> tuple[str | None, ...]:
-        attributes = (str(event.metadata.get(name, "")) for name in self._cost_attributes)
-        return (
-            event.service,
-            event.environment,
-            event.run_type,
-            event.name,
-            event.provider,
-            event.model,
-            event.user_id,
-            event.error.fingerprint if event.error else None,
-            *attributes,
-        )
-
-    def _values(self, signature: tuple[str | None, ...]) -> list[Value]:
-        dimensions = (*_NAMES, "user", "fingerprint", *(f"metadata.{name}" for name in self._cost_attributes))
-        return [(dimension, value) for dimension, value in zip(dimensions, signature, strict=True) if value]
+    def _values(self, events: list[RunEnded]) -> set[Value]:
+        # The distinct ones are few, and found by going over the events once, not once a dimension.
+        distinct = {_NAMES_OF(event) for event in events}
+        values = {(name, value) for names in distinct for name, value in zip(_NAMES, names, strict=True) if value}
+        values.update(("user", user) for user in {event.user_id for event in events} if user)
+        values.update(("fingerprint", event.error.fingerprint) for event in events if event.error)
+        for name in self._cost_attributes:
+            texts = {str(event.metadata.get(name, "")) for event in events}
+            values.update((f"metadata.{name}", text) for text in texts if text)
+        return values
 
     def _replace(self, event: RunEnded) -> RunEnded:
         changes = {dimension: OTHER for dimension in _NAMES if (dimension, getattr(event, dimension)) in self._refused}

@@ -25,6 +25,7 @@ from runtap_consumers.store.read_ledger import (
     Skip,
     read_counts,
     read_emitter_facts,
+    read_forks,
     read_incidents,
     read_lane_facts,
 )
@@ -70,6 +71,14 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
         ],
         "services": _sum_services(emitters),
         "emitters": emitters,
+        "shared_emitters": [
+            {
+                "emitter": fork.emitter,
+                "since_report": fork.number,
+                "processes": [{"host": host, "process_id": process_id} for host, process_id in fork.processes],
+            }
+            for fork in read_forks(snapshot)
+        ],
         "incidents": [
             {
                 "projection": incident.projection,

@@ -7,13 +7,13 @@ Everything here is memory of what the store says. After any failed commit the ob
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
-from runtap_consumers.batch import Batch, believed_time
+from runtap_consumers.batch import Batch
 from runtap_consumers.dimensions import Dimensions
 from runtap_consumers.errors import StoreError, WorkerStoppedError
 from runtap_consumers.grains import Calendar, Key, Rows, SketchBook, rows_of_grain
@@ -27,6 +27,7 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position, lane_row, load_lanes, load_positions
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
 from runtap_schemas import (
+    AnyEvent,
     EmitterReported,
     RunEnded,
     RunNoted,
@@ -198,7 +199,8 @@ class Partition:
             StoreError: what the fold needs of the store cannot be read.
             WorkerStoppedError: no projection is left that folds.
         """
-        decoded = [decode_record(record) for record in records]
+        # Read once for all.
+        decoded = decode_records(records) if len(self.cursors) == 1 else list(decode_records(records))
         commit = Commit(self.number, [])
         last = records[-1]
         following, fingerprint = last.offset + 1, fingerprint_of(last)
@@ -230,7 +232,7 @@ class Partition:
         self._add_deletions(commit)
         return commit
 
-    def _sort(self, cursor: Cursor, records: Sequence[Record], decoded: Sequence[Any], commit: Commit) -> Batch:
+    def _sort(self, cursor: Cursor, records: Sequence[Record], decoded: Iterable[Any], commit: Commit) -> Batch:
         batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
         take = cursor.marks.take
         dead_letters: list[Row] = []
@@ -240,7 +242,8 @@ class Partition:
             log_time = record.timestamp * 1_000_000
             if log_time > batch.log_time_ns:
                 batch.log_time_ns = log_time
-            if isinstance(event, Unreadable):
+            kind = type(event)
+            if kind is Unreadable:
                 if event.emitter is None or event.sequence is None:
                     is_new = True
                 else:
@@ -248,12 +251,12 @@ class Partition:
                 if is_new:
                     dead_letters.append(self._dead_letter(record, event, log_time))
                 continue
-            at_ns = log_time if isinstance(event, Skipped) else event.at_ns
-            if not take(event.emitter, event.sequence, at_ns, log_time):
-                continue
-            add_event(batch, event, log_time)
-        capped = self._tools.dimensions.cap([event for event, _ in batch.ended_uncapped], batch.log_time_ns)
-        batch.ended = [(event, at_ns) for event, (_, at_ns) in zip(capped, batch.ended_uncapped, strict=True)]
+            at_ns = log_time if kind is Skipped else event.at_ns
+            if take(event.emitter, event.sequence, at_ns, log_time):
+                add_event(batch, event, log_time)
+            elif kind is EmitterReported:
+                batch.repeated_reports.append((event, log_time))
+        batch.ended = self._tools.dimensions.cap(batch.ended_uncapped, batch.log_time_ns)
         if "ledger" in cursor.projections and dead_letters:
             commit.new_rows.append((tables.dead_letters, dead_letters))
         return batch
@@ -433,33 +436,33 @@ def _state(position: Position) -> tuple[int, str, bool]:
     return position.next_offset, position.fingerprint, position.begun_at > 0
 
 
-def decode_record(record: Record) -> Any:
+def decode_records(records: Sequence[Record]) -> Iterator[AnyEvent | Skipped | Unreadable]:
     """
-    Reads a record's event, also one that the Kafka client could not hand out.
+    Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for: what
+    is done with an event at once finds it in the processor's cache.
     """
-    if isinstance(record, UndecodableRecord):
-        return Unreadable(record.cause)
-    return decode_event(record.value)
+    return (
+        Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_event(record.value)
+        for record in records
+    )
 
 
 def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
     """
     Puts an event that is new where its kind belongs.
     """
-    if isinstance(event, EmitterReported):
-        batch.reports.append((event, log_time_ns))
-        return
-    if isinstance(event, Skipped):
-        batch.skipped_types.append(event.type)
-        return
-    at_ns, is_skewed = believed_time(event.at_ns, log_time_ns)
-    if is_skewed:
-        batch.skewed_services.append(event.service)
     if isinstance(event, RunEnded):
-        batch.ended_uncapped.append((event, at_ns))
-    elif isinstance(event, RunStarted):
-        batch.started.append((event, at_ns))
-    elif isinstance(event, RunNoted):
-        batch.noted.append((event, at_ns))
-    elif isinstance(event, SessionStarted | SessionEnded):
-        batch.sessions.append((event, at_ns))
+        # First, since nearly all are.
+        batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))
+    elif isinstance(event, Skipped):
+        batch.skipped_types.append(event.type)
+    elif isinstance(event, EmitterReported):
+        batch.reports.append((event, log_time_ns))
+    else:
+        at_ns = batch.instant_of(event, log_time_ns)
+        if isinstance(event, RunStarted):
+            batch.started.append((event, at_ns))
+        elif isinstance(event, RunNoted):
+            batch.noted.append((event, at_ns))
+        elif isinstance(event, SessionStarted | SessionEnded):
+            batch.sessions.append((event, at_ns))

@@ -23,6 +23,9 @@ logger = structlog.get_logger(__name__)
 
 _DEADLINE_SECONDS = 10.0
 _STOP_SECONDS = 1.5
+# Of a partition at once, as compressed as they are: enough for a whole commit where a worker is behind, and what bounds
+# its memory, since the client holds that much of each partition.
+_FETCH_BYTES = 2 * 1024 * 1024
 # Records that are read one by one after a poll raised, so that the one that cannot be decoded is found.
 _CAREFUL_RECORDS = 2_000
 
@@ -65,6 +68,7 @@ class PartitionReader:
             heartbeat_interval_ms=max(session_ms // 5, 200),
             max_poll_interval_ms=max(session_ms * 6, 60_000),
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
+            max_partition_fetch_bytes=_FETCH_BYTES,
             fetch_max_wait_ms=200,
             **options,
         )

@@ -29,6 +29,14 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         style="yellow" if dropped or lost or ledger["quarantined"] else None,
         highlight=False,
     )
+    for shared in ledger["shared_emitters"]:
+        processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
+        console.print(
+            f"Emitter {shared['emitter']} is two processes or more ({processes}): of two events under one number "
+            "only the first counts. A snapshot of a running process was restored more than once: see docs/emitter.md",
+            style="bold red",
+            highlight=False,
+        )
     if ledger["repeats"]:
         console.print(f"{ledger['repeats']:,} repeats in the log were dropped.", highlight=False)
     numbers = [Column(name, is_number=True) for name in ("Captured", "Applied", "In flight", "Dropped", "Lost")]

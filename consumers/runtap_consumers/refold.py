@@ -8,7 +8,7 @@ the rest was copied. From there on it does what they do, with their marks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from runtap_consumers.batch import Batch, believed_time
 from runtap_consumers.errors import RebuildError
 from runtap_consumers.grains import SketchBook
 from runtap_consumers.lane_marks import Lane, LaneMarks
-from runtap_consumers.partition import Cursor, Partition, Record, Tools, add_event, decode_record, fingerprint_of
+from runtap_consumers.partition import Cursor, Partition, Record, Tools, add_event, decode_records, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.rollups import COST_BY_ATTRIBUTE, TOUCHED_MINUTES
 from runtap_consumers.store.generations import LivePartition
@@ -84,7 +84,7 @@ class Refold(Partition):
         if not self.has_caught_up and records[0].offset >= self.live.position.next_offset:
             self._go_on_as_live()
         cursor, commit = self._cursor, Commit(self.number, [])
-        decoded = [decode_record(record) for record in records]
+        decoded = decode_records(records)
         if self.has_caught_up:
             batch = self._sort(cursor, records, decoded, commit)
         else:
@@ -122,7 +122,7 @@ class Refold(Partition):
             self._go_on_as_live()
         return {emitter: self._cursor.marks.lanes[emitter] for emitter in self._recovered}
 
-    def _sort_retained(self, records: Sequence[Record], decoded: Sequence[Any]) -> Batch:
+    def _sort_retained(self, records: Sequence[Record], decoded: Iterable[Any]) -> Batch:
         cursor = self._cursor
         batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
         for record, event in zip(records, decoded, strict=True):
@@ -133,20 +133,24 @@ class Refold(Partition):
                     cursor.marks.take(event.emitter, event.sequence, log_time, log_time, quarantined=True)
                 continue
             at_ns = log_time if isinstance(event, Skipped) else event.at_ns
-            if cursor.marks.take(event.emitter, event.sequence, at_ns, log_time) and self._is_replaced(event, log_time):
+            is_new = cursor.marks.take(event.emitter, event.sequence, at_ns, log_time)
+            if not self._is_replaced(event, log_time):
+                continue
+            if is_new:
                 self._recover(event.emitter, event.sequence)
                 add_event(batch, event, log_time)
+            elif isinstance(event, EmitterReported):
+                batch.repeated_reports.append((event, log_time))
         if self._from_ns > 0:
             # Counts without a time: the copied ones stand.
             batch.skipped_types, batch.skewed_services = [], []
-        capped = self._tools.dimensions.cap([event for event, _ in batch.ended_uncapped], batch.log_time_ns)
-        batch.ended = [(event, at_ns) for event, (_, at_ns) in zip(capped, batch.ended_uncapped, strict=True)]
+        batch.ended = self._tools.dimensions.cap(batch.ended_uncapped, batch.log_time_ns)
         return batch
 
     def _is_replaced(self, event: Any, log_time_ns: int) -> bool:
         if isinstance(event, Skipped | EmitterReported):
             return log_time_ns >= self._from_ns
-        if believed_time(event.at_ns, log_time_ns)[0] < self._from_ns:
+        if believed_time(event.at_ns, log_time_ns) < self._from_ns:
             return False
         return not self.live.older_sessions or getattr(event, "session_id", None) not in self.live.older_sessions
 

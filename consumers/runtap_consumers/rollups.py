@@ -240,6 +240,16 @@ EMITTER_REPORTS = Rollup(
     ),
     integer_keys=("number",),
 )
+# Each report's own id, that of the one before, and who says so: two chains are two processes under one emitter id.
+REPORT_CHAINS = Rollup(
+    "report_chains",
+    ("emitter", "number", "report_id"),
+    (
+        *(Measure(name, Merge.KEEP, "text") for name in ("previous_report_id", "host")),
+        *(Measure(name, Merge.KEEP) for name in ("process_id", "log_time_ns")),
+    ),
+    integer_keys=("number",),
+)
 
 ROLLUPS = (
     COST,
@@ -257,6 +267,7 @@ ROLLUPS = (
     SKIPPED_TYPES,
     SKEWED,
     EMITTER_REPORTS,
+    REPORT_CHAINS,
 )
 
 # One row of facts an ended run. Rows have no key of their own: the fence is the guarantee that each comes once.

@@ -37,7 +37,10 @@ class ConsumerSettings(ConnectionSettings):
         "unset: beside a SQLite store, else in ~/.local/state/runtap",
     )
     commit_seconds: float = Field(
-        0.25, gt=0, le=60, description="longest wait for more events before a commit, seconds"
+        0.25,
+        gt=0,
+        le=60,
+        description="longest wait for more events before a commit, seconds; four times that where a whole commit waits",
     )
     commit_events: int = Field(10_000, ge=1, le=200_000, description="events of a partition that start a commit")
     runs_retention_days: float = Field(7, gt=0, le=400, description="how long single runs are kept, days")

@@ -10,6 +10,7 @@ from runtap_consumers.ledger import Books, witnesses_of_silence
 from runtap_consumers.rollups import HOUR_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read_books import read_books
+from runtap_consumers.store.read_ledger import Fork, read_forks
 from runtap_consumers.store.reads import open_snapshot
 from runtap_consumers.store.retention import delete_reports, read_old_reports
 from runtap_consumers.store.writer import Writer
@@ -50,6 +51,8 @@ def thin_reports(store: Store) -> int:
     with open_snapshot(store) as snapshot:
         projections = snapshot.projections
         books = read_books(snapshot, projections)
+        # The ids by which two processes under one emitter id were found stay as the evidence.
+        evidence = {fork.emitter: (fork.number, fork.number + 1) for fork in read_forks(snapshot)}
         plan = _plan(books, projections, snapshot.newest_log_time_ns - _KEPT_WHOLE_NS)
     deleted = 0
     with Writer.of(store) as writer:
@@ -57,10 +60,22 @@ def thin_reports(store: Store) -> int:
             surplus = _surplus_of(writer, books, plan, emitter, number, _ROWS_A_CALL - deleted)
             for first in range(0, len(surplus), _ROWS_A_TRANSACTION):
                 with writer.transaction():
-                    deleted += delete_reports(writer, emitter, surplus[first : first + _ROWS_A_TRANSACTION])
+                    numbers = surplus[first : first + _ROWS_A_TRANSACTION]
+                    deleted += delete_reports(writer, emitter, numbers, evidence.get(emitter, ()))
             if deleted >= _ROWS_A_CALL:
                 break
     return deleted
+
+
+def find_forks(store: Store) -> list[Fork]:
+    """
+    Emitters that are more than one process.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    with open_snapshot(store) as snapshot:
+        return read_forks(snapshot)
 
 
 def _plan(books: Books, projections: list[str], before_ns: int) -> _Plan:

@@ -43,13 +43,15 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.thinning import thin_reports
+from runtap_consumers.thinning import find_forks, thin_reports
 from runtap_schemas import SettingsError
 from runtap_schemas.topics import dead_letters_topic, events_topic
 
 logger = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.02
+# How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
+_PATIENCE_BEHIND = 4
 # kafka.md section 5: clients that failed are left alone for a moment, or the failure becomes a busy loop.
 _BACK_OFF_SECONDS = 0.2
 _LONGEST_BACK_OFF_SECONDS = 5.0
@@ -130,10 +132,10 @@ async def run_worker(
     unknown = sorted(set(projections) - set(PROJECTIONS))
     if unknown:
         raise SettingsError(f"there is no projection {', '.join(unknown)}: expected of {', '.join(PROJECTIONS)}")
-    # A batch keeps tens of thousands of objects alive and makes no cycles; with the defaults a third of the fold is
-    # spent looking for some.
+    # A batch keeps a hundred thousand objects alive and makes no cycles; with the defaults a third of the fold is spent
+    # looking for some.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(200_000, 20, 50)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -306,7 +308,7 @@ class Worker:
                 await self._load(number, turn, running)
             assert turn.partition is not None
             polled = await self._poll(number, turn)
-            if turn.records and self._is_due(turn):
+            if turn.records and self._is_due(number, turn):
                 await self._commit(number, turn)
                 return True
             return polled > 0
@@ -376,9 +378,13 @@ class Worker:
             await self._check_log(number, turn)
         return len(polled)
 
-    def _is_due(self, turn: _Turn) -> bool:
-        waited = time.monotonic() - turn.since
-        return len(turn.records) >= self._settings.commit_events or waited >= self._settings.commit_seconds
+    def _is_due(self, number: int, turn: _Turn) -> bool:
+        commit_events, longest = self._settings.commit_events, self._settings.commit_seconds
+        end = self._reader.highwater(number)
+        if turn.partition is not None and end is not None and end - turn.partition.next_offset >= commit_events:
+            # Far behind: a whole commit is on its way, and costs half as much an event as several small ones.
+            longest *= _PATIENCE_BEHIND
+        return len(turn.records) >= commit_events or time.monotonic() - turn.since >= longest
 
     async def _load(self, number: int, turn: _Turn, projections: list[str]) -> None:
         # Whoever was fenced may have been so by a migration.
@@ -526,12 +532,17 @@ class Worker:
                 await asyncio.sleep(10)
 
     async def _thin_reports(self) -> None:
+        told = set[str]()
         while True:
             # Workers of one store do it at different moments.
             await asyncio.sleep(_THIN_REPORTS_EVERY_SECONDS * random.uniform(0.5, 1.5))
             try:
                 deleted = await asyncio.to_thread(thin_reports, self._store)
                 logger.debug("reports_thinned", deleted=deleted)
+                for fork in await asyncio.to_thread(find_forks, self._store):
+                    if fork.emitter not in told:
+                        told.add(fork.emitter)
+                        logger.error("emitter_shared", emitter=fork.emitter, processes=fork.processes)
             except StoreError as error:
                 logger.warning("reports_not_thinned", reason=str(error))
 

@@ -78,7 +78,8 @@ def decode_event(value: bytes | None) -> AnyEvent | Skipped | Unreadable:
     """
     if value is None:
         return Unreadable("the record has no value")
-    if b"\\u0000" in value:
+    # The first look, for one byte, is ten times quicker, and nearly every event has none.
+    if b"\\" in value and b"\\u0000" in value:
         # PostgreSQL's text cannot hold it, and one name with it would stop a partition for ever.
         value = value.replace(b"\\u0000", b"\\ufffd")
     try:

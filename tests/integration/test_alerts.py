@@ -9,7 +9,9 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,9 +24,11 @@ from runtap_consumers.record_tail import Record, tail_records
 from runtap_consumers.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
+from runtap_consumers.store.alert_rows import DeadLetter
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.writer import Writer
+from runtap_consumers.store.writer import SqliteWriter, Writer
 from runtap_schemas import Alert, decode_alert
+from worker_process import wait_until
 
 EVENTS = "test.events"
 SETTINGS = ConsumerSettings.load(alert_learning_seconds=0.0)
@@ -420,6 +424,31 @@ async def test_alert_loop_outlives_an_unreachable_kafka_and_stops_at_once(
     interrupted = [entry for entry in logs if entry["event"] == "alerts_interrupted"]
     assert len(interrupted) == 1
     assert "127.0.0.1:1" in interrupted[0]["error"]
+    store.close()
+
+
+async def test_the_store_is_not_closed_under_a_mark_of_a_cancelled_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'runtap.db'}", "runtap.events")
+    Figures(store).add("dead_letters", ("id-1", 3, 17, 1, "not an event", None, None, b"trace", b"", 0))
+    begun, may_end, done = threading.Event(), threading.Event(), list[str]()
+
+    def mark(writer: Writer, letter: DeadLetter) -> None:
+        begun.set()
+        may_end.wait(10)
+        done.append("marked")
+
+    monkeypatch.setattr("runtap_consumers.dead_letters._mark", mark)
+    monkeypatch.setattr(SqliteWriter, "close", lambda writer: done.append("closed"))
+    publishing = asyncio.create_task(publish_dead_letters(store, AsyncMock(), "dead-letters", [3]))
+    await asyncio.to_thread(begun.wait, 10)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    assert done == []
+    may_end.set()
+    await asyncio.to_thread(wait_until, lambda: done == ["marked", "closed"], 10)
     store.close()
 
 

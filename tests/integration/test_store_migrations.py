@@ -12,18 +12,25 @@ from runtap_consumers.store import tables
 from runtap_consumers.store.engine import migrate_store, open_store
 
 
-def test_a_store_without_repricings_is_refused_and_gets_them_by_migration(store_url: str) -> None:
+@pytest.mark.parametrize(("revision", "table"), [("0001", "repricings"), ("0002", "report_chains")])
+def test_a_store_without_a_table_is_refused_and_gets_it_by_migration(revision: str, table: str, store_url: str) -> None:
+    newer = ("repricings", "report_chains")
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        connection.execute(text("DROP TABLE repricings"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        for name in newer[newer.index(table) :]:
+            connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
     store.close()
     with pytest.raises(StoreError, match="runtap store migrate"):
         open_store(store_url)
     migrate_store(store_url)
     store = open_store(store_url)
-    columns = {
-        column["name"]: bool(column["nullable"]) for column in inspect(store.engine).get_columns(tables.repricings.name)
-    }
+    inspected = inspect(store.engine)
+    for name in newer:
+        columns = {column["name"]: bool(column["nullable"]) for column in inspected.get_columns(name)}
+        declared = tables.metadata.tables[name]
+        assert columns == {column.name: bool(column.nullable) for column in declared.columns}
+        assert inspected.get_pk_constraint(name)["constrained_columns"] == [
+            column.name for column in declared.primary_key.columns
+        ]
     store.close()
-    assert columns == {column.name: bool(column.nullable) for column in tables.repricings.columns}

@@ -34,8 +34,8 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     recent: Rows = {}
     touched: Rows = {}
     for event, at_ns in batch.ended:
-        minute = minute_of(at_ns)
         if event.is_root:
+            minute = minute_of(at_ns)
             root = roots.setdefault((minute, event.service, event.environment), [0, 0, 0, 0, None])
             root[_STATUS_PLACE[event.status]] += 1
             if event.status == "error" and root[4] is None:
@@ -46,7 +46,7 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
             continue
         group = (event.service, event.environment, error.fingerprint)
         occurrence = [1, at_ns, at_ns, event.run_id]
-        _occur(errors, (minute, *group), [], occurrence)
+        _occur(errors, (minute_of(at_ns), *group), [], occurrence)
         _occur(groups, group, [error.type, error.category, error.message, event.run_type], occurrence)
         recent[(at_ns, event.run_id)] = [
             event.service,

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from runtap_consumers.batch import Batch
-from runtap_consumers.rollups import EMITTER_REPORTS, SKIPPED_TYPES, Changes
+from runtap_consumers.rollups import EMITTER_REPORTS, REPORT_CHAINS, SKIPPED_TYPES, Changes
 from runtap_schemas import EmitterReported
 
 
@@ -20,10 +20,21 @@ def fold_ledger(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     Folds the reports of a batch, and counts the event types that this version does not know.
     """
     reports = {(report.emitter, report.number): _row(report, log_time) for report, log_time in batch.reports}
+    # Repeats as well: what comes second from two processes under one emitter id looks like one.
+    chains = {
+        (report.emitter, report.number, report.report_id): [
+            report.previous_report_id,
+            report.host,
+            report.process_id,
+            log_time,
+        ]
+        for report, log_time in (*batch.repeated_reports, *batch.reports)
+        if report.report_id is not None
+    }
     skipped: dict[tuple[Any, ...], list[Any]] = {}
     for event_type in batch.skipped_types:
         skipped.setdefault((event_type,), [0])[0] += 1
-    return Changes(rows={EMITTER_REPORTS.name: reports, SKIPPED_TYPES.name: skipped})
+    return Changes(rows={EMITTER_REPORTS.name: reports, REPORT_CHAINS.name: chains, SKIPPED_TYPES.name: skipped})
 
 
 def _row(report: EmitterReported, log_time_ns: int) -> list[Any]:

@@ -4,17 +4,19 @@ Runs: one row of facts an ended run, and a row each for those that have not ende
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from runtap_consumers.batch import Batch, Call, tokens_of
+from runtap_consumers.batch import Batch, Call
 from runtap_consumers.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
 from runtap_schemas import RunEnded
 
 # Not orjson: an integer of metadata may be of any size.
 _encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None,) * len(TOKEN_CLASSES)
+_tokens_of = attrgetter(*TOKEN_CLASSES)
 
 
 def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
@@ -74,7 +76,7 @@ def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tu
         error.fingerprint if error else None,
         int(error.origin) if error else None,
         event.usage_source,
-        *(_NO_USAGE if usage is None else tokens_of(usage)),
+        *(_NO_USAGE if usage is None else _tokens_of(usage)),
         call.price_set if call else None,
         call.price_class if call else None,
         call.cost_picodollars if call else None,

@@ -41,6 +41,7 @@ _OLDER = {
     "runs": "ended_at_ns < :from_ns",
     "open_runs": "started_at_ns < :from_ns",
     "emitter_reports": "log_time_ns < :from_ns",
+    "report_chains": "log_time_ns < :from_ns",
     # Counts without a time can be told apart only where the log has all of it.
     "skipped_types": ":from_ns > 0",
     "skewed_events": ":from_ns > 0",

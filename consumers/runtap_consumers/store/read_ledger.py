@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, and_, distinct, func, select, union_all
 
 from runtap_consumers.ledger import Range
 from runtap_consumers.store import tables
@@ -52,6 +52,21 @@ class EmitterFacts:
     host: str
     process_id: int
     content_dropped: int
+
+
+@dataclass(frozen=True)
+class Fork:
+    """
+    Two processes that report under one emitter id: a snapshot of a process, restored twice.
+
+    Attributes:
+        number: of the first report that shows it, by itself or by the one after it.
+        processes: hosts and process ids that reported.
+    """
+
+    emitter: str
+    number: int
+    processes: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,31 @@ def read_emitter_facts(snapshot: Snapshot) -> tuple[dict[str, EmitterFacts], lis
             for one in orjson.loads(row.skipped)
         ]
     return facts, skips
+
+
+def read_forks(snapshot: Snapshot) -> list[Fork]:
+    """
+    Emitters whose reports are no chain: two have one number, or one names another predecessor than the one there is.
+    """
+    table = tables.metadata.tables["report_chains"]
+    chains = select(table).where(snapshot.is_live(table)).cte("chains")
+    before, after = chains.alias("before"), chains.alias("after")
+    is_next = and_(after.c.emitter == before.c.emitter, after.c.number == before.c.number + 1)
+    broken = select(before.c.emitter, before.c.number).join(after, is_next)
+    doubled = select(chains.c.emitter, chains.c.number).group_by(chains.c.emitter, chains.c.number)
+    found = union_all(
+        broken.where(after.c.previous_report_id != before.c.report_id),
+        doubled.having(func.count(distinct(chains.c.report_id)) > 1),
+    ).subquery()
+    first = select(found.c.emitter, func.min(found.c.number)).group_by(found.c.emitter).order_by(found.c.emitter)
+    forks = []
+    for emitter, number in snapshot.connection.execute(first).all():
+        who = (table.c.host, table.c.process_id)
+        rows = snapshot.connection.execute(
+            select(*who).where(table.c.emitter == emitter, snapshot.is_live(table)).distinct().order_by(*who)
+        )
+        forks.append(Fork(emitter, number, tuple((row.host, row.process_id) for row in rows)))
+    return forks
 
 
 def read_incidents(snapshot: Snapshot) -> list[Incident]:

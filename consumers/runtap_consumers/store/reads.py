@@ -31,6 +31,7 @@ _OWNERS = {
     "open_runs": "runs",
     "skipped_types": "ledger",
     "emitter_reports": "ledger",
+    "report_chains": "ledger",
     "skewed_events": "performance",
 }
 

@@ -4,6 +4,7 @@ What a partition's owner deletes inside its commit, by log time; and which repor
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from runtap_consumers.ledger import LANE_RETENTION_NS
@@ -55,12 +56,13 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
             )
         )
     if projection == "ledger":
-        deletions.append(
+        deletions += [
             (
-                "DELETE FROM emitter_reports WHERE partition = ? AND log_time_ns < ?",
+                f"DELETE FROM {table} WHERE partition = ? AND log_time_ns < ?",
                 (partition, log_time_ns - LANE_RETENTION_NS),
             )
-        )
+            for table in ("emitter_reports", "report_chains")
+        ]
     return deletions
 
 
@@ -142,10 +144,19 @@ def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, a
     return [OldReport(*row) for row in rows]
 
 
-def delete_reports(writer: Writer, emitter: str, numbers: list[int]) -> int:
+def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: Collection[int] = ()) -> int:
     """
     Deletes some reports of an emitter, inside a transaction; returns how many.
+
+    Args:
+        writer: of the store.
+        emitter: whose.
+        numbers: which.
+        evidence: numbers whose ids stay, since they show that two processes report under one emitter id.
     """
+    ids = [number for number in numbers if number not in evidence]
+    places = ",".join("?" * len(ids))
+    writer.execute(f"DELETE FROM report_chains WHERE emitter = ? AND number IN ({places})", (emitter, *ids))
     places = ",".join("?" * len(numbers))
     return writer.execute(
         f"DELETE FROM emitter_reports WHERE emitter = ? AND number IN ({places})", (emitter, *numbers)

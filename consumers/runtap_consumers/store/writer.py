@@ -238,7 +238,7 @@ class SqliteWriter(Writer):
         self._connection = sqlite3.connect(database, timeout=10, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute("PRAGMA cache_size=-65536")
+        self._connection.execute("PRAGMA cache_size=-32768")
         self._insert_runs = statements.insert_statement(tables.runs)
 
     def execute(self, statement: str, parameters: Row = ()) -> int:

