@@ -4,11 +4,12 @@
 #   make test            all tests, on real Kafka and real PostgreSQL (TESTS="tests/unit -k ledger")
 #   make lint            format, style, types, import rules
 #   make bench           handler cost and worker throughput, as ratios; the cost of pricing a call
+#   make bench-worker    events a second and core of a worker, its stages, how late figures are (ARGS="--seconds 0")
 #   make bench-emitter   what tapping costs beside LangSmith, Langfuse, OpenInference and OpenLLMetry (ARGS="--modes a")
 #   make soak            ten minutes without Kafka at 1,000 events a second (ARGS="--seconds 60")
 #   make mutants         takes the rules of exactness away one by one; a test must fail for each (ARGS="gap")
 #   make chaos-short     five minutes of faults, then every figure compared (ARGS="--seed 7")
-#   make chaos           an hour of them on three Kafka nodes
+#   make chaos           an hour of them on three Kafka nodes, then ten minutes of workers killed every few seconds
 #   make fuzz            ten minutes of mutated records
 #   make kafka           the embedded Kafka in the foreground
 
@@ -19,7 +20,7 @@ PEERS := .venv-peers/installed
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test lint bench bench-emitter soak mutants chaos-short chaos fuzz kafka clean
+.PHONY: demo test lint bench bench-worker bench-emitter soak mutants chaos-short chaos fuzz kafka clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +44,9 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_worker.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_pricing.py
 
+bench-worker: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/bench_worker.py $(ARGS)
+
 # The peers live in an environment of their own, with the same versions of everything that both need.
 $(PEERS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
@@ -65,6 +69,7 @@ chaos-short: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos/run_chaos.py --long $(ARGS)
+	$(BIN)/python tests/chaos/run_chaos.py --storm $(ARGS)
 
 fuzz: $(INSTALLED)
 	RUNTAP_FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(ARGS)

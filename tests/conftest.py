@@ -34,6 +34,13 @@ from runtap_schemas.topics import events_topic as events_topic_name
 pytest.register_assert_rewrite("expected_figures", "worker_process")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Puts the chaos test last: it takes longest, and what fails before it says more.
+    """
+    items.sort(key=lambda item: item.path.name == "test_chaos.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """

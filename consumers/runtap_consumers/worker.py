@@ -391,8 +391,10 @@ class Worker:
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
         for _ in range(2 + len(self._projections)):
-            log_start, log_end = await self._reader.log_range(number)
+            log_start, _ = await self._reader.log_range(number)
             await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
+            # Asked after the position: others may have moved that since, beyond an end that was asked before.
+            _, log_end = await self._reader.log_range(number)
             now_ns = time.time_ns()
             if not await self._is_same_log(number, partition.places(), log_start, log_end):
                 await self._in_thread(lambda start=log_start, now=now_ns: partition.begin_incarnation(start, now))  # type: ignore[misc]

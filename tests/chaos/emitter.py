@@ -1,14 +1,18 @@
 """
 A service under the chaos test: real collector, a model that answers as it is told. What comes is written down before.
 
-    python emitter.py BOOK_FILE SERVICE SEED OPERATIONS OPERATIONS_A_SECOND
+    python emitter.py BOOK_FILE SERVICE SEED OPERATIONS OPERATIONS_A_SECOND [--asks URL]
+
+The book has a line an event, [service, session, user, kind, name, model, status, input, cached, output, is_root], and
+marks: `begun`; `safe`, where all before it is in Kafka or in the spool; `closed`. With `--asks` a real ChatOpenAI asks
+the model server there, which alone decides what is used, and writes that down itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +23,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import ToolException, tool
+from langchain_openai import ChatOpenAI
 
 from runtap_collector import RunTap
 
@@ -28,6 +33,8 @@ MODELS = {
     "house-model-7b": "house-model-7b",
 }
 _OPERATIONS_A_SESSION = 25
+_SAFE_EVERY_SESSIONS = 4
+_FLUSH_SECONDS = 2.0
 _CLOSE_SECONDS = 150.0
 
 
@@ -70,51 +77,85 @@ class Service:
     Operations, and the book about them.
     """
 
-    def __init__(self, tap: RunTap, book: TextIO, service: str, dice: random.Random) -> None:
+    def __init__(self, tap: RunTap, book: TextIO, service: str, dice: random.Random, asks: str | None) -> None:
         self._tap, self._book, self._service, self._dice = tap, book, service, dice
         self._models: dict[str, Runnable[Any, Any]] = {
             name: ToldModel(model=name).with_config(run_name="ask") for name in MODELS
         }
+        if asks:
+            told: dict[str, Any] = {
+                "base_url": asks,
+                "api_key": "none",
+                "timeout": 60,
+                "max_retries": 0,
+                "stream_usage": True,
+            }
+            self._models = {name: ChatOpenAI(model=name, **told).with_config(run_name="ask") for name in MODELS}
+        self._run_one = self._ask if asks else self._run_told
         self._plan: Runnable[str, str] = RunnableLambda(lambda text: text, name="plan")
+        self._session = self._user = ""
 
-    def _write(self, **line: Any) -> None:
-        self._book.write(json.dumps({"service": self._service, **line}) + "\n")
+    def mark(self, mark: str, **more: Any) -> None:
+        """
+        Notes where things stand.
+        """
+        self._write([{"mark": mark, **more}])
+
+    def _write(self, entries: Sequence[Any]) -> None:
+        self._book.write("".join(json.dumps(entry) + "\n" for entry in entries))
         # What is not in the file must not be in Kafka; what is there and not in Kafka, the kernel still has.
         self._book.flush()
 
-    def run_session(self, number: int, operations: int) -> None:
+    def _fact(self, kind: str, name: str = "", status: str = "", is_root: bool = False, **call: Any) -> list[Any]:
+        used = [call.get("model", ""), status, *(call.get(part, 0) for part in ("input", "cached", "output"))]
+        return [self._service, self._session, self._user, kind, name, *used, is_root]
+
+    def run_session(self, name: str, number: int) -> None:
         """
         A session of some operations.
         """
-        who = {"session": f"{self._service}-{number}", "user": f"u-{number % 40}"}
-        self._write(event="session", **who)
-        with self._tap.session(who["session"], user_id=who["user"]):
-            for _ in range(operations):
+        self._session, self._user = name, f"u-{number % 40}"
+        self._write([self._fact("session.started"), self._fact("session.ended")])
+        with self._tap.session(self._session, user_id=self._user):
+            for _ in range(_OPERATIONS_A_SESSION):
                 yield_to_pace()
-                self._run_one(who)
+                self._run_one(RunnableConfig(callbacks=[self._tap.handler]))
+        if number % _SAFE_EVERY_SESSIONS == 0 and self._tap.flush(_FLUSH_SECONDS).waiting == 0:
+            self.mark("safe")
 
-    def _run_one(self, who: dict[str, str]) -> None:
-        choice, config = self._dice.random(), RunnableConfig(callbacks=[self._tap.handler])
+    def _ask(self, config: RunnableConfig) -> None:
+        model, question = self._models[self._dice.choice(tuple(MODELS))], f"session={self._session} do=answer"
+        if self._dice.random() < 0.2:
+            for _ in model.stream(question, config):
+                pass
+        else:
+            model.invoke(question, config)
+
+    def _run_told(self, config: RunnableConfig) -> None:
+        choice = self._dice.random()
         if choice < 0.15:
             order = self._dice.choice((7, 7, -7))
-            run = {"type": "tool", "name": "lookup", "status": "ok" if order > 0 else "error"}
-            self._write(event="root", runs=[run], **who)
+            self._write([self._fact("tool", "lookup", "ok" if order > 0 else "error", is_root=True)])
             try:
                 lookup.invoke({"order": order}, config)
             except ToolException:
                 pass
             return
         name = self._dice.choice(tuple(MODELS))
-        told = {"input": self._dice.randint(20, 4_000), "output": self._dice.randint(1, 900), "cached": 0}
+        told: dict[str, Any] = {
+            "input": self._dice.randint(20, 4_000),
+            "output": self._dice.randint(1, 900),
+            "cached": 0,
+        }
         if choice < 0.4:
             told["cached"] = self._dice.randrange(told["input"])
-        call = {"type": "llm", "name": "ask", "status": "ok", "model": MODELS[name], **told}
+        call: dict[str, Any] = {"name": "ask", "status": "ok", "model": MODELS[name], **told}
         if choice < 0.75:
-            self._write(event="root", runs=[call], **who)
+            self._write([self._fact("llm", is_root=True, **call)])
             self._models[name].invoke(json.dumps(told), config)
             return
-        steps = [{"type": "chain", "name": step, "status": "ok"} for step in ("answer", "plan")]
-        self._write(event="root", runs=[*steps, call], **who)
+        steps = (self._fact("chain", "answer", "ok", is_root=True), self._fact("chain", "plan", "ok"))
+        self._write([*steps, self._fact("llm", **call)])
         (self._plan | self._models[name]).with_config(run_name="answer").invoke(json.dumps(told), config)
 
 
@@ -135,18 +176,21 @@ def main() -> None:
     """
     Runs all operations and closes.
     """
-    path, service, seed, operations, rate = sys.argv[1:]
-    _pace.update(began=time.monotonic(), rate=float(rate))
-    with Path(path).open("w") as book:
-        tap = RunTap.from_env(service=service)
-        worked = Service(tap, book, service, random.Random(f"{seed}:{service}"))
-        for number in range(int(operations) // _OPERATIONS_A_SESSION):
-            worked.run_session(number, _OPERATIONS_A_SESSION)
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, kind in (("book", Path), ("service", str), ("seed", int), ("operations", int), ("rate", float)):
+        parser.add_argument(name, type=kind)
+    parser.add_argument("--asks")
+    told = parser.parse_args()
+    _pace.update(began=time.monotonic(), rate=told.rate)
+    lives = told.book.read_text().count('"begun"') if told.book.exists() else 0
+    with told.book.open("a") as book:
+        tap = RunTap.from_env(service=told.service)
+        worked = Service(tap, book, told.service, random.Random(f"{told.seed}:{told.service}:{lives}"), told.asks)
+        worked.mark("begun")
+        for number in range(max(1, told.operations // _OPERATIONS_A_SESSION)):
+            worked.run_session(f"{told.service}.{lives}-{number}", number)
         delivery = tap.close(_CLOSE_SECONDS)
-        stats = tap.stats()
-        closed = {"sent": delivery.sent, "waiting": delivery.waiting, "dropped": delivery.dropped}
-        line = {**closed, "captured": stats.captured, "superseded": stats.superseded}
-        book.write(json.dumps({"service": service, "event": "closed", **line}) + "\n")
+        worked.mark("closed", waiting=delivery.waiting + delivery.spooled, dropped=sum(delivery.dropped.values()))
 
 
 if __name__ == "__main__":

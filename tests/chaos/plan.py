@@ -7,9 +7,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-EMITTERS, WORKERS = 4, 3
-SESSION_SECONDS = 6
+# One of the services asks a model server over HTTP, one is killed now and then.
+EMITTERS, ASKING, MORTAL = 4, 2, 3
 _FIRST_SECONDS, _QUIET_SECONDS = 8.0, 15.0
+# In ten minutes.
+_STORM = {"kill_worker": 200, "stop_worker": 20, "leave_worker": 100}
+_STORM_SECONDS = 600.0
+# Faults of one wave befall within so long.
+_SURGE_SECONDS = 0.5
+# What a takeover may take beside the session timeout.
+TAKEOVER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,18 @@ class Fault:
 @dataclass
 class Plan:
     """
-    How long, how many, how big. `only`: kinds of faults, empty for all; `every_seconds`: least and most between two.
+    How long, how many, how big. `only`: kinds of faults, empty for all; `every_seconds`: least and most between two;
+    `session_seconds`: how long a worker may be silent.
     """
 
     seed: int
     seconds: float
     nodes: int
     events: int
+    workers: int = 3
+    partitions: int = 6
+    session_seconds: float = 6.0
+    is_storm: bool = False
     only: tuple[str, ...] = ()
     every_seconds: tuple[float, float] = (5.0, 10.0)
 
@@ -42,17 +54,22 @@ class Plan:
         The schedule: the same for the same seed.
         """
         dice = random.Random(self.seed)
+        return self._storm(dice) if self.is_storm else self._mixture(dice)
+
+    def _mixture(self, dice: random.Random) -> list[Fault]:
         kinds = {
-            "kill_worker": (WORKERS, 0.0, 4.0),
-            "stop_worker": (WORKERS, 1.0, SESSION_SECONDS * 2.0),
-            "leave_worker": (WORKERS, 0.0, 3.0),
-            "kill_broker": (self.nodes, 0.0, 3.0),
-            "stop_broker": (self.nodes, 1.0, 7.0),
+            **self._worker_faults(),
+            # A broker is chosen by a partition that it leads.
+            "kill_broker": (self.partitions, 0.0, 3.0),
+            "stop_broker": (self.partitions, 1.0, 7.0),
             "kill_database": (1, 0.0, 2.0),
             "stop_database": (1, 1.0, 6.0),
             "cut_kafka": (1, 0.0, 0.0),
             "cut_database": (1, 0.0, 0.0),
             "stop_emitter": (EMITTERS, 1.0, 5.0),
+            "kill_emitter": (1, 0.0, 3.0),
+            # Killed while Kafka is away for so long that there is a spool.
+            "orphan_spool": (1, 7.0, 9.0),
             "add_partitions": (1, 0.0, 0.0),
         }
         found, at = [], _FIRST_SECONDS
@@ -60,8 +77,38 @@ class Plan:
         bag: list[str] = []
         while at < self.seconds - _QUIET_SECONDS:
             bag = bag or dice.sample(list(self.only or kinds), len(self.only or kinds))
-            kind = bag.pop()
-            targets, shortest, longest = kinds[kind]
-            found.append(Fault(at, kind, dice.randrange(targets), dice.uniform(shortest, longest)))
+            found.append(_roll(dice, at, bag.pop(), kinds))
             at += dice.uniform(*self.every_seconds)
         return found
+
+    def _storm(self, dice: random.Random) -> list[Fault]:
+        """
+        Faults of workers in waves, each as long as a takeover may last: a dead member holds up its group until its
+        session ends, so what is to be measured must not follow without a pause.
+        """
+        share = self.seconds / _STORM_SECONDS
+        deck = [kind for kind, count in _STORM.items() for _ in range(round(count * share))]
+        dice.shuffle(deck)
+        wave_seconds = self.session_seconds + TAKEOVER_SECONDS + _SURGE_SECONDS
+        waves = int((self.seconds - _FIRST_SECONDS - _QUIET_SECONDS) / wave_seconds) + 1
+        found = []
+        for place, kind in enumerate(deck):
+            at = _FIRST_SECONDS + place % waves * wave_seconds + dice.uniform(0, _SURGE_SECONDS)
+            found.append(_roll(dice, at, kind, self._worker_faults()))
+        return sorted(found, key=lambda fault: fault.at_seconds)
+
+    def _worker_faults(self) -> dict[str, tuple[int, float, float]]:
+        """
+        How many they may befall, and for how long, at least and at most.
+        """
+        session = self.session_seconds
+        return {
+            "kill_worker": (self.workers, 0.0, 4.0 if not self.is_storm else 2.0),
+            "stop_worker": (self.workers, session + 1.0 if self.is_storm else 1.0, session * 2.0),
+            "leave_worker": (self.workers, 0.0, 3.0),
+        }
+
+
+def _roll(dice: random.Random, at: float, kind: str, kinds: dict[str, tuple[int, float, float]]) -> Fault:
+    targets, shortest, longest = kinds[kind]
+    return Fault(at, kind, dice.randrange(targets), dice.uniform(shortest, longest))

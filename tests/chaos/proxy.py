@@ -20,6 +20,8 @@ class Proxies:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._open: dict[str, set[asyncio.StreamWriter]] = {}
+        # Kinds of connections that nobody gets now.
+        self.closed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
@@ -40,6 +42,8 @@ class Proxies:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.add(writer)
             try:
+                if kind in self.closed:
+                    raise ConnectionRefusedError
                 far_reader, far_writer = await connect()
             except OSError:
                 writer.transport.abort()

@@ -108,7 +108,8 @@ class Database:
                 self._server.ensure_postgres_running()
                 with psycopg.connect(self.direct_url, connect_timeout=5):
                     return
-            except (subprocess.SubprocessError, psycopg.Error, OSError):
+            except (subprocess.SubprocessError, psycopg.Error, OSError, AssertionError):
+                # It asserts that a server which it has just started is ready.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)

@@ -27,7 +27,7 @@ from worker_process import WorkerSetting, wait_until
 MakeTopic = Callable[..., Awaitable[str]]
 PARTITIONS = 3
 GOOD_A_ROUND, BAD_A_ROUND = 90, 900
-SECONDS = float(os.environ.get("RUNTAP_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("RUNTAP_FUZZ_SECONDS", "30"))
 SEED = int(os.environ.get("RUNTAP_FUZZ_SEED", random.SystemRandom().randrange(10**6)))
 _SAMPLES = sorted((Path(__file__).parent.parent / "golden" / "v1").glob("*.json"))
 _VALUES = [

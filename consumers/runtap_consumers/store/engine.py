@@ -244,7 +244,9 @@ def _newest_revision() -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    # Not by alembic, which logs two lines each time.
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return revision
 
 
 def _alembic_config() -> Config:
