@@ -24,7 +24,7 @@ _MARKS = {"run.streamed": 0.5, "run.started": 0.8, "run.noted": 0.8}
 # So many ends are encoded at once, by the callback that brings the last of them: in some 50 microseconds, which the
 # app feels as its slowest hundredth. One by one, or in the sender's thread, an end costs up to twice as much: what it
 # is made of has left the caches.
-ENCODED_AT_ONCE = 8
+ENCODED_AT_ONCE = 6
 
 _warnings = RareLog()
 
