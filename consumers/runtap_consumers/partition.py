@@ -20,7 +20,7 @@ from runtap_consumers.grains import Calendar, Key, Rows, SketchBook, rows_of_gra
 from runtap_consumers.lane_marks import LaneMarks
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.rollups import DAY_NS, GRAINS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
+from runtap_consumers.rollups import DAY_NS, GRAINS, OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.engine import Store
@@ -43,6 +43,8 @@ logger = structlog.get_logger(__name__)
 
 _ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
 _RETENTION_EVERY_NS = 60 * 10**9
+# Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
+_MAX_OPEN_RUNS_KNOWN = 100_000
 
 
 class Record(Protocol):
@@ -118,6 +120,8 @@ class Partition:
         self._sketches: dict[str, SketchBook] = {}
         self._positions: dict[str, Position] = {}
         self._retention_due_ns = 0
+        # Runs with a row in `open_runs`, `None`: too many. Nearly no end has one, and looking costs a microsecond.
+        self._open_run_ids: set[str] | None = None
         # Buckets that begin before it are not written: a rebuild has them from elsewhere.
         self._not_before_ns = 0
         # Append time of the oldest record that the log still holds, as last seen; 0: not known.
@@ -170,6 +174,14 @@ class Partition:
                     Cursor([name], position.next_offset, position.fingerprint, position.log_time_ns, marks)
                 )
         self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}
+        self._open_run_ids = self._load_open_run_ids() if "runs" in self._positions else None
+
+    def _load_open_run_ids(self) -> set[str] | None:
+        rows = self._tools.writer.read(
+            "SELECT run_id FROM open_runs WHERE partition = ? AND generation = ? LIMIT ?",
+            (self.number, self._positions["runs"].generation, _MAX_OPEN_RUNS_KNOWN + 1),
+        )
+        return {run_id for (run_id,) in rows} if len(rows) <= _MAX_OPEN_RUNS_KNOWN else None
 
     def _add_missing_positions(self, log_start: int) -> None:
         table = tables.positions
@@ -292,9 +304,24 @@ class Partition:
                 )
             else:
                 commit.upserts += rows.upserts
-                commit.runs += rows.runs
-                commit.ended_run_ids += rows.ended_run_ids
+                if rows.runs:
+                    commit.runs, commit.runs_generation = rows.runs, rows.runs_generation
+                commit.ended_run_ids += self._with_open_row(changes)
                 commit.deletions += rows.deletions
+
+    def _with_open_row(self, changes: Changes) -> list[str]:
+        """
+        Of the runs that ended those that stand among the open ones.
+        """
+        known, ended = self._open_run_ids, changes.ended_run_ids
+        if known is None:
+            return ended
+        found = [run_id for run_id in ended if run_id in known]
+        known.difference_update(found)
+        known.update(run_id for (run_id,) in changes.rows.get(OPEN_RUNS.name, ()))
+        if len(known) > _MAX_OPEN_RUNS_KNOWN:
+            self._open_run_ids = None
+        return found
 
     def _whole_rows(self, name: str, changes: Changes, log_time_ns: int) -> Commit:
         tail = (self.number, self._positions[name].generation)
@@ -313,7 +340,7 @@ class Partition:
                 # In key order, so that whoever else locks rows of a table meets them in the same order.
                 whole: list[Row] = [(*key, *tail, *rows[key]) for key in sorted(rows)]
                 part.upserts.append((tables.metadata.tables[table_name], whole))
-        part.runs = [(*tail, *run) for run in changes.runs]
+        part.runs, part.runs_generation = changes.runs, self._positions[name].generation
         part.ended_run_ids = changes.ended_run_ids
         if changes.rows.get(RECENT_ERRORS.name):
             part.deletions.append(retention.surplus_recent_errors(*tail, RECENT_ERRORS_KEPT))

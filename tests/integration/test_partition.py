@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from runtap_consumers import partition as partitions
 from runtap_consumers.dimensions import Dimensions
 from runtap_consumers.errors import FencedError
 from runtap_consumers.partition import Partition, Tools
@@ -208,15 +209,26 @@ def test_attributes_sessions_and_runs_hold_the_facts(store: Store, tools: Callab
     assert one(store, "SELECT count(*) FROM runs WHERE usage_source = 'none' AND input_tokens IS NULL") == (4,)
 
 
-def test_open_run_stays_until_its_end_comes(store: Store, tools: Callable[[], Tools]) -> None:
+@pytest.mark.parametrize("known", [100_000, 1])
+@pytest.mark.parametrize("is_same_worker", [True, False])
+def test_open_run_stays_until_its_end_comes(
+    store: Store, tools: Callable[[], Tools], known: int, is_same_worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "_MAX_OPEN_RUNS_KNOWN", known)
     log = Log()
     log.append(run_start(START_NS, run_id="r-1", session_id="s-9"), "e1", 1)
+    for number in (2, 3):
+        log.append(run_start(START_NS, run_id=f"r-{number}"), "e1", number)
     partition = worker(tools)
     apply(partition, log)
-    assert rows(store, "SELECT run_id, session_id, started_at_ns FROM open_runs") == [("r-1", "s-9", START_NS)]
-    log.append(chain_end(START_NS + SECOND_NS, run_id="r-1"), "e1", 2)
+    opened = "SELECT run_id, session_id, started_at_ns FROM open_runs WHERE run_id = 'r-1'"
+    assert rows(store, opened) == [("r-1", "s-9", START_NS)]
+    if not is_same_worker:
+        partition = worker(tools)
+    for number in (1, 3, 4):
+        log.append(chain_end(START_NS + SECOND_NS, run_id=f"r-{number}"), "e1", 3 + number - number // 3)
     apply(partition, log)
-    assert rows(store, "SELECT run_id FROM open_runs") == []
+    assert rows(store, "SELECT run_id FROM open_runs") == [("r-2",)]
 
 
 def test_repeats_leave_totals_unchanged_and_are_counted(store: Store, tools: Callable[[], Tools]) -> None:

@@ -19,6 +19,9 @@ def test_a_store_without_a_table_is_refused_and_gets_it_by_migration(revision: s
     with store.engine.begin() as connection:
         for name in newer[newer.index(table) :]:
             connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text("DROP INDEX runs_trace"))
+        connection.execute(text("CREATE INDEX runs_trace ON runs (trace_id)"))
+        connection.execute(text("CREATE INDEX runs_run ON runs (run_id)"))
         connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
     store.close()
     with pytest.raises(StoreError, match="runtap store migrate"):
@@ -26,6 +29,9 @@ def test_a_store_without_a_table_is_refused_and_gets_it_by_migration(revision: s
     migrate_store(store_url)
     store = open_store(store_url)
     inspected = inspect(store.engine)
+    assert {index["name"]: index["column_names"] for index in inspected.get_indexes("runs")} == {
+        index.name: [column.name for column in index.columns] for index in tables.runs.indexes
+    }
     for name in newer:
         columns = {column["name"]: bool(column["nullable"]) for column in inspected.get_columns(name)}
         declared = tables.metadata.tables[name]

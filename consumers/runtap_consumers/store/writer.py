@@ -49,14 +49,16 @@ class Move:
 @dataclass
 class Commit:
     """
-    Everything that one transaction writes for one partition. Rows are whole, in the order of their table's columns.
+    Everything that one transaction writes for one partition. Rows are whole, in the order of their table's columns;
+    those of `runs` alone lack the partition and the generation, with which the table begins.
     """
 
     partition: int
     moves: list[Move]
     upserts: list[tuple[Table, list[Row]]] = field(default_factory=list)
     new_rows: list[tuple[Table, list[Row]]] = field(default_factory=list)
-    runs: list[Row] = field(default_factory=list)
+    runs: Sequence[Row] = ()
+    runs_generation: int = 0
     ended_run_ids: list[str] = field(default_factory=list)
     deletions: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
@@ -238,8 +240,7 @@ class SqliteWriter(Writer):
         self._connection = sqlite3.connect(database, timeout=10, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute("PRAGMA cache_size=-32768")
-        self._insert_runs = statements.insert_statement(tables.runs)
+        self._connection.execute("PRAGMA cache_size=-16384")
 
     def execute(self, statement: str, parameters: Row = ()) -> int:
         return self._connection.execute(statement, parameters).rowcount
@@ -271,7 +272,8 @@ class SqliteWriter(Writer):
 
     def _write_after_move(self, commit: Commit) -> None:
         if commit.runs:
-            self._connection.executemany(self._insert_runs, commit.runs)
+            statement = statements.insert_statement(tables.runs, (commit.partition, commit.runs_generation))
+            self._connection.executemany(statement, commit.runs)
         for first in range(0, len(commit.ended_run_ids), 500):
             ids = commit.ended_run_ids[first : first + 500]
             self._connection.execute(
@@ -374,8 +376,9 @@ class PostgresWriter(Writer):
             return
         with self._connect().cursor() as cursor, cursor.copy(self._copy_runs) as copy:
             copy.set_types(self._run_types)
+            place = (commit.partition, commit.runs_generation)
             for row in commit.runs:
-                copy.write_row(row)
+                copy.write_row((*place, *row))
 
     def _write_after_move(self, commit: Commit) -> None:
         if commit.ended_run_ids:

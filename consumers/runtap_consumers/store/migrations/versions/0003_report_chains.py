@@ -1,5 +1,5 @@
 """
-The table of the reports' ids.
+The table of the reports' ids; one index of runs less.
 """
 
 from alembic import op
@@ -13,7 +13,7 @@ _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 
 def upgrade() -> None:
     """
-    Makes it.
+    Makes the table, and changes the index.
     """
     keys = (("emitter", Text), ("number", _INTEGER), ("report_id", Text), ("partition", _INTEGER))
     op.create_table(
@@ -27,3 +27,6 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
         sqlite_strict=True,
     )
+    op.drop_index("runs_run", "runs")
+    op.drop_index("runs_trace", "runs")
+    op.create_index("runs_trace", "runs", ["trace_id", "run_id"])
