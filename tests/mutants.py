@@ -27,6 +27,7 @@ _TIMEOUT_SECONDS = 240
 
 MODEL = "tests/integration/test_model.py"
 PARTITION = "tests/integration/test_partition.py"
+FENCING = "tests/integration/test_fencing.py"
 LANES = "tests/unit/test_lane_marks.py"
 LEDGER = "tests/unit/test_ledger.py"
 RING = "tests/unit/test_collector_ring.py"
@@ -172,9 +173,21 @@ MUTANTS = (
     Mutant(
         "memory kept after a fence",
         f"{_CONSUMERS}/worker.py",
-        "            turn.forget()\n            turn.rest()\n        except (StoreError",
-        "            turn.rest()\n        except (StoreError",
+        "            turn.forget()\n            turn.rest()\n            turn.fences",
+        "            turn.rest()\n            turn.fences",
         (MODEL,),
+    ),
+    Mutant(
+        "the log's end asked before the position",
+        f"{_CONSUMERS}/worker.py",
+        "log_start, _ = await self._reader.log_range(number)\n"
+        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))"
+        "  # type: ignore[misc]\n"
+        "            # After the position, which others may move beyond an end that was asked before.\n"
+        "            _, log_end = await self._reader.log_range(number)\n",
+        "log_start, log_end = await self._reader.log_range(number)\n"
+        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))\n",
+        (FENCING,),
     ),
     Mutant(
         "no seek after loading",

@@ -393,7 +393,7 @@ class Worker:
         for _ in range(2 + len(self._projections)):
             log_start, _ = await self._reader.log_range(number)
             await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
-            # Asked after the position: others may have moved that since, beyond an end that was asked before.
+            # After the position, which others may move beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
             now_ns = time.time_ns()
             if not await self._is_same_log(number, partition.places(), log_start, log_end):

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -18,10 +18,11 @@ from runtap_consumers import partition as partitions
 from runtap_consumers import worker as workers
 from runtap_consumers.errors import StoreError, StoreVersionError, WorkerStoppedError
 from runtap_consumers.health import Health
+from runtap_consumers.partition_reader import PartitionReader
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, migrate_store, open_store
 from runtap_consumers.store.writer import Commit, Move, Writer
-from runtap_consumers.worker import Worker
+from runtap_consumers.worker import Worker, _Turn
 from samples import model_call
 from worker_process import numbered, produce
 
@@ -184,3 +185,49 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
                     connection.execute(text("UPDATE lane_marks SET last_log_time_ns = 1"))
             await asyncio.sleep(0.2)
         await until(lambda: total(store, lanes) == 0, "forgetting the lane")
+
+
+class Log:
+    """
+    A partition's log that grows, and whose position another worker moves, while it is looked at.
+    """
+
+    def __init__(self, on_first_look: Callable[[], None]) -> None:
+        self._end = 10
+        self._on_first_look = on_first_look
+        self.sought: list[int] = []
+
+    async def log_range(self, _partition: int) -> tuple[int, int]:
+        end, self._end = self._end, 30
+        if end == 10:
+            self._on_first_look()
+        return 0, end
+
+    async def record_at(self, _partition: int, _offset: int) -> None:
+        return None
+
+    def seek(self, _partition: int, offset: int) -> None:
+        self.sought.append(offset)
+
+
+async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_incarnation(
+    store: Store, topic_prefix: str
+) -> None:
+    settings = ConsumerSettings.load(topic_prefix=topic_prefix)
+    with store.engine.begin() as connection:
+        connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 5, 1, 1, 0, 0, 'f', 0)"))
+
+    def move_on() -> None:
+        with store.engine.begin() as connection:
+            connection.execute(text("UPDATE positions SET next_offset = 20"))
+
+    worker = Worker(settings, ("cost",), store, Health(("cost",)), asyncio.Event())
+    await worker._reader.stop()
+    log = Log(move_on)
+    worker._reader = cast("PartitionReader", log)
+    await worker._load(0, _Turn(), ["cost"])
+    worker._writer.close()
+    worker._thread.shutdown()
+    assert log.sought == [20]
+    assert total(store, "SELECT incarnation FROM positions") == 1
+    assert total(store, "SELECT count(*) FROM log_incidents") == 0
