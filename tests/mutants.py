@@ -175,7 +175,7 @@ MUTANTS = (
         f"{_CONSUMERS}/worker.py",
         "            turn.forget()\n            turn.rest()\n            turn.fences",
         "            turn.rest()\n            turn.fences",
-        (MODEL,),
+        (FENCING, MODEL),
     ),
     Mutant(
         "the log's end asked before the position",

@@ -187,6 +187,20 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
         await until(lambda: total(store, lanes) == 0, "forgetting the lane")
 
 
+async def test_a_worker_that_was_fenced_loads_again_and_goes_on(
+    kafka: str, events_topic: MakeTopic, topic_prefix: str, store: Store
+) -> None:
+    topic = await events_topic(partitions=1)
+    settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    async with running(settings, store, "cost") as health:
+        for first in range(2):
+            await produce(kafka, topic, numbered([model_call(time.time_ns())], partitions=1, first=first))
+            await until(lambda first=first: total(store, CALLS) == first + 1, "the commit")  # type: ignore[misc]
+            with store.engine.begin() as connection:
+                connection.execute(text("UPDATE positions SET epoch = epoch + 1"))
+        assert health.fenced == 1
+
+
 class Log:
     """
     A partition's log that grows, and whose position another worker moves, while it is looked at.
