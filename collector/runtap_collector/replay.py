@@ -74,8 +74,12 @@ class Replay:
             return
 
     async def _adopt(self) -> None:
-        self._spool.learn_cluster(await self._link.cluster_id())
         self._scanned_at = time.monotonic()
+        cluster_id = await self._link.cluster_id()
+        if not cluster_id:
+            # Nobody could say it just now. Without it these events might be another cluster's, or ours: later.
+            return
+        self._spool.learn_cluster(cluster_id)
         lanes = [lane for file in self._spool.find_abandoned() if (lane := self._try_to_take_over(file))]
         try:
             # At once: only with it the reader can tell that these events are the others'.

@@ -320,6 +320,28 @@ def test_what_is_left_at_exit_is_adopted_by_the_next_process(quick: None, tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_cluster_that_does_not_say_its_id_at_once_sets_no_spool_aside(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _Outage(tmp_path, is_away=True)
+    first.sender._spool.learn_cluster("a-cluster")
+    first.start()
+    first.end_runs(20)
+    first.ring.close()
+    first.sender.close(0.5)
+    said = iter(["", "", "a-cluster"])
+
+    async def cluster_id(_link: FakeLink) -> str:
+        return next(said, "a-cluster")
+
+    monkeypatch.setattr(FakeLink, "cluster_id", cluster_id)
+    second = _Outage(tmp_path, is_away=False)
+    second.start()
+    second.wait_for_runs(20)
+    assert second.close()[-1].adopted == {first.ledger.emitter: 20}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_killed_between_an_adoption_and_its_report_leaves_the_report_to_the_next(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
