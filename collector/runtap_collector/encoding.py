@@ -6,6 +6,8 @@ A start whose run has ended by the time it would be sent is never encoded at all
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import UNSET, Raw
 
 from runtap_collector.context import context_of
@@ -14,6 +16,7 @@ from runtap_collector.records import (
     EVENT_BYTES,
     RECORD_BYTES,
     START_BYTES,
+    Context,
     Note,
     OpenRun,
     Outcome,
@@ -31,25 +34,33 @@ def start_of(run: OpenRun) -> Record:
     """
     The record of a run's start.
     """
-    context, view = context_of(run), run.view
-    body = encode_event(
-        RunStarted(
-            at_ns=run.started_at_ns,
-            run_id=run.run_id,
-            trace_id=run.route.key,
-            parent_run_id=run.parent_run_id,
-            is_root=run.parent_run_id is None,
-            session_id=context.session_id,
-            user_id=context.user_id,
-            service=view.service,
-            environment=view.environment,
-            run_type=run.run_type,
-            name=context.name,
-            provider=context.provider,
-            request_model=context.request_model,
-        )
+    context = context_of(run)
+    event = RunStarted(
+        at_ns=run.started_at_ns,
+        provider=context.provider,
+        request_model=context.request_model,
+        **_identity_of(run, context),
     )
+    body = encode_event(event)
     return Record("run.started", run.route, START_BYTES, body, None, run.started_at_ns, run.started_monotonic_ns, run)
+
+
+def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
+    """
+    What every event of a run says of it. `parts` writes the same for ends, by pieces.
+    """
+    return {
+        "run_id": run.run_id,
+        "trace_id": run.route.key,
+        "parent_run_id": run.parent_run_id,
+        "is_root": run.parent_run_id is None,
+        "session_id": context.session_id,
+        "user_id": context.user_id,
+        "service": run.view.service,
+        "environment": run.view.environment,
+        "run_type": run.run_type,
+        "name": context.name,
+    }
 
 
 def end_of(run: OpenRun) -> Record:
@@ -57,13 +68,24 @@ def end_of(run: OpenRun) -> Record:
     The record of a run's end. Lets go of what the run kept for it.
     """
     body = encode_end(run, context_of(run), run.outcome or _OK)
-    if len(body) > MAX_EVENT_BYTES and (run.inputs or run.outputs):
+    is_cut = len(body) > MAX_EVENT_BYTES and (run.inputs is not None or run.outputs is not None)
+    if is_cut:
         run.lost_bytes += len(run.inputs or b"") + len(run.outputs or b"")
         run.inputs = run.outputs = None
         body = encode_end(run, context_of(run), run.outcome or _OK)
     # The run itself may be needed for long, by its start and its children.
     run.parent = run.inputs = run.outputs = run.serialized = run.tags = run.metadata = run.invocation = None
-    return Record("run.ended", run.route, len(body) + RECORD_BYTES, body, None, run.ended_at_ns, run.ended_monotonic_ns)
+    return Record(
+        "run.ended",
+        run.route,
+        len(body) + RECORD_BYTES,
+        body,
+        None,
+        run.ended_at_ns,
+        run.ended_monotonic_ns,
+        None,
+        is_cut,
+    )
 
 
 def sealed(record: Record) -> Record:
@@ -82,24 +104,14 @@ def note_of(run: OpenRun, note: Note) -> Record:
     """
     The record of something that happened within a run.
     """
-    context = context_of(run)
     event = RunNoted(
         at_ns=0,
-        run_id=run.run_id,
-        trace_id=run.route.key,
-        parent_run_id=run.parent_run_id,
-        is_root=run.parent_run_id is None,
-        session_id=context.session_id,
-        user_id=context.user_id,
-        service=run.view.service,
-        environment=run.view.environment,
-        run_type=run.run_type,
-        name=context.name,
         kind=note.kind,
         note=note.note,
         attempt=note.attempt,
         data=UNSET if note.data is None else Raw(note.data),
         content_bytes=note.lost_bytes or None,
+        **_identity_of(run, context_of(run)),
     )
     return Record("run.noted", run.route, EVENT_BYTES + len(note.data or b""), event=event)
 
@@ -108,21 +120,11 @@ def streamed_of(run: OpenRun, index: int, text: str) -> Record:
     """
     The record of text that a model has streamed.
     """
-    context = context_of(run)
     event = RunStreamed(
         at_ns=0,
-        run_id=run.run_id,
-        trace_id=run.route.key,
-        parent_run_id=run.parent_run_id,
-        is_root=run.parent_run_id is None,
-        session_id=context.session_id,
-        user_id=context.user_id,
-        service=run.view.service,
-        environment=run.view.environment,
-        run_type=run.run_type,
-        name=context.name,
         index=index,
         text=text,
+        **_identity_of(run, context_of(run)),
     )
     return Record("run.streamed", run.route, EVENT_BYTES + len(text), event=event)
 

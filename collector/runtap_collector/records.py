@@ -207,6 +207,7 @@ class Record(Struct, gc=False):
         size_bytes: memory that it is counted with.
         event: what the ring stamps at its door and encodes before it is taken; then `None`.
         run: the run of a start.
+        is_cut: whether it went without its content, which left no room for the rest.
     """
 
     kind: str
@@ -217,6 +218,7 @@ class Record(Struct, gc=False):
     at_ns: int = 0
     monotonic_ns: int = 0
     run: OpenRun | None = None
+    is_cut: bool = False
 
 
 class Note(Struct, gc=False):

@@ -115,6 +115,8 @@ class Ring:
             self.held_bytes -= run.reserved_bytes
             if self.is_closed or self.held_bytes + size_bytes > self._buffer_bytes:
                 self.dropped["closed" if self.is_closed else "buffer_full", "run.ended"] += 1
+                # Its start may wait for long, with the run, and nothing counts what the run holds.
+                run.inputs = run.outputs = None
                 return False
             self.held_bytes += size_bytes
             run.size_bytes = size_bytes
@@ -207,6 +209,7 @@ class Ring:
                     raise
             else:
                 self.held_bytes += record.size_bytes - size_bytes
+                self.content_dropped += record.is_cut
 
     def _drop_unencoded(self, kind: str, size_bytes: int, error: BaseException) -> None:
         """

@@ -152,14 +152,14 @@ def test_bytes_come_back_when_records_are_through() -> None:
     assert (ring.held_bytes, ring.superseded) == (0, 1)
 
 
-def test_end_without_room_gives_its_inputs_reservation_back() -> None:
+def test_end_without_room_gives_its_reservation_and_its_content_back() -> None:
     ring = Ring(100_000)
     ring.reserve_content(50_000)
     ring.close()
     run = _run()
-    run.reserved_bytes = 50_000
+    run.reserved_bytes, run.inputs, run.outputs = 50_000, b'"in"', b'"out"'
     ring.offer_end(run)
-    assert ring.held_bytes == 0
+    assert (ring.held_bytes, run.inputs, run.outputs) == (0, None, None)
     assert ring.dropped == {("closed", "run.ended"): 1}
 
 

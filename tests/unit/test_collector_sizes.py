@@ -19,8 +19,10 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from msgspec import UNSET
 
 from captured_events import Captured
+from runtap_collector import encoding
 from runtap_collector.encoding import MAX_EVENT_BYTES
 from runtap_schemas import encode_event
 
@@ -59,6 +61,17 @@ def test_facts_at_their_limits_push_content_out_and_never_themselves() -> None:
     (run,) = captured.ended()
     assert len(encode_event(run)) <= MAX_EVENT_BYTES
     assert (len(run.tags), len(run.metadata), len(run.error.message if run.error else "")) == (32, 32, 2_000)
+
+
+def test_content_that_leaves_no_room_for_the_facts_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Captured(capture_content=True)
+    monkeypatch.setattr(encoding, "MAX_EVENT_BYTES", 150_000)
+    run_id = uuid.uuid4()
+    captured.call("on_chain_start", None, "x" * 90_000, run_id=run_id, name="n")
+    captured.call("on_chain_end", "y" * 90_000, run_id=run_id)
+    (run,) = captured.ended()
+    assert (run.inputs, run.outputs, run.content_bytes) == (UNSET, UNSET, 2 * 90_002)
+    assert captured.emitter.ring.content_dropped == 1
 
 
 def test_ten_thousand_messages_are_one_event_without_content() -> None:
