@@ -9,35 +9,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import pytest
-
 from partition_setting import WorkerTools
 from runtap_consumers.ledger_report import build_ledger
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store
 from runtap_consumers.store.reads import open_snapshot
 from runtap_schemas import SkippedRange
 from samples import SECOND_NS, START_NS, Log, model_call, report
 
 UTC = ZoneInfo("UTC")
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, "runtap.events", "UTC")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def tools(store: Store) -> Iterator[WorkerTools]:
-    made = WorkerTools(store)
-    yield made
-    made.close()
 
 
 def ledger_of(store: Store) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,6 @@ async def write(kafka: str, topic: str, good: list[bytes], bad: list[bytes | Non
         await (await producer.send_batch(batch, topic, partition=dice.randrange(PARTITIONS)))
     finally:
         await producer.stop()
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait(10)
 
 
 def rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:

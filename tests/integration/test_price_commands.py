@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,6 @@ OWN = '[[price]]\nprovider = "openai"\nmodel = "gpt-4o-mini*"\ninput = "1"\noutp
 @pytest.fixture
 def setting(tmp_path: Path) -> WorkerSetting:
     return WorkerSetting("127.0.0.1:1", "test", f"sqlite:///{tmp_path}/runtap.db")
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait(10)
 
 
 def test_check_names_file_and_line_and_what_a_price_leaves_out(setting: WorkerSetting, tmp_path: Path) -> None:

@@ -76,13 +76,6 @@ def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 @pytest.fixture
-def tools(store: Store) -> Iterator[WorkerTools]:
-    made = WorkerTools(store)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def other(store: Store, tmp_path: Path) -> Iterator[WorkerTools]:
     """
     The tools of workers on another store of the same kind.

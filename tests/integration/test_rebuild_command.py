@@ -7,11 +7,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from sqlalchemy import create_engine, text
@@ -28,20 +27,6 @@ model = "gpt-4o-mini-2024-07-18"
 input = "1000"
 output = "1000"
 """
-
-
-@pytest.fixture
-def setting(kafka: str, topic_prefix: str, store_url: str) -> WorkerSetting:
-    return WorkerSetting(kafka, topic_prefix, store_url)
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait(10)
 
 
 def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:

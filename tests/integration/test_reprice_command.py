@@ -8,11 +8,10 @@ import asyncio
 import random
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import create_engine, text
 
 from samples import model_call
@@ -21,20 +20,6 @@ from worker_process import WorkerSetting, numbered, produce, wait_until
 OWN = '[[price]]\nprovider = "openai"\nmodel = "gpt-4o-mini*"\ninput = "1"\noutput = "2"\n'
 OLD_PICODOLLARS = 195 * 10**6
 NEW_PICODOLLARS = (1_000 + 2 * 100) * 10**6
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait(10)
-
-
-@pytest.fixture
-def setting(kafka: str, topic_prefix: str, store_url: str) -> WorkerSetting:
-    return WorkerSetting(kafka, topic_prefix, store_url)
 
 
 def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,27 +17,13 @@ import pytest
 from partition_setting import WorkerTools, rows
 from runtap_collector import sender as sender_module
 from runtap_consumers.ledger_report import build_ledger
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store
 from runtap_consumers.store.reads import open_snapshot
 from runtap_consumers.thinning import find_forks, thin_reports
 from samples import SECOND_NS, START_NS, Log, report
 from unit.test_collector_sender import FakeLink, Sending
 
 HOUR_NS = 3600 * SECOND_NS
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, "runtap.events", "UTC")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def tools(store: Store) -> Iterator[WorkerTools]:
-    made = WorkerTools(store)
-    yield made
-    made.close()
 
 
 def _emitted(monkeypatch: pytest.MonkeyPatch, runs: int) -> dict[int, list[bytes]]:

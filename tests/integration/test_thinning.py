@@ -5,7 +5,6 @@ Thinning of emitters' reports: what goes, what stays, and that nobody can tell f
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,27 +14,13 @@ from partition_setting import WorkerTools, rows
 from runtap_consumers import thinning
 from runtap_consumers.ledger_report import build_ledger
 from runtap_consumers.report import read_completeness
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store
 from runtap_consumers.store.reads import open_snapshot
 from runtap_consumers.thinning import thin_reports
 from samples import SECOND_NS, START_NS, Log, model_call, report
 
 HOUR_NS = 3600 * SECOND_NS
 UTC = ZoneInfo("UTC")
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, "runtap.events", "UTC")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def tools(store: Store) -> Iterator[WorkerTools]:
-    made = WorkerTools(store)
-    yield made
-    made.close()
 
 
 def seen(store: Store) -> dict[str, Any]:

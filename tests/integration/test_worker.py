@@ -11,7 +11,7 @@ import struct
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,8 @@ CALL_PICODOLLARS = 195 * 10**6
 
 
 @pytest.fixture
-def setting(kafka: str, topic_prefix: str, store_url: str) -> WorkerSetting:
-    return WorkerSetting(kafka, topic_prefix, store_url)
-
-
-@pytest.fixture
 def setting_on_sqlite(kafka: str, topic_prefix: str, tmp_path: Path) -> WorkerSetting:
     return WorkerSetting(kafka, topic_prefix, f"sqlite:///{tmp_path}/runtap.db")
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait(10)
 
 
 def calls(count: int, first: int = 0) -> list[RunEnded]:

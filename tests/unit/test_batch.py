@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from runtap_consumers.batch import add_up, add_up_by_value, believed_time, price_call
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.rollups import COST_MEASURES, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
-from runtap_schemas import RunEnded, Usage
+from runtap_schemas import Usage
+from samples import model_call
 
 PRICES = PriceTable([], "none")
 NOW = 1_750_000_000 * 10**9
@@ -35,19 +36,7 @@ def test_measures_add_up_by_value_without_those_that_have_none(measures: list[tu
 
 def test_measures_of_a_call_stand_in_their_declared_order() -> None:
     counts = {name: place + 2 for place, name in enumerate(TOKEN_CLASSES)}
-    run = RunEnded(
-        at_ns=NOW,
-        run_id="r",
-        trace_id="r",
-        service="s",
-        environment="e",
-        run_type="llm",
-        name="n",
-        status="ok",
-        started_at_ns=NOW,
-        duration_ns=1,
-        usage=Usage(**counts),
-    )
+    run = model_call(NOW, provider=None, model=None, request_model=None, usage=Usage(**counts))
     call = price_call(run, run, NOW, PRICES)
     measures = dict(zip([measure.name for measure in COST_MEASURES], call.measures, strict=True))
     assert {name: measures[name] for name in TOKEN_CLASSES} == counts
