@@ -22,8 +22,8 @@ from runtap_collector.records import EVENT_BYTES, START_BYTES, OpenRun, Record
 CONTENT_MARK = 0.6
 _MARKS = {"run.streamed": 0.5, "run.started": 0.8, "run.noted": 0.8}
 # So many ends are encoded at once, by the callback that brings the last of them: in some 50 microseconds, which the
-# app feels as its slowest hundredth. One by one, or in the sender's thread, an end costs up to twice as much: what it
-# is made of has left the caches.
+# app feels as its slowest hundredth. In a chain of three steps 1, 6 and 16 at once cost 147, 143 and 135 microseconds
+# an invocation; in the sender's thread more, since what an end is made of lies in the other core's cache.
 ENCODED_AT_ONCE = 6
 
 _warnings = RareLog()

@@ -159,7 +159,8 @@ def test_end_without_room_gives_its_reservation_and_its_content_back() -> None:
     run = _run()
     run.reserved_bytes, run.inputs, run.outputs = 50_000, b'"in"', b'"out"'
     ring.offer_end(run)
-    assert (ring.held_bytes, run.inputs, run.outputs) == (0, None, None)
+    assert ring.held_bytes == 0
+    assert [run.inputs, run.outputs] == [None, None]
     assert ring.dropped == {("closed", "run.ended"): 1}
 
 
