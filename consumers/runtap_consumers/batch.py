@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
-from operator import add
+from operator import add, attrgetter
 from typing import Any
 
 from msgspec import Struct
@@ -23,9 +23,13 @@ PICODOLLARS = 10**12
 MAX_CALL_PICODOLLARS = 10_000 * PICODOLLARS
 
 Timed = tuple[RunEnded, int]
+# The names that a run counts under. Runs that agree in all of them are few kinds.
+KIND = ("service", "environment", "run_type", "name", "provider", "request_model", "model")
+Kind = tuple[str, str, str, str, str | None, str | None, str | None]
 # Minute, provider, model, service, environment, price set and price class.
 PriceKey = tuple[int, str, str, str, str, str, str]
 
+_kind_of = attrgetter(*KIND)
 _NO_TOKENS = [0] * len(TOKEN_CLASSES)
 
 
@@ -50,13 +54,14 @@ class Batch:
     The new events of a batch.
 
     An event comes with its instant: the capture time, or the log time where that was not believed. `ended` is capped
-    (see `dimensions`), `ended_uncapped` the same events as they came. `skipped_types` are events of types unknown
-    here, `skewed_services` the services of events whose time was not believed.
+    (see `dimensions`), `kinds` the same by kind, `ended_uncapped` the same events as they came. `skipped_types` are
+    events of types unknown here, `skewed_services` the services of events whose time was not believed.
     """
 
     prices: PriceTable
     log_time_ns: int = 0
     ended: list[Timed] = field(default_factory=list)
+    kinds: dict[Kind, list[Timed]] = field(default_factory=dict)
     ended_uncapped: list[Timed] = field(default_factory=list)
     started: list[tuple[RunStarted, int]] = field(default_factory=list)
     noted: list[tuple[RunNoted, int]] = field(default_factory=list)
@@ -105,6 +110,16 @@ class Batch:
                 )
                 found[key].append(call)
         return found
+
+
+def sorted_by_kind(ended: list[Timed]) -> dict[Kind, list[Timed]]:
+    """
+    Ended runs by what they count under.
+    """
+    found: dict[Kind, list[Timed]] = defaultdict(list)
+    for timed in ended:
+        found[_kind_of(timed[0])].append(timed)
+    return found
 
 
 def add_up(rows: list[list[int]]) -> list[int]:

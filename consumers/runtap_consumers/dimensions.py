@@ -8,18 +8,17 @@ The values that figures may name are one table a store and day (`dimension_value
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 
 from msgspec.structs import replace
 
-from runtap_consumers.batch import Timed
+from runtap_consumers.batch import KIND, Batch, Kind, sorted_by_kind
 from runtap_consumers.rollups import DAY_NS, OTHER
 from runtap_schemas import RunEnded
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
-_NAMES = ("service", "environment", "run_type", "name", "provider", "model")
-_NAMES_OF = attrgetter(*_NAMES)
+# Not the requested model: it counts only where nothing answered.
+_NAMES = tuple(name for name in KIND if name != "request_model")
 
 Value = tuple[str, str]
 Admit = Callable[[int, set[Value]], set[Value]]
@@ -42,37 +41,29 @@ class Dimensions:
         self._admitted: set[Value] = set()
         self._refused: set[Value] = set()
 
-    def cap(self, ended: list[Timed], log_time_ns: int) -> list[Timed]:
+    def cap(self, batch: Batch) -> None:
         """
-        The events with every value that is not admitted replaced by `__other__`.
-
-        Args:
-            ended: ended runs; none of them is changed.
-            log_time_ns: log time of the batch, which decides the day.
-
-        Returns:
-            The same list where nothing had to be replaced.
+        Fills `ended` and `kinds` of a batch: its ended runs, with every value that is not admitted replaced by
+        `__other__`. The log time of the batch decides the day.
         """
-        day = log_time_ns // DAY_NS
+        day = batch.log_time_ns // DAY_NS
         if day != self._day:
             self._day, self._admitted, self._refused = day, set(), set()
-        values = self._values([event for event, _ in ended])
+        batch.ended, batch.kinds = batch.ended_uncapped, sorted_by_kind(batch.ended_uncapped)
+        values = self._values(batch.kinds, [event for event, _ in batch.ended])
         unknown = values - self._admitted - self._refused
         if unknown:
             admitted = self._admit(day, unknown)
             self._admitted |= admitted
             self._refused |= unknown - admitted
         if self._refused.isdisjoint(values):
-            return ended
-        return [
-            (event if self._refused.isdisjoint(self._values([event])) else self._replace(event), at_ns)
-            for event, at_ns in ended
-        ]
+            return
+        batch.ended = [(self._replace(event), at_ns) for event, at_ns in batch.ended_uncapped]
+        batch.kinds = sorted_by_kind(batch.ended)
 
-    def _values(self, events: list[RunEnded]) -> set[Value]:
-        # The distinct ones are few, and found by going over the events once, not once a dimension.
-        distinct = {_NAMES_OF(event) for event in events}
-        values = {(name, value) for names in distinct for name, value in zip(_NAMES, names, strict=True) if value}
+    def _values(self, kinds: Iterable[Kind], events: list[RunEnded]) -> set[Value]:
+        names = {pair for kind in kinds for pair in zip(KIND, kind, strict=True)}
+        values = {(name, value) for name, value in names if value and name in _NAMES}
         values.update(("user", user) for user in {event.user_id for event in events} if user)
         values.update(("fingerprint", event.error.fingerprint) for event in events if event.error)
         for name in self._cost_attributes:
@@ -84,7 +75,7 @@ class Dimensions:
         changes = {dimension: OTHER for dimension in _NAMES if (dimension, getattr(event, dimension)) in self._refused}
         if ("user", event.user_id) in self._refused:
             changes["user_id"] = OTHER
-        capped = replace(event, **changes)
+        capped = replace(event, **changes) if changes else event
         if event.error and ("fingerprint", event.error.fingerprint) in self._refused:
             capped = replace(capped, error=replace(event.error, fingerprint=OTHER, type=OTHER, message=""))
         for name in self._cost_attributes:

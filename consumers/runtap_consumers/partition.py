@@ -268,7 +268,7 @@ class Partition:
                 add_event(batch, event, log_time)
             elif kind is EmitterReported:
                 batch.repeated_reports.append((event, log_time))
-        batch.ended = self._tools.dimensions.cap(batch.ended_uncapped, batch.log_time_ns)
+        self._tools.dimensions.cap(batch)
         if "ledger" in cursor.projections and dead_letters:
             commit.new_rows.append((tables.dead_letters, dead_letters))
         return batch

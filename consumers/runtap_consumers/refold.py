@@ -144,7 +144,7 @@ class Refold(Partition):
         if self._from_ns > 0:
             # Counts without a time: the copied ones stand.
             batch.skipped_types, batch.skewed_services = [], []
-        batch.ended = self._tools.dimensions.cap(batch.ended_uncapped, batch.log_time_ns)
+        self._tools.dimensions.cap(batch)
         return batch
 
     def _is_replaced(self, event: Any, log_time_ns: int) -> bool:

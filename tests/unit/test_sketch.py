@@ -26,10 +26,10 @@ def test_concatenated_sketches_are_the_sketch_of_both(first: list[int], second: 
     apart = b""
     for durations in (first, second):
         sketch = Sketch()
-        sketch.add(bucket_of(duration) for duration in durations)
+        sketch.add([bucket_of(duration) for duration in durations])
         apart += sketch.to_bytes()
     together = Sketch()
-    together.add(bucket_of(duration) for duration in first + second)
+    together.add([bucket_of(duration) for duration in first + second])
     fractions = [0, 0.5, 0.95, 0.99, 1]
     assert quantiles_ns(apart, fractions) == quantiles_ns(together.to_bytes(), fractions)
 
@@ -44,6 +44,26 @@ def test_a_full_count_begins_a_second_word() -> None:
     again = Sketch(sketch.to_bytes())
     again.add([7])
     assert len(again.to_bytes()) == 12
+
+
+def test_many_at_once_count_as_one_by_one() -> None:
+    durations = [int(10**9 * 1.001 ** (number % 777)) for number in range(10_000)]
+    at_once, one_by_one = Sketch(), Sketch()
+    at_once.add([bucket_of(duration) for duration in durations])
+    for duration in durations:
+        one_by_one.add([bucket_of(duration)])
+    assert sorted(at_once.to_bytes()) == sorted(one_by_one.to_bytes())
+    fractions = [0, 0.25, 0.5, 0.99, 1]
+    assert quantiles_ns(at_once.to_bytes(), fractions) == quantiles_ns(one_by_one.to_bytes(), fractions)
+
+
+def test_many_at_once_do_not_overflow_a_count() -> None:
+    sketch = Sketch()
+    for _ in range(2**20 // 10_000 + 1):
+        sketch.add([7] * 10_000)
+    sketch.add([9])
+    assert len(sketch.to_bytes()) == 12
+    assert quantiles_ns(sketch.to_bytes(), [0.5, 1.0]) == [bucket_value_ns(7), bucket_value_ns(9)]
 
 
 def test_nothing_counted_has_no_quantile() -> None:
