@@ -8,7 +8,7 @@ from typing import Any
 
 from runtap_consumers.batch import Batch, add_row, add_up_by_value
 from runtap_consumers.rollups import COST_MEASURES, SESSION_COSTS, SESSION_USERS, SESSIONS, Changes
-from runtap_schemas import SessionEvent, SessionStarted
+from runtap_schemas import RunNoted, RunStarted, SessionEvent, SessionStarted
 
 _FIRST, _LAST, _STARTS, _ENDS, _TRACES, _LLM, _TOOLS, _ERRORS, _INPUT, _OUTPUT, _SERVICE, _LOG_TIME = range(12)
 _MEASURE_NAMES = [measure.name for measure in COST_MEASURES]
@@ -42,7 +42,8 @@ def fold_sessions(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
             row[_TOOLS] += 1
         if event.error is not None and event.status == "error" and event.error.origin:
             row[_ERRORS] += 1
-    for other, at_ns in (*batch.started, *batch.noted, *batch.sessions):
+    others: list[tuple[RunStarted | RunNoted | SessionEvent, int]] = [*batch.started, *batch.noted, *batch.sessions]
+    for other, at_ns in others:
         session_id = other.session_id
         if session_id is None:
             continue
