@@ -8,6 +8,7 @@ looks at single records and log ends, so that a look never disturbs the stream.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -23,9 +24,19 @@ logger = structlog.get_logger(__name__)
 
 _DEADLINE_SECONDS = 10.0
 _STOP_SECONDS = 1.5
+# While the group is balanced, a client can leave it only afterwards. After a stay: less than `run_worker` gives.
+_STOP_BALANCED_SECONDS = 2.5
+_STAY_SECONDS = 1.0
 # Of a partition at once, as compressed as they are: enough for a whole commit where a worker is behind, and what bounds
 # its memory, since the client holds that much of each partition.
 _FETCH_BYTES = 2 * 1024 * 1024
+# How soon a worker learns that the group is balanced anew: a part of how long a killed one's partitions stand still.
+_HEARTBEAT_MS = 500
+# How long a group that is balanced waits for members that do not come, in sessions; they answer within a heartbeat. A
+# whole session, which is the client's default, is what each further death during a balance would add.
+_BALANCE_SESSIONS, _SHORTEST_BALANCE_MS = 0.5, 1_500
+# How long a worker may not poll before it gives its partitions up.
+_SILENT_SESSIONS, _LEAST_SILENT_MS = 6, 60_000
 # Records that are read one by one after a poll raised, so that the one that cannot be decoded is found.
 _CAREFUL_RECORDS = 2_000
 
@@ -65,8 +76,9 @@ class PartitionReader:
             auto_offset_reset="none",
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=session_ms,
-            heartbeat_interval_ms=max(session_ms // 5, 200),
-            max_poll_interval_ms=max(session_ms * 6, 60_000),
+            heartbeat_interval_ms=min(session_ms // 5, _HEARTBEAT_MS),
+            rebalance_timeout_ms=max(int(session_ms * _BALANCE_SESSIONS), _SHORTEST_BALANCE_MS),
+            max_poll_interval_ms=max(session_ms * _SILENT_SESSIONS, _LEAST_SILENT_MS),
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
             max_partition_fetch_bytes=_FETCH_BYTES,
             fetch_max_wait_ms=200,
@@ -81,6 +93,7 @@ class PartitionReader:
             fetch_max_wait_ms=200,
             **options,
         )
+        self._listener = _Listener(self._consumer, self._on_change)
         self._looking = asyncio.Lock()
 
     async def start(self) -> None:
@@ -95,7 +108,7 @@ class PartitionReader:
         with translated(self._settings, self._topic):
             await self.partition_numbers()
         if self._group is not None:
-            self._consumer.subscribe([self._topic], listener=_Listener(self._consumer, self._on_change))
+            self._consumer.subscribe([self._topic], listener=self._listener)
         with translated(self._settings, self._topic):
             # Joining waits for the members that are there, so for up to their session.
             await within(START_SECONDS + self._settings.session_timeout_seconds, self._consumer.start())
@@ -104,9 +117,10 @@ class PartitionReader:
         """
         Leaves the group. Bounded: a client whose brokers are away may hang in its own stop.
         """
-        for client in (self._consumer, self._inspector):
+        leave_seconds = _STOP_BALANCED_SECONDS if self.is_rebalancing else _STOP_SECONDS
+        for client, seconds in ((self._consumer, leave_seconds), (self._inspector, _STOP_SECONDS)):
             try:
-                await within(_STOP_SECONDS, client.stop())
+                await within(seconds, client.stop())
             except (KafkaError, TimeoutError) as error:
                 logger.warning("kafka_client_abandoned", error=repr(error))
                 abandon(client)
@@ -125,6 +139,24 @@ class PartitionReader:
         The partitions that are this process's now.
         """
         return {place.partition for place in self._consumer.assignment()}
+
+    @property
+    def is_rebalancing(self) -> bool:
+        """
+        Whether the group's partitions are being shared out anew.
+        """
+        return self._group is not None and self._listener.is_rebalancing
+
+    async def stay(self) -> None:
+        """
+        Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good. Returns
+        at once, or when the group is balanced, or after a second.
+
+        Raises:
+            KafkaError: try again after a pause.
+        """
+        with contextlib.suppress(TimeoutError):
+            await within(_STAY_SECONDS, self._consumer.getmany(timeout_ms=0))
 
     async def partition_numbers(self) -> set[int]:
         """
@@ -146,7 +178,7 @@ class PartitionReader:
 
     async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
         """
-        The records that are there now.
+        The records that are there now; none while the group is balanced.
 
         Args:
             partition: one that is assigned, loaded and sought.
@@ -157,6 +189,9 @@ class PartitionReader:
             LostToRetentionError: the log does not hold `next_offset`.
             KafkaError: try again after a pause.
         """
+        if self.is_rebalancing:
+            # The client would wait for the end of that, and the worker with it, however long it takes.
+            return []
         place = self._place(partition)
         careful = self._careful.get(partition, 0)
         try:
@@ -237,11 +272,15 @@ class PartitionReader:
 
     async def publish_progress(self, offsets: dict[int, int]) -> None:
         """
-        Commits offsets to Kafka, for lag tools only: nothing of runtap reads them.
+        Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced: the
+        request would wait behind that of joining, arrive with a generation that is over, and make the client forget
+        who it is; the group then waits for the one that it was until its session ends.
 
         Raises:
             KafkaError: they were not taken.
         """
+        if self.is_rebalancing:
+            return
         await within(
             _DEADLINE_SECONDS,
             self._consumer.commit({self._place(partition): offset for partition, offset in offsets.items()}),
@@ -259,11 +298,14 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, consumer: AIOKafkaConsumer, on_change: Callable[[], None]) -> None:
         self._consumer = consumer
         self._on_change = on_change
+        self.is_rebalancing = True
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self.is_rebalancing = True
         self._on_change()
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         # Before the first await: records must not be fetched at Kafka's idea of the position.
         self._consumer.pause(*assigned)
+        self.is_rebalancing = False
         self._on_change()

@@ -10,7 +10,7 @@ from runtap_consumers.ledger import Books, witnesses_of_silence
 from runtap_consumers.rollups import HOUR_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read_books import read_books
-from runtap_consumers.store.read_ledger import Fork, read_forks
+from runtap_consumers.store.read_ledger import read_forks
 from runtap_consumers.store.reads import open_snapshot
 from runtap_consumers.store.retention import delete_reports, read_old_reports
 from runtap_consumers.store.writer import Writer
@@ -65,17 +65,6 @@ def thin_reports(store: Store) -> int:
             if deleted >= _ROWS_A_CALL:
                 break
     return deleted
-
-
-def find_forks(store: Store) -> list[Fork]:
-    """
-    Emitters that are more than one process.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
-    with open_snapshot(store) as snapshot:
-        return read_forks(snapshot)
 
 
 def _plan(books: Books, projections: list[str], before_ns: int) -> _Plan:

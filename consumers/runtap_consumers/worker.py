@@ -40,10 +40,11 @@ from runtap_consumers.partition_reader import LostToRetentionError, PartitionRea
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.shared_emitters import tell_shared_emitters
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.thinning import find_forks, thin_reports
+from runtap_consumers.thinning import thin_reports
 from runtap_schemas import SettingsError
 from runtap_schemas.topics import dead_letters_topic, events_topic
 
@@ -236,6 +237,7 @@ class Worker:
             if "ledger" in self._projections:
                 self._start_side_task(self._publish_dead_letters(), "dead-letters")
                 self._start_side_task(self._thin_reports(), "thinning")
+                self._start_side_task(tell_shared_emitters(self._store), "shared-emitters")
             await self._turn_until_stopped(ends)
         finally:
             for task in self._side_tasks:
@@ -247,11 +249,13 @@ class Worker:
     async def _turn_until_stopped(self, ends: dict[int, int] | None) -> None:
         drained_checked = 0.0
         while not self._stop.is_set():
+            if self._reader.is_rebalancing or not self._turns:
+                await self._stay()
             self._take_assignment()
             await self._refresh_prices()
             moved = False
             for number, turn in list(self._turns.items()):
-                if self._seen_assignment != self._assignments or self._stop.is_set():
+                if self._must_turn_away():
                     break
                 moved |= await self._take_turn(number, turn)
             self._update_health()
@@ -267,6 +271,9 @@ class Worker:
                         return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _IDLE_SECONDS)
+
+    def _must_turn_away(self) -> bool:
+        return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
 
     async def _refresh_prices(self) -> None:
         """
@@ -289,6 +296,16 @@ class Worker:
         self._turns = {number: _Turn() for number in sorted(self._reader.assigned())}
         self._health.partitions = list(self._turns)
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
+
+    async def _stay(self) -> None:
+        """
+        Stays in the group, and waits while that is balanced: what would be loaded now may be another's in a moment.
+        """
+        try:
+            await self._reader.stay()
+        except KafkaError as error:
+            logger.warning("worker_rested", reason=str(error) or repr(error))
+            await asyncio.sleep(_BACK_OFF_SECONDS)
 
     async def _take_turn(self, number: int, turn: _Turn) -> bool:
         """
@@ -534,17 +551,12 @@ class Worker:
                 await asyncio.sleep(10)
 
     async def _thin_reports(self) -> None:
-        told = set[str]()
         while True:
             # Workers of one store do it at different moments.
             await asyncio.sleep(_THIN_REPORTS_EVERY_SECONDS * random.uniform(0.5, 1.5))
             try:
                 deleted = await asyncio.to_thread(thin_reports, self._store)
                 logger.debug("reports_thinned", deleted=deleted)
-                for fork in await asyncio.to_thread(find_forks, self._store):
-                    if fork.emitter not in told:
-                        told.add(fork.emitter)
-                        logger.error("emitter_shared", emitter=fork.emitter, processes=fork.processes)
             except StoreError as error:
                 logger.warning("reports_not_thinned", reason=str(error))
 

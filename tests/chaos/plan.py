@@ -17,6 +17,8 @@ _STORM_SECONDS = 600.0
 _SURGE_SECONDS = 0.5
 # What a takeover may take beside the session timeout.
 TAKEOVER_SECONDS = 2.0
+# Of isolated kills: how long a worker stays dead beyond that, and what it has then to start, to join and to settle.
+_LATE_SECONDS, _RETURN_SECONDS = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     partitions: int = 6
     session_seconds: float = 6.0
     is_storm: bool = False
+    is_isolated: bool = False
     only: tuple[str, ...] = ()
     every_seconds: tuple[float, float] = (5.0, 10.0)
 
@@ -54,6 +57,8 @@ class Plan:
         The schedule: the same for the same seed.
         """
         dice = random.Random(self.seed)
+        if self.is_isolated:
+            return self._kills_one_by_one(dice)
         return self._storm(dice) if self.is_storm else self._mixture(dice)
 
     def _mixture(self, dice: random.Random) -> list[Fault]:
@@ -79,6 +84,18 @@ class Plan:
             bag = bag or dice.sample(list(self.only or kinds), len(self.only or kinds))
             found.append(_roll(dice, at, bag.pop(), kinds))
             at += dice.uniform(*self.every_seconds)
+        return found
+
+    def _kills_one_by_one(self, dice: random.Random) -> list[Fault]:
+        """
+        Kills of workers, each after the one before was taken over and is back, so that no other rebalance is measured.
+        """
+        dead_seconds = self.session_seconds + TAKEOVER_SECONDS + _LATE_SECONDS
+        found, at = [], _FIRST_SECONDS
+        while at < self.seconds - _QUIET_SECONDS:
+            found.append(Fault(at, "kill_worker", dice.randrange(self.workers), dead_seconds))
+            # At any moment between two heartbeats.
+            at += dead_seconds + _RETURN_SECONDS + dice.uniform(0, 1)
         return found
 
     def _storm(self, dice: random.Random) -> list[Fault]:

@@ -1,11 +1,13 @@
 """
 The whole pipeline under faults, and its figures compared with what was captured.
 
-    python tests/chaos/run_chaos.py [--long | --storm] [--seed N] [--seconds N] [--events N] [--only KIND …] [--every N]
+    python tests/chaos/run_chaos.py [--long | --storm] [--isolated] [--session N]
+                                    [--seed N] [--seconds N] [--events N] [--only KIND …] [--every N]
 
 Real Kafka, real PostgreSQL, four services with the real collector, workers. Every few seconds one of them is killed,
 stopped, cut off or sent away; the seed says when and which, and replays the schedule. `--storm` befalls workers alone,
-and often. In the end everything is let go on. Then
+and often; `--isolated` kills them one by one, to see how soon each is taken over. In the end everything is let go on.
+Then
 
     books of services and model server = the retained log    books.py, each event once
     every figure of the store = those, folded again          oracle.py
@@ -169,7 +171,7 @@ def judge(processes: Processes, faults: Faults, behind_seconds: float) -> int:
     if differences or found.get("undelivered", 1) or any(codes) or crashes or faults.failures:
         return 1
     is_late = behind_seconds > _CAUGHT_UP_SECONDS or takeovers.get("above_bar", 0) > 0
-    return 2 if processes.plan.is_storm and is_late else 0
+    return 2 if (processes.plan.is_storm or processes.plan.is_isolated) and is_late else 0
 
 
 def make_plan() -> tuple[Plan, bool]:
@@ -180,6 +182,8 @@ def make_plan() -> tuple[Plan, bool]:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--long", action="store_true", help="three nodes, an hour, 2,000,000 events")
     kind.add_argument("--storm", action="store_true", help="ten minutes of kills, stops and leaves of eight workers")
+    parser.add_argument("--isolated", action="store_true", help="only kills of workers, one at a time")
+    parser.add_argument("--session", type=float, help="seconds that a worker may be silent")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--events", type=int)
@@ -196,6 +200,7 @@ def make_plan() -> tuple[Plan, bool]:
         plan.events = chosen.events or int(plan.seconds * 250)
         # So many that some are always left to take over.
         plan.is_storm, plan.workers, plan.partitions, plan.session_seconds = True, 8, 12, 3.0
+    plan.is_isolated, plan.session_seconds = chosen.isolated, chosen.session or plan.session_seconds
     if chosen.every:
         plan.every_seconds = (chosen.every * 0.7, chosen.every * 1.3)
     return plan, chosen.keep

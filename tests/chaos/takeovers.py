@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -17,6 +18,7 @@ import psycopg
 _SAMPLE_SECONDS = 0.1
 # What a worker committed just before its end may be seen so much later.
 _AFTERMATH_SECONDS = 0.3
+_SLOWEST = 5
 
 
 class Takeovers:
@@ -64,13 +66,16 @@ class Takeovers:
 
     def figures(self, bar_seconds: float) -> dict[str, Any]:
         """
-        From a kill to the next commit of each partition that the victim had, in seconds.
+        From a kill to the next commit of each partition that the victim had, in seconds; and when, as the workers' logs
+        write it, those were killed whose partitions stood still longest.
         """
         owners = [(at, partition) for at, partitions in self._kills for partition in partitions]
-        found = []
+        found, slow = [], []
         for at, partition in owners:
             later = (moved for moved in self._moves[partition] if moved > at + _AFTERMATH_SECONDS)
             found.append(next(later, time.monotonic()) - at)
+            killed = datetime.fromtimestamp(time.time() - time.monotonic() + at, UTC)
+            slow.append((round(found[-1], 1), partition, f"{killed:%H:%M:%S.%f}"))
         if len(found) < 2:
             return {"kills": len(self._kills), "takeovers": len(found)}
         return {
@@ -82,6 +87,7 @@ class Takeovers:
             "max_seconds": round(max(found), 1),
             "bar_seconds": bar_seconds,
             "above_bar": sum(seconds > bar_seconds for seconds in found),
+            "slowest": sorted(slow, reverse=True)[:_SLOWEST],
         }
 
 

