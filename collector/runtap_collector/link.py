@@ -34,11 +34,23 @@ _MIN_RETRY_SECONDS = 0.1
 _MAX_RETRY_SECONDS = 2.0
 _STOP_SECONDS = 0.2
 
+
+class _InvalidRecordError(kafka_errors.UnknownError):  # type: ignore[misc]
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The broker refuses a record of the batch."
+
+
+# aiokafka 0.14 knows no such code, and would show what can never pass as an error that may. To an app with a client of
+# its own it stays the unknown error that it was.
+kafka_errors.kafka_errors.setdefault(_InvalidRecordError.errno, _InvalidRecordError)
+
 _REFUSALS: dict[type[Exception], str] = {
     kafka_errors.MessageSizeTooLargeError: "too_large",
     kafka_errors.RecordListTooLargeError: "too_large",
     kafka_errors.InvalidTimestampError: "invalid_timestamp",
     kafka_errors.CorruptRecordException: "invalid_record",
+    kafka_errors.kafka_errors[_InvalidRecordError.errno]: "invalid_record",
 }
 
 
@@ -387,5 +399,4 @@ def _classify(error: KafkaError) -> SendError:
     reason = str(error)
     if getattr(error, "retriable", False) or type(error) is KafkaError:
         return SendFailedError(reason)
-    # aiokafka 0.14 shows INVALID_RECORD and UNKNOWN_SERVER_ERROR alike: loud, and tried again, is right for both.
     return SendDeniedError(reason)

@@ -41,7 +41,7 @@ class Replay:
         self._ledger = ledger
         self._link = link
         self._warnings = RareLog()
-        self._scanned_at = -SCAN_SECONDS
+        self._next_scan_at = 0.0
         self.has_events = asyncio.Event()
 
     async def run(self) -> None:
@@ -51,7 +51,7 @@ class Replay:
         while True:
             await self._link.wait_until_up()
             try:
-                if time.monotonic() - self._scanned_at >= SCAN_SECONDS:
+                if time.monotonic() >= self._next_scan_at:
                     await self._adopt()
                 lanes = self._number_chunk()
             except SpoolError as error:
@@ -68,16 +68,17 @@ class Replay:
     async def _wait(self) -> None:
         self.has_events.clear()
         try:
-            async with asyncio.timeout(SCAN_SECONDS):
+            async with asyncio.timeout(self._next_scan_at - time.monotonic()):
                 await self.has_events.wait()
         except TimeoutError:
             return
 
     async def _adopt(self) -> None:
-        self._scanned_at = time.monotonic()
+        self._next_scan_at = time.monotonic() + SCAN_SECONDS
         cluster_id = await self._link.cluster_id()
         if not cluster_id:
-            # Nobody could say it just now. Without it these events might be another cluster's, or ours: later.
+            # Nobody could say it just now. Without it these events might be another cluster's, or ours: soon again.
+            self._next_scan_at = time.monotonic() + _RETRY_SECONDS
             return
         self._spool.learn_cluster(cluster_id)
         lanes = [lane for file in self._spool.find_abandoned() if (lane := self._try_to_take_over(file))]

@@ -137,7 +137,7 @@ _ROWS = [
     Row("fenced_leader_epoch", 74, "held"),
     Row("unknown_leader_epoch", 75, "held"),
     Row("unsupported_compression_type", 76, "held"),
-    Row("invalid_record", 87, "held"),
+    Row("invalid_record", 87, "invalid_record"),
     Row("throttling_quota_exceeded", 89, "held"),
     Row("unknown_topic_id", 100, "held"),
 ]

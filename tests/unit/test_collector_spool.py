@@ -335,6 +335,9 @@ def test_a_cluster_that_does_not_say_its_id_at_once_sets_no_spool_aside(
         return next(said, "a-cluster")
 
     monkeypatch.setattr(FakeLink, "cluster_id", cluster_id)
+    # It is asked again soon, not only at the next look.
+    monkeypatch.setattr(replay_module, "SCAN_SECONDS", 60.0)
+    monkeypatch.setattr(replay_module, "_RETRY_SECONDS", 0.01)
     second = _Outage(tmp_path, is_away=False)
     second.start()
     second.wait_for_runs(20)
