@@ -140,6 +140,23 @@ def test_error_rate_fires_once_and_is_resolved_once(figures: Figures, evaluator:
     assert (resolved.id, resolved.state, resolved.count) == ("error_rate/checkout/prod/2", "resolved", 20)
 
 
+def test_service_that_falls_silent_while_it_fires_is_resolved(
+    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+) -> None:
+    minute = now_ns - now_ns % MINUTE_NS
+    figures.roots(minute, 10, 20)
+    assert evaluator.evaluate(now_ns, now_ns, True) == 1
+    # One partition lags: what it may still bring is no silence.
+    at = minute + 6 * MINUTE_NS
+    assert evaluator.evaluate(at, at - MINUTE_NS, False) == 0
+    assert evaluator.evaluate(at, at, True) == 1
+    assert evaluator.evaluate(at + HOUR_NS, at + HOUR_NS, True) == 0
+    assert [(alert.state, alert.rate) for alert in figures.alerts()] == [
+        ("firing", pytest.approx(20 / 30)),
+        ("resolved", None),
+    ]
+
+
 def test_partitions_are_summed_and_only_the_live_generation_counts(
     figures: Figures, evaluator: AlertEvaluator, now_ns: int
 ) -> None:
@@ -180,8 +197,12 @@ def test_touch_that_a_regressed_watermark_kept_unjudged_is_judged_later(
     figures.roots(minute - 10 * MINUTE_NS, 0, 50)
     assert evaluator.evaluate(now_ns + 1, minute - HOUR_NS, False) == 0
     assert figures.query("SELECT count(*) FROM touched_minutes")[0][0] == 0
-    assert evaluator.evaluate(now_ns + 2, now_ns, False) == 1
-    assert figures.alerts()[0].window_to_ns == minute - 9 * MINUTE_NS
+    assert evaluator.evaluate(now_ns + 2, now_ns, False) == 2
+    assert [(alert.state, alert.window_to_ns) for alert in figures.alerts()] == [
+        ("firing", minute - 9 * MINUTE_NS),
+        # The first window after it without a root.
+        ("resolved", minute - 4 * MINUTE_NS),
+    ]
 
 
 def test_touch_of_an_open_commit_is_seen_after_the_commit(postgres_database: str) -> None:
@@ -198,8 +219,8 @@ def test_touch_of_an_open_commit_is_seen_after_the_commit(postgres_database: str
         with figures.open_commit("roots_minute", (*key, 0, 50, 0, 0, "run-1")):
             figures.touch(now - 20 * MINUTE_NS, 0, 0)
             assert evaluator.evaluate(now + 1, now, False) == 0
-        assert evaluator.evaluate(now + 2, now, False) == 1
-    assert [alert.count for alert in figures.alerts()] == [50]
+        assert evaluator.evaluate(now + 2, now, False) == 2
+    assert [(alert.state, alert.count) for alert in figures.alerts()] == [("firing", 50), ("resolved", 0)]
     figures.close()
     store.close()
 
@@ -424,6 +445,45 @@ async def test_alert_loop_outlives_an_unreachable_kafka_and_stops_at_once(
     interrupted = [entry for entry in logs if entry["event"] == "alerts_interrupted"]
     assert len(interrupted) == 1
     assert "127.0.0.1:1" in interrupted[0]["error"]
+    store.close()
+
+
+async def test_the_store_is_not_closed_under_an_evaluation_of_a_cancelled_loop(
+    kafka: str,
+    topic_prefix: str,
+    events_topic: Callable[..., Awaitable[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    store = open_store(f"sqlite:///{tmp_path / 'runtap.db'}", await events_topic(partitions=1))
+    begun, may_end, done = threading.Event(), threading.Event(), list[str]()
+    evaluate, close = AlertEvaluator.evaluate, AlertEvaluator.close
+
+    def wait_and_evaluate(evaluator: AlertEvaluator, now_ns: int, watermark_ns: int, caught_up: bool) -> int:
+        begun.set()
+        may_end.wait(10)
+        raised = evaluate(evaluator, now_ns, watermark_ns, caught_up)
+        done.append(f"evaluated, lease held: {evaluator.holds_lease}")
+        return raised
+
+    def note_and_close(evaluator: AlertEvaluator) -> None:
+        close(evaluator)
+        done.append("closed")
+
+    monkeypatch.setattr(AlertEvaluator, "evaluate", wait_and_evaluate)
+    monkeypatch.setattr(AlertEvaluator, "close", note_and_close)
+    loop = asyncio.create_task(run_alerts(store, settings, asyncio.Event()))
+    assert await asyncio.to_thread(begun.wait, 10)
+    loop.cancel()
+    await asyncio.wait({loop}, timeout=0.3)
+    # Again, as a process that ends does it: the close must come all the same.
+    loop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+    assert done == []
+    may_end.set()
+    await asyncio.to_thread(wait_until, lambda: done == ["evaluated, lease held: True", "closed"], 10)
     store.close()
 
 

@@ -27,6 +27,7 @@ from runtap_schemas import decode_alert, encode_alert
 # A full hour, so that minutes count from it.
 START = 490_000 * HOUR_NS
 KEY = ("checkout", "prod")
+ID = "error_rate/checkout/prod"
 LIMITS = RateLimits(0.1, 20)
 
 
@@ -73,15 +74,48 @@ def test_window_with_too_few_roots_is_not_judged(minutes: list[RootsMinute]) -> 
     assert judge_error_rates(minutes, ends(1, 5), {}, LIMITS, START + HOUR_NS).alerts == []
 
 
-def test_few_roots_below_the_rate_resolve_but_none_do_not() -> None:
+def test_few_roots_below_the_rate_resolve() -> None:
     firing = {KEY: AlertState("firing", 1, START + MINUTE_NS)}
-    burst = minute(0, 0, 30)
-    silent = judge_error_rates([burst], ends(2, 30), firing, LIMITS, START + HOUR_NS)
-    assert silent.alerts == []
-    recovered = judge_error_rates([burst, minute(10, 3, 0)], ends(2, 30), firing, LIMITS, START + HOUR_NS)
-    assert [(alert.state, alert.window_to_ns, alert.rate) for alert in recovered.alerts] == [
-        ("resolved", START + 11 * MINUTE_NS, 0.0)
+    minutes = [minute(0, 0, 30), minute(5, 3, 0)]
+    verdict = judge_error_rates(minutes, ends(2, 30), firing, LIMITS, START + HOUR_NS)
+    assert [(alert.state, alert.window_to_ns, alert.rate) for alert in verdict.alerts] == [
+        ("resolved", START + 6 * MINUTE_NS, 0.0)
     ]
+
+
+def test_service_that_falls_silent_is_resolved_once_by_the_first_window_without_a_root() -> None:
+    firing = {KEY: AlertState("firing", 1, START + MINUTE_NS)}
+    minutes = [minute(0, 0, 30), minute(8, 0, 2)]
+    (alert,) = judge_error_rates(minutes, ends(2, 30), firing, LIMITS, START + HOUR_NS).alerts
+    assert (alert.state, alert.id, alert.window_to_ns) == ("resolved", f"{ID}/2", START + 6 * MINUTE_NS)
+    assert (alert.count, alert.rate, alert.sample_run_id) == (0, None, None)
+    assert decode_alert(encode_alert(alert)) == alert
+    # Long silent, and not a root in what was read.
+    assert [one.state for one in judge_error_rates([], ends(6, 6), firing, LIMITS, START + HOUR_NS).alerts] == [
+        "resolved"
+    ]
+    quiet = {KEY: AlertState("ok", 2, START + MINUTE_NS)}
+    assert judge_error_rates([], ends(2, 30), quiet, LIMITS, START + HOUR_NS).alerts == []
+
+
+@pytest.mark.parametrize(
+    ("now_ns", "is_resolved"),
+    [
+        # It holds the present: what will end in it is not known.
+        (START + 6 * MINUTE_NS - 1, False),
+        (START + 6 * MINUTE_NS, True),
+        # Its first minute may be deleted, and then it looks like silence.
+        (START + MINUTE_NS + 48 * HOUR_NS, True),
+        (START + MINUTE_NS + 48 * HOUR_NS + 1, False),
+    ],
+)
+@pytest.mark.parametrize("minutes", [[], [minute(4, 0, 0)]], ids=["nothing", "neither ok nor error"])
+def test_only_a_window_that_is_over_and_still_kept_shows_silence(
+    minutes: list[RootsMinute], now_ns: int, is_resolved: bool
+) -> None:
+    firing = {KEY: AlertState("firing", 1, START + MINUTE_NS)}
+    verdict = judge_error_rates(minutes, ends(6, 6), firing, LIMITS, now_ns)
+    assert [alert.state for alert in verdict.alerts] == ["resolved"] * is_resolved
 
 
 def test_windows_up_to_the_last_change_are_not_judged_again() -> None:

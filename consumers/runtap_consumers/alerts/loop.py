@@ -11,6 +11,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
@@ -43,17 +45,21 @@ async def run_alerts(
     while not stop.is_set():
         try:
             async with TopicEnds(settings, store.events_topic) as ends, Publisher(settings) as publisher:
-                evaluator = AlertEvaluator(store, settings)
+                evaluator, thread = AlertEvaluator(store, settings), ThreadPoolExecutor(1, "runtap-alerts")
                 try:
                     while not stop.is_set():
-                        await _run_round(evaluator, ends, publisher, settings)
+                        await _run_round(evaluator, thread, ends, publisher, settings)
                         on_round()
                         if failures:
                             _logger.info("alerts_resumed", failures=failures)
                             failures = 0
                         await _sleep(stop, ROUND_SECONDS)
                 finally:
-                    await asyncio.to_thread(evaluator.close)
+                    # In turn: cancelled, a round leaves an evaluation behind that is still at work, and SQLite crashes
+                    # the process when its connection is closed under it.
+                    closing = asyncio.get_running_loop().run_in_executor(thread, evaluator.close)
+                    thread.shutdown(wait=False)
+                    await asyncio.shield(closing)
         except (KafkaUnavailableError, StoreError) as error:
             if not failures:
                 _logger.warning("alerts_interrupted", error=str(error))
@@ -63,20 +69,25 @@ async def run_alerts(
 
 
 async def _run_round(
-    evaluator: AlertEvaluator, ends: TopicEnds, publisher: Publisher, settings: ConsumerSettings
+    evaluator: AlertEvaluator,
+    thread: ThreadPoolExecutor,
+    ends: TopicEnds,
+    publisher: Publisher,
+    settings: ConsumerSettings,
 ) -> None:
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
     # The present first, then the ends, then what is applied: so nothing that came in between counts as applied.
     now_ns = time.time_ns()
     log_ends = await ends.read()
-    watermark_ns, caught_up = await asyncio.to_thread(evaluator.watermark, log_ends, now_ns)
-    raised = await asyncio.to_thread(evaluator.evaluate, now_ns, watermark_ns, caught_up)
+    watermark_ns, caught_up = await in_thread(evaluator.watermark, log_ends, now_ns)
+    raised = await in_thread(evaluator.evaluate, now_ns, watermark_ns, caught_up)
     if raised:
         _logger.info("alerts_raised", alerts=raised)
     if not evaluator.holds_lease:
         return
-    for row in await asyncio.to_thread(evaluator.outbox):
+    for row in await in_thread(evaluator.outbox):
         await publisher.publish(alerts_topic(settings.topic_prefix), row.service.encode(), row.payload)
-        await asyncio.to_thread(evaluator.mark_published, row.id)
+        await in_thread(evaluator.mark_published, row.id)
         _logger.info("alert_published", id=row.id, state=row.state)
 
 

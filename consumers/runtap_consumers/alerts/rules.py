@@ -129,8 +129,8 @@ def judge_error_rates(
     """
     Failed roots over ended roots (ok and error) of each service and environment, window by window.
 
-    It fires where a window with enough roots reaches the rate, and is resolved by a later window that has roots and
-    lies below it; a window without any says nothing.
+    It fires where a window with enough roots reaches the rate, and is resolved by a later window that lies below it, or
+    that is over and has none: a service that fell silent would fire for ever.
 
     Args:
         minutes: of all the windows.
@@ -143,14 +143,15 @@ def judge_error_rates(
     for minute in minutes:
         by_service[minute.service, minute.environment][minute.bucket_ns] = minute
     verdict = Verdict()
-    for key in sorted(by_service):
+    firing = {key for key, state in states.items() if state.state == FIRING}
+    for key in sorted(firing.union(by_service)):
         state = states.get(key, AlertState(OK, 0, 0))
         for window_to in windows:
             if window_to <= state.window_to_ns:
                 continue
             buckets = range(window_to - WINDOW_NS, window_to, MINUTE_NS)
             found = [by_service[key][bucket] for bucket in buckets if bucket in by_service[key]]
-            changed = _next_state(state, found, limits, window_to)
+            changed = _next_state(state, found, limits, window_to, now_ns)
             if changed is not None:
                 state = verdict.states[key] = changed
                 verdict.alerts.append(_rate_alert(key, changed, found, limits, now_ns))
@@ -158,13 +159,15 @@ def judge_error_rates(
 
 
 def _next_state(
-    state: AlertState, minutes: Sequence[RootsMinute], limits: RateLimits, window_to_ns: int
+    state: AlertState, minutes: Sequence[RootsMinute], limits: RateLimits, window_to_ns: int, now_ns: int
 ) -> AlertState | None:
     errors = sum(minute.errors for minute in minutes)
     roots = errors + sum(minute.ok for minute in minutes)
-    if roots == 0:
+    is_kept_whole = now_ns - RETENTION_NS["minute"] <= window_to_ns - WINDOW_NS and window_to_ns <= now_ns
+    if not (roots or is_kept_whole):
+        # It is not over, or what it had may be deleted: no silence.
         return None
-    is_high = errors / roots >= limits.rate
+    is_high = roots > 0 and errors / roots >= limits.rate
     if state.state != FIRING and is_high and roots >= limits.least_roots:
         return AlertState(FIRING, state.transition + 1, window_to_ns)
     if state.state == FIRING and not is_high:
@@ -179,8 +182,12 @@ def _rate_alert(
     errors = sum(minute.errors for minute in minutes)
     roots = errors + sum(minute.ok for minute in minutes)
     place = f"{service or 'unknown service'} ({environment})" if environment else service or "unknown service"
-    figures = f"{errors} of {roots} root runs failed ({errors / roots:.1%}) in {WINDOW_MINUTES} minutes"
     is_firing = state.state == FIRING
+    if roots:
+        figures = f"{errors} of {roots} root runs failed ({errors / roots:.1%}) in {WINDOW_MINUTES} minutes"
+        summary = f"{place}: {figures}, {'at or above' if is_firing else 'below'} {limits.rate:.1%}"
+    else:
+        summary = f"{place}: no root run succeeded or failed in {WINDOW_MINUTES} minutes"
     return Alert(
         id=alert_id(ERROR_RATE, service, environment, state.transition),
         rule=ERROR_RATE,
@@ -188,9 +195,9 @@ def _rate_alert(
         at_ns=now_ns,
         service=service,
         environment=environment or None,
-        summary=f"{place}: {figures}, {'at or above' if is_firing else 'below'} {limits.rate:.1%}",
+        summary=summary,
         count=errors,
-        rate=errors / roots,
+        rate=errors / roots if roots else None,
         window_from_ns=state.window_to_ns - WINDOW_NS,
         # The window that holds the present ends with it.
         window_to_ns=min(state.window_to_ns, now_ns),
