@@ -5,6 +5,7 @@ An archive of the stream: every event with whatever content it has, one JSON obj
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -29,8 +30,19 @@ class Archive(RotatingFileHandler):
         try:
             # Latin-1 carries bytes as they are, and makes the lengths that are compared those in bytes.
             super().__init__(path, maxBytes=max_bytes, backupCount=kept_files, encoding="latin-1")
+            self._end_half_line()
         except OSError as error:
             raise self._refusal(error) from error
+
+    def _end_half_line(self) -> None:
+        """
+        Keeps what a full disk cut off from spoiling the next line.
+        """
+        if self._path.is_file() and self._path.stat().st_size:
+            with self._path.open("rb+") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read(1) != b"\n":
+                    written.write(b"\n")
 
     def __call__(self, record: Record, event: Decoded) -> None:
         """

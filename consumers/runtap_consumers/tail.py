@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runtap_consumers.instants import local_time
+from runtap_consumers.places import Places
 from runtap_consumers.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import (
@@ -72,7 +73,13 @@ def type_name(event: Decoded) -> str:
 Show = Callable[[Record, Decoded], None]
 
 
-async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
+async def tail_events(
+    settings: ConsumerSettings,
+    wanted: TailFilter,
+    show: Show,
+    from_beginning: bool = False,
+    places: Places | None = None,
+) -> None:
     """
     Shows events as they come, until it is cancelled.
 
@@ -81,11 +88,13 @@ async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show
         wanted: which events.
         show: what becomes of one: `as_lines`, `as_json`, `Tokens` or `archive.Archive`.
         from_beginning: begin with the oldest event that is kept.
+        places: where an earlier tail stood, if it is to go on there, and what notes how far this one has come.
 
     Raises:
         KafkaUnavailableError: the topic cannot be read.
+        InputError: a file cannot be written.
     """
-    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning)
+    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning, places)
     # The generator holds a connection: it is closed here, not when it is thrown away.
     async with aclosing(records) as open_records:  # type: ignore[type-var]
         async for record in open_records:

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -17,6 +18,7 @@ from aiokafka.record.util import calc_crc32c
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka import Publisher, TopicEnds, check_reading, within
+from runtap_consumers.places import Places
 from runtap_consumers.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.topics import check_topics, create_topics
@@ -26,14 +28,16 @@ MakeTopic = Callable[..., Awaitable[str]]
 
 
 @asynccontextmanager
-async def tailing(settings: ConsumerSettings, topic: str, from_beginning: bool = False) -> AsyncIterator[list[Record]]:
+async def tailing(
+    settings: ConsumerSettings, topic: str, from_beginning: bool = False, places: Places | None = None
+) -> AsyncIterator[list[Record]]:
     """
     The records that a tail has handed out so far; its error, if it had one, is raised at the end.
     """
     seen: list[Record] = []
 
     async def follow() -> None:
-        async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]
+        async with aclosing(tail_records(settings, topic, from_beginning, places)) as records:  # type: ignore[type-var]
             async for record in records:
                 seen.append(record)
 
@@ -109,6 +113,37 @@ async def test_tail_of_a_topic_that_is_deleted_ends_with_its_name(kafka: str, ev
         await admin.close()
 
 
+async def make_again(settings: ConsumerSettings, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+    for _ in range(100):
+        # For a moment the deleted one is still in the way.
+        if (await create_topics(settings, 1, 1))[0].created:
+            return
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5], ids=["shorter", "as long", "longer"])
+async def test_tail_that_is_started_again_reads_a_topic_that_was_made_again_as_a_whole(
+    count: int, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic(partitions=1)
+    settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    for log, begins in (("old", 0), ("old", 3), ("new", 0)):
+        if log == "new":
+            await make_again(settings, topic)
+        async with Publisher(settings) as publisher:
+            for number in range(count if log == "new" else 3):
+                await publisher.publish(topic, b"key", b"%s-%d" % (log.encode(), number))
+        with Places(tmp_path / "position", topic) as places:
+            async with tailing(settings, topic, from_beginning=True, places=places) as seen:
+                await until(lambda: len(seen) == (count if log == "new" else 3))  # noqa: B023 - called at once
+                assert [record.offset for record in seen] == [*range(begins, begins + len(seen))]
+                assert {record.value for record in seen} == {b"%s-%d" % (log.encode(), n) for n in range(len(seen))}
+
+
 async def test_tail_goes_on_from_the_beginning_of_a_topic_that_was_made_again(
     kafka: str, topic_prefix: str, events_topic: MakeTopic
 ) -> None:
@@ -119,15 +154,7 @@ async def test_tail_goes_on_from_the_beginning_of_a_topic_that_was_made_again(
             await publisher.publish(topic, b"key", b"old-%d" % number)
     async with tailing(settings, topic, from_beginning=True) as seen:
         await until(lambda: len(seen) == 10)
-        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-        await admin.start()
-        await admin.delete_topics([topic])
-        await admin.close()
-        for _ in range(100):
-            # For a moment the deleted one is still in the way.
-            if (await create_topics(settings, 1, 1))[0].created:
-                break
-            await asyncio.sleep(0.1)
+        await make_again(settings, topic)
         async with Publisher(settings) as publisher:
             await publisher.publish(topic, b"key", b"new")
         await until(lambda: len(seen) == 11)

@@ -182,6 +182,14 @@ def test_archive_writes_one_line_for_what_cannot_be_read_or_is_laid_out(tmp_path
     ]
 
 
+def test_archive_goes_on_behind_what_a_full_disk_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"type":"run.ended"}\n{"type":"ru')
+    with Archive(path, 10_000, 1) as archive:
+        archive(RECORD._replace(value=b"[1]"), model_call())
+    assert archived(path) == [b'{"type":"run.ended"}', b'{"type":"ru', b"[1]"]
+
+
 def test_archive_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot write .*nowhere"):
         Archive(tmp_path / "nowhere" / "events.jsonl", 1_000, 1)

@@ -17,6 +17,7 @@ from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas.topics import events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
@@ -51,6 +52,7 @@ def tail(
     """
     # The Kafka client takes a moment to load, which other commands need not wait for.
     from runtap_consumers.archive import Archive
+    from runtap_consumers.places import Places
     from runtap_consumers.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
 
     known = (*event_types(), *RUN_TYPES)
@@ -61,8 +63,12 @@ def tail(
         raise InputError("--json, --tokens and --output do not go together: --output writes what --json prints")
     wanted = TailFilter(session, tuple(types or ()))
     if output is not None:
-        with Archive(output, max_bytes, keep) as archive:
-            _run(tail_events(settings, wanted, archive, from_beginning))
+        position = output.with_name(f"{output.name}.position")
+        with (
+            Archive(output, max_bytes, keep) as archive,
+            Places(position, events_topic(settings.topic_prefix)) as places,
+        ):
+            _run(tail_events(settings, wanted, archive, from_beginning, places))
         return
     zone = settings.zone()
     show = as_json if json else Tokens(zone) if tokens else as_lines(zone)
