@@ -1,5 +1,5 @@
 """
-What a tapped app pays: CPU an invocation, runtap beside four peers with their real exporters, in five modes.
+What a tapped app pays: CPU an invocation, runtap beside four peers with their real exporters, in six modes.
 
 Every figure is a fresh process's, rounds are interleaved, "added" is above the same workload without any handler, all
 threads and the flush included. The peers send to a sink on the loopback, runtap to real Kafka.
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError
@@ -30,14 +31,15 @@ from runtap_consumers.topics import create_topics
 from runtap_demo.broker import EmbeddedKafka
 
 # Long enough that the clock's and the machine's noise is small beside what is measured.
-_INVOCATIONS = {"a": 2_000, "b": 2_000, "c": 200, "d": 200, "e": 1_000}
-_PEER_INVOCATIONS = {"a": 500, "b": 500, "c": 100, "d": 100, "e": 300}
+_INVOCATIONS = {"a": 2_000, "b": 2_000, "c": 200, "d": 200, "e": 1_000, "p": 2_000}
+_PEER_INVOCATIONS = {"a": 500, "b": 500, "c": 100, "d": 100, "e": 300, "p": 1_000}
 _TITLES = {
     "a": "sync invoke, 3 steps",
     "b": "100 x ainvoke",
     "c": f"astream, {TOKENS} chunks",
     "d": "LangGraph agent, 3 tools",
     "e": "50 kB in, 10 kB out",
+    "p": "sync invoke, 3 steps, 200 a second",
 }
 _PACKAGES = (
     "runtap", "langchain-core", "langgraph", "aiokafka", "langsmith", "langfuse",
@@ -111,7 +113,7 @@ def print_mode(console: Console, mode: str, rounds: list[dict[str, dict[str, flo
         above = ""
         if "floor" in added and name not in ("none", "floor"):
             above = spread([(one - low) / events for one, low in zip(added[name], added["floor"], strict=True)], ",.1f")
-        p99 = spread([one[name]["p99"] * 1e3 for one in rounds]) if mode == "a" else ""
+        p99 = spread([one[name]["p99"] * 1e3 for one in rounds]) if mode in "ap" else ""
         table.add_row(name, "" if name == "none" else spread(added[name], ",.0f"), above, share, p99)
     console.print(table)
     if mode == "c" and "floor" in added:
@@ -139,13 +141,14 @@ def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     variants = arguments.variants.split(",")
-    with EmbeddedKafka() as kafka:
+    with EmbeddedKafka() as kafka, tempfile.TemporaryDirectory(prefix="runtap-bench-") as spool:
         settings = ConsumerSettings.load(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="bench")
         asyncio.run(create_topics(settings, partitions=6, replication_factor=1))
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("RUNTAP_", "LANG"))},
             "RUNTAP_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
             "RUNTAP_TOPIC_PREFIX": "bench",
+            "SPOOL": spool,
             "SINK": f"http://127.0.0.1:{server.server_address[1]}",
         }
         for mode in arguments.modes:

@@ -3,7 +3,8 @@ One process of the emitter's benchmark: one workload under one handler, and the 
 
     python emitter_modes.py MODE VARIANT INVOCATIONS
 
-Prints seconds of process CPU an invocation, all threads and the flush included, and the callback events of one.
+Prints seconds of process CPU an invocation, all threads and the flush included, the callback events of one, and of
+chains the time of the slowest hundredth.
 """
 
 from __future__ import annotations
@@ -210,7 +211,10 @@ MODES: dict[str, Callable[[], Run]] = {
     "c": stream,
     "d": agent,
     "e": large,
+    "p": sync_chain,
 }
+# An app that mostly waits, as most do, and begins another run so often.
+_PACES_SECONDS = {"a": 0.0, "p": 0.005}
 
 
 def _no_flush() -> None:
@@ -220,13 +224,22 @@ def _no_flush() -> None:
 def _runtap(*, content: bool) -> tuple[Any, Flush]:
     from runtap_collector import RunTap
 
-    tap = RunTap.from_env(service="bench", capture_content=content)
+    tap = RunTap.from_env(service="bench", capture_content=content, spool_dir="off")
 
     def flush() -> None:
         delivery = tap.flush(60)
         assert (delivery.waiting, delivery.dropped) == (0, {}), delivery
 
     return {"callbacks": [tap.handler]}, flush
+
+
+def _runtap_away() -> tuple[Any, Flush]:
+    from runtap_collector import RunTap
+
+    # Nothing listens there; into a folder of its own, which no other process finds.
+    folder = os.path.join(os.environ["SPOOL"], str(os.getpid()))
+    tap = RunTap.from_env(service="bench", bootstrap_servers="127.0.0.1:1", spool_dir=folder)
+    return {"callbacks": [tap.handler]}, _no_flush
 
 
 def _langsmith() -> tuple[Any, Flush]:
@@ -278,6 +291,7 @@ VARIANTS: dict[str, Callable[[], tuple[Any, Flush]]] = {
     "empty-async": lambda: ({"callbacks": [AsyncCallbackHandler()]}, _no_flush),
     "runtap": lambda: _runtap(content=False),
     "runtap-content": lambda: _runtap(content=True),
+    "runtap-away": _runtap_away,
     "langsmith": _langsmith,
     "langfuse": _langfuse,
     "openinference": _openinference,
@@ -302,8 +316,10 @@ def main(mode: str, variant: str, invocations: int) -> None:
     run(config, 100)
     flush()
     began, at = time.process_time(), time.perf_counter()
-    latencies = list(_timed(run, config, invocations)) if mode == "a" else []
-    if mode != "a":
+    latencies = []
+    if mode in _PACES_SECONDS:
+        latencies = list(_timed(run, config, invocations, _PACES_SECONDS[mode]))
+    else:
         run(config, invocations)
     flush()
     seconds = (time.process_time() - began) / invocations
@@ -313,11 +329,14 @@ def main(mode: str, variant: str, invocations: int) -> None:
     sys.stdout.write(json.dumps({"seconds": seconds, "events": events, "took": took, "p99": p99}) + "\n")
 
 
-def _timed(run: Run, config: Any, invocations: int) -> Iterator[float]:
+def _timed(run: Run, config: Any, invocations: int, pace_seconds: float) -> Iterator[float]:
     for _ in range(invocations):
         began = time.perf_counter()
         run(config, 1)
-        yield time.perf_counter() - began
+        took = time.perf_counter() - began
+        yield took
+        if took < pace_seconds:
+            time.sleep(pace_seconds - took)
 
 
 if __name__ == "__main__":

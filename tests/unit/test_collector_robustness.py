@@ -200,7 +200,7 @@ _CALL_BYTES = 6
 _TAPS = [Captured(capture_content=content, stream_tokens=tokens) for content, tokens in ((0, 0), (1, 0), (1, 1))]
 
 
-# RUNTAP_SEQUENCES=1000000 is the long run.
+# RUNTAP_SEQUENCES=1000000 and --timeout 0 make it the long run, of an hour.
 @settings(
     max_examples=int(os.environ.get("RUNTAP_SEQUENCES", "20000")),
     deadline=None,
