@@ -260,7 +260,7 @@ class SimulatedClient:
         Takes partitions, as the group or the caller says.
         """
         self._assigned = set(places)
-        self._paused = set(self._assigned)
+        self._paused = set()
 
     def assignment(self) -> set[TopicPartition]:
         return self._assigned
@@ -268,6 +268,9 @@ class SimulatedClient:
     def seek(self, place: TopicPartition, offset: int) -> None:
         assert place in self._assigned
         self._positions[place] = offset
+
+    def pause(self, *places: TopicPartition) -> None:
+        self._paused.update(places)
 
     def resume(self, place: TopicPartition) -> None:
         self._paused.discard(place)

@@ -263,8 +263,10 @@ class Machine(RuleBasedStateMachine):
         return client
 
     def _assign(self, worker: int, owned: set[int]) -> None:
-        self._client(worker).assign(TopicPartition(TOPIC, partition) for partition in owned)
-        self.workers[worker]._assignment_changed()
+        places = {TopicPartition(TOPIC, partition) for partition in owned}
+        self._client(worker).assign(places)
+        # As the client does when the group is balanced.
+        self.workers[worker]._reader._listener.on_partitions_assigned(places)
         self.workers[worker]._take_assignment()
 
     def _turn(self, worker: int, partition: int, *, is_due: bool = False, is_checked: bool = False) -> None:
