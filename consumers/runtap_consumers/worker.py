@@ -462,6 +462,13 @@ class Worker:
         partition, records = turn.partition, turn.records
         assert partition is not None
         before = partition.places()
+        if any(not fingerprint for _, fingerprint in before):
+            # Nothing of this log was read yet, so the batch itself must tell whether it is still there: what was polled
+            # of one that was made again meanwhile is not to be mixed with the new one.
+            first = await self._reader.record_at(number, records[0].offset)
+            if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
+                turn.forget()
+                return
         commit = await self._in_thread(lambda: partition.fold(records))
         due = time.monotonic() - turn.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:

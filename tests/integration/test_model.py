@@ -529,6 +529,32 @@ def test_a_log_that_was_made_again_is_noticed_at_once(count: int) -> None:
         machine.teardown()
 
 
+def test_what_was_polled_of_a_log_is_not_mixed_with_the_one_that_was_made_again() -> None:
+    machine = Machine()
+    machine.begin()
+    try:
+        gone, there = machine.emitters[:2]
+
+        def send(emitter: Emitter, calls: int) -> None:
+            for _ in range(calls):
+                emitter.capture(1, "call")
+                emitter.number(1, with_report=False)
+                emitter.send(1, "acknowledged")
+
+        send(gone, 3)
+        # Polled, and not yet due.
+        machine._turn(0, 1)
+        machine.old_logs[1].append(machine.world.logs[1])
+        machine.world.logs[1] = Log()
+        send(there, 8)
+        for _ in range(3):
+            machine._commit(0, 1)
+        runs = {run_id for (run_id,) in machine._rows("SELECT run_id FROM runs")}
+        assert runs == {f"run-{capture.serial}" for capture in there.captured}
+    finally:
+        machine.teardown()
+
+
 @pytest.mark.parametrize("moment", ["before", "inside", "after"])
 def test_after_a_commit_that_failed_the_next_one_is_not_fenced(moment: str) -> None:
     machine = Machine()
