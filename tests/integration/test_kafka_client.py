@@ -81,21 +81,43 @@ async def test_published_records_are_tailed_with_key_headers_and_log_time(kafka:
         await until(lambda: len(seen) == 11)
 
 
+async def add_partitions(kafka: str, topic: str) -> None:
+    """
+    Makes them 4, and writes a record into each.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.create_partitions({topic: NewPartitions(4)})
+    await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    for partition in range(4):
+        await producer.send_and_wait(topic, b"value", key=b"added", partition=partition)
+    await producer.stop()
+
+
 async def test_tail_follows_partitions_that_are_added(kafka: str, events_topic: MakeTopic) -> None:
     topic, settings = await events_topic(partitions=1), settings_of(kafka)
     async with tailing(settings, topic) as seen, Publisher(settings) as publisher:
         await publisher.publish(topic, b"first", b"value")
-        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-        await admin.start()
-        await admin.create_partitions({topic: NewPartitions(4)})
-        await admin.close()
-        producer = AIOKafkaProducer(bootstrap_servers=kafka)
-        await producer.start()
-        for partition in range(4):
-            await producer.send_and_wait(topic, b"value", key=b"added", partition=partition)
-        await producer.stop()
+        await add_partitions(kafka, topic)
         await until(lambda: {record.partition for record in seen} == {0, 1, 2, 3})
         assert len(seen) == 5
+
+
+async def test_tail_that_is_started_again_reads_partitions_that_were_added_meanwhile_as_a_whole(
+    kafka: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic, settings = await events_topic(partitions=1), settings_of(kafka)
+    with Places(tmp_path / "position", topic) as places:
+        async with tailing(settings, topic, places=places) as seen, Publisher(settings) as publisher:
+            await publisher.publish(topic, b"first", b"value")
+            await until(lambda: len(seen) == 1)
+    await add_partitions(kafka, topic)
+    with Places(tmp_path / "position", topic) as places:
+        async with tailing(settings, topic, places=places) as seen:
+            await until(lambda: len(seen) == 4)
+            assert {(record.partition, record.key) for record in seen} == {(n, b"added") for n in range(4)}
 
 
 async def test_tail_of_a_topic_that_is_deleted_ends_with_its_name(kafka: str, events_topic: MakeTopic) -> None:
@@ -125,7 +147,8 @@ async def make_again(settings: ConsumerSettings, topic: str) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5], ids=["shorter", "as long", "longer"])
+# Of the log before, 6 records were read.
+@pytest.mark.parametrize("count", [2, 6, 8], ids=["shorter", "as long", "longer"])
 async def test_tail_that_is_started_again_reads_a_topic_that_was_made_again_as_a_whole(
     count: int, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
 ) -> None:

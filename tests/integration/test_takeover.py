@@ -183,20 +183,24 @@ async def vanish(reader: PartitionReader) -> None:
     abandon(reader._consumer)
 
 
-async def test_progress_published_while_the_group_is_balanced_does_not_cost_the_membership(
+async def test_a_balance_costs_a_member_neither_time_nor_its_membership_and_waits_half_a_session_for_the_dead(
     events_topic: MakeTopic, settings: ConsumerSettings
 ) -> None:
     topic = await events_topic(partitions=2)
     async with member(settings, topic) as survivor, member(settings, topic) as victim:
         await until(lambda: len(survivor.assigned()) == len(victim.assigned()) == 1, "sharing")
-        identity = survivor._consumer._coordinator.member_id
+        identity, partition = survivor._consumer._coordinator.member_id, next(iter(survivor.assigned()))
         await vanish(victim)
         # The newcomer's join is held up by the dead: until then the group is being balanced.
         newcomer = asyncio.create_task(_join_and_leave(settings, topic))
         await until(lambda: survivor.is_rebalancing, "the balance")
+        began = time.monotonic()
+        assert await survivor.poll(partition, 0, 1) == []
+        assert time.monotonic() - began < 1
         while survivor.is_rebalancing:
             await survivor.publish_progress(dict.fromkeys(survivor.assigned(), 0))
             await asyncio.sleep(0.1)
+        assert time.monotonic() - began < settings.session_timeout_seconds - 1
         await newcomer
         await until(lambda: survivor.assigned() == {0, 1}, "taking all back")
         assert survivor._consumer._coordinator.member_id == identity
