@@ -164,6 +164,13 @@ MUTANTS = (
         (MODEL,),
     ),
     Mutant(
+        "first batch of a log not compared with it",
+        f"{_CONSUMERS}/worker.py",
+        "if any(not fingerprint for _, fingerprint in before):",
+        "if False:",
+        (MODEL,),
+    ),
+    Mutant(
         "memory kept after a commit that failed",
         f"{_CONSUMERS}/worker.py",
         "            turn.forget()\n            turn.rest()\n        return False",
