@@ -59,10 +59,10 @@ def store_of_one_call(store_url: str) -> str:
     store = open_store(store_url, "runtap.events", "UTC")
     now_ns = time.time_ns()
     keys = {"partition": 0, "generation": 0, "service": "checkout", "environment": "prod"}
-    minute = now_ns // (60 * SECOND) * 60 * SECOND
     bare = {"epoch": 1, "incarnation": 0, "generation": 0, "begun_at": 0, "fingerprint": "", "log_time_ns": now_ns}
     run = {"run_id": "r1", "trace_id": "t1", "run_type": "llm", "name": "Chat[bold]", "status": "ok"}
     cost = {"provider": "openai", "model": "gpt-4o", "price_set": "v", "price_class": "standard"}
+    call = {"calls": 1, "priced_calls": 1, "cost_picodollars": 12_000_000}
     performance = {"run_type": "llm", "name": "Chat[bold]", "model": "gpt-4o", "count": 1, "ok": 1, "errors": 0}
     durations = {"total_ns": SECOND, "min_ns": SECOND, "max_ns": SECOND, "output_tokens": 0, "output_ns": 0}
     no_counts = {column.name: 0 for column in tables.metadata.tables["cost_minute"].columns if "merge" in column.info}
@@ -73,11 +73,14 @@ def store_of_one_call(store_url: str) -> str:
         for name in ("cost", "performance", "sessions", "runs"):
             place = {"projection": name, "partition": 0, "next_offset": 1, **bare}
             connection.execute(tables.positions.insert().values(place))
-        for table, row in {
-            "cost_minute": {**no_counts, **keys, **cost, "calls": 1, "priced_calls": 1, "cost_picodollars": 12_000_000},
-            "performance_minute": {**keys, **performance, **durations},
-        }.items():
-            connection.execute(tables.metadata.tables[table].insert().values(bucket_ns=minute, **row))
+        # What a range does not take from whole hours it takes from minutes: where "now" falls is the clock's affair.
+        for grain, grain_ns in (("minute", 60 * SECOND), ("hour", 3600 * SECOND)):
+            for table, row in {
+                f"cost_{grain}": {**no_counts, **keys, **cost, **call},
+                f"performance_{grain}": {**keys, **performance, **durations},
+            }.items():
+                bucket = {"bucket_ns": now_ns // grain_ns * grain_ns}
+                connection.execute(tables.metadata.tables[table].insert().values(**bucket, **row))
         started = {"started_at_ns": now_ns, "ended_at_ns": now_ns, "log_time_ns": now_ns, "duration_ns": SECOND}
         texts = {"tags": "[]", "metadata": "{}"}
         connection.execute(tables.runs.insert().values(**keys, **run, **started, **texts))
