@@ -105,10 +105,9 @@ class Capture:
                 self,
             )
             if self._view.captures_content:
-                self._add_inputs(run, inputs)
+                run.inputs, run.lost_bytes = self._content_of(inputs)
             if by_key.setdefault(key, run) is not run:
                 # Another handler came first.
-                emitter.ring.release(run.reserved_bytes)
                 return
             if emitter.ring.offer_start(run):
                 emitter.wake()
@@ -116,14 +115,6 @@ class Capture:
                 emitter.evict_runs()
         except Exception:  # noqa: BLE001 - an app must not fail because its telemetry does
             self.count_failure("run.started")
-
-    def _add_inputs(self, run: OpenRun, inputs: object) -> None:
-        json, lost_bytes = self._content_of(inputs)
-        if json is not None and self.emitter.ring.reserve_content(len(json)):
-            run.inputs = json
-            run.reserved_bytes = len(json)
-        else:
-            run.lost_bytes = lost_bytes or len(json or b"")
 
     def add_token(self, run: OpenRun, token: object) -> None:
         """
@@ -231,8 +222,6 @@ class Capture:
             note = Note(kind, name_of(name), attempt if attempt is None or 0 <= attempt <= _MAX_COUNT else None)
             if data is not None and self._view.captures_content:
                 note.data, note.lost_bytes = self._content_of(data)
-                if note.data is not None and not self.emitter.ring.has_content_room(len(note.data)):
-                    note.lost_bytes, note.data = len(note.data), None
             self.emitter.offer(note_of(run, note))
         except Exception:  # noqa: BLE001
             self.count_failure("run.noted")
@@ -251,33 +240,31 @@ class Capture:
         run.child_errors = None
         if run.stream is not None and run.stream.parts:
             self._offer_stream(run, run.stream, time.monotonic_ns())
-        ring = self.emitter.ring
         if outputs is not None and run.view.captures_content:
-            json, lost_bytes = self._content_of(outputs)
-            if json is not None and not ring.has_content_room(len(json)):
-                lost_bytes, json = len(json), None
-            run.outputs = json
+            run.outputs, lost_bytes = self._content_of(outputs)
             run.lost_bytes += lost_bytes
-        if ring.offer_end(run):
+        if self.emitter.ring.offer_end(run):
             self.emitter.wake()
 
     def _content_of(self, value: object) -> tuple[bytes | None, int]:
         """
-        JSON of captured content, or its size where it is too large to keep.
+        JSON of captured content, or its size where it is too large to keep or there is no room.
         """
+        ring = self.emitter.ring
         size_bytes = obvious_size(value)
         if size_bytes > _MAX_WRITTEN_BYTES:
-            self.emitter.ring.count_content_lost()
+            ring.count_content_lost()
             return None, size_bytes
         try:
             json = to_json(value)
         except (orjson.JSONEncodeError, RecursionError, ValueError, TypeError):
-            self.emitter.ring.count_content_lost()
+            ring.count_content_lost()
             return None, 0
-        if len(json) > MAX_CONTENT_BYTES:
-            self.emitter.ring.count_content_lost()
-            return None, len(json)
-        return json, 0
+        size_bytes = len(json)
+        if size_bytes > MAX_CONTENT_BYTES:
+            ring.count_content_lost()
+            return None, size_bytes
+        return (json, 0) if ring.has_content_room(size_bytes) else (None, size_bytes)
 
     def count_failure(self, kind: str) -> None:
         """

@@ -38,9 +38,12 @@ def obvious_size(value: object) -> int:
     """
     if isinstance(value, str):
         return len(value)
+    size = 0
     if isinstance(value, dict):
-        return sum(len(part) for part in value.values() if isinstance(part, str))
-    return 0
+        for part in value.values():
+            if isinstance(part, str):
+                size += len(part)
+    return size
 
 
 def _without_binaries(part: Any, depth: int = 0) -> Any:

@@ -116,7 +116,9 @@ class Emitter:
         Forgets runs beyond the table's bounds, and counts the ends that will not be seen.
         """
         for run in self.open_runs.evict():
-            self.ring.release(run.reserved_bytes)
+            # Its children may hold it for longer.
+            inputs, run.inputs = run.inputs, None
+            self.ring.release(len(inputs or b""))
             self.ring.count_lost("run.ended", "evicted")
 
     def flush(self, timeout_seconds: float) -> Delivery:

@@ -132,7 +132,6 @@ class OpenRun(Struct, gc=False):
         child_errors: exceptions with which children ended: one that passes through here was counted there.
         ended: set by the ring when it takes the end: only then is the start not needed any more.
         lost_bytes: original size of the content that was not kept.
-        reserved_bytes: room that the ring holds for the inputs.
         size_bytes: memory that the ring counts its end with.
     """
 
@@ -167,7 +166,6 @@ class OpenRun(Struct, gc=False):
     inputs: bytes | None = None
     outputs: bytes | None = None
     lost_bytes: int = 0
-    reserved_bytes: int = 0
     size_bytes: int = 0
 
 

@@ -33,7 +33,7 @@ class Ring:
     """
     Records that the sender has not taken yet, and the counters of everything that came to the door.
 
-    `held_bytes` covers records from the door to their acknowledgement, and content reserved for open runs.
+    `held_bytes` covers records from the door to their acknowledgement, and the inputs of open runs.
     """
 
     def __init__(self, buffer_bytes: int) -> None:
@@ -86,12 +86,14 @@ class Ring:
 
     def offer_start(self, run: OpenRun) -> bool:
         """
-        The same for a run's start, whose record is the run itself.
+        The same for a run's start, whose record is the run itself. Its inputs are held from here on until it ends.
         """
         with self.lock:
             run.started_at_ns = time.time_ns()
             run.started_monotonic_ns = time.monotonic_ns()
             self.captured += 1
+            if run.inputs is not None:
+                self.held_bytes += len(run.inputs)
             if self.is_closed or self.held_bytes > self._start_limit:
                 self.dropped["closed" if self.is_closed else "buffer_full", "run.started"] += 1
                 return False
@@ -103,23 +105,22 @@ class Ring:
 
     def offer_end(self, run: OpenRun) -> bool:
         """
-        The same for a run's end. What was reserved for its content becomes part of it.
+        The same for a run's end, whose record is the run itself, too. Its inputs are part of it.
         """
-        size_bytes = EVENT_BYTES
-        if run.view.captures_content:
-            size_bytes += len(run.inputs or b"") + len(run.outputs or b"")
+        inputs_bytes = 0 if run.inputs is None else len(run.inputs)
+        new_bytes = EVENT_BYTES if run.outputs is None else EVENT_BYTES + len(run.outputs)
         with self.lock:
             run.ended_at_ns = time.time_ns()
             run.ended_monotonic_ns = time.monotonic_ns()
             self.captured += 1
-            self.held_bytes -= run.reserved_bytes
-            if self.is_closed or self.held_bytes + size_bytes > self._buffer_bytes:
+            if self.is_closed or self.held_bytes + new_bytes > self._buffer_bytes:
                 self.dropped["closed" if self.is_closed else "buffer_full", "run.ended"] += 1
+                self.held_bytes -= inputs_bytes
                 # Its start may wait for long, with the run, and nothing counts what the run holds.
                 run.inputs = run.outputs = None
                 return False
-            self.held_bytes += size_bytes
-            run.size_bytes = size_bytes
+            self.held_bytes += new_bytes
+            run.size_bytes = inputs_bytes + new_bytes
             run.ended = True
             self._waiting.append(run)
             if len(self._waiting) - self._encoded_count >= ENCODED_AT_ONCE:
@@ -130,23 +131,12 @@ class Ring:
 
     def has_content_room(self, size_bytes: int) -> bool:
         """
-        Whether there is room for content now; False is counted. Asked before it becomes part of a record.
+        Whether there is room for content now; False is counted. Asked before it becomes part of a run or a record.
         """
         if not self.is_closed and self.held_bytes + size_bytes > self._content_limit:
             self.count_content_lost()
             return False
         return True
-
-    def reserve_content(self, size_bytes: int) -> bool:
-        """
-        Holds room for content of an open run. False, and counted: there is none.
-        """
-        with self.lock:
-            if self.is_closed or self.held_bytes + size_bytes > self._content_limit:
-                self.content_dropped += 1
-                return False
-            self.held_bytes += size_bytes
-            return True
 
     def count_lost(self, kind: str, reason: str) -> None:
         """

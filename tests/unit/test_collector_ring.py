@@ -95,8 +95,7 @@ def test_refusals_come_in_the_order_of_what_can_be_missed() -> None:
     assert ring.has_content_room(1_000)
     _fill(ring, 0.61, size)
     assert not ring.has_content_room(1_000)
-    assert not ring.reserve_content(1_000)
-    assert ring.content_dropped == 2
+    assert ring.content_dropped == 1
     assert not ring.dropped
     _fill(ring, 0.81, size)
     ring.offer_start(_run())
@@ -136,10 +135,10 @@ def test_start_whose_end_was_taken_is_superseded() -> None:
 def test_bytes_come_back_when_records_are_through() -> None:
     ring = Ring(1_000_000)
     run = _run()
-    assert ring.reserve_content(500)
-    run.inputs, run.reserved_bytes = b'"%s"' % (b"x" * 498), 500
+    run.inputs = b'"%s"' % (b"x" * 498)
     run.outputs = b'"%s"' % (b"y" * 298)
     ring.offer_start(run)
+    assert ring.held_bytes == START_BYTES + 500
     ring.offer_end(run)
     ring.offer(note_of(run, Note("text", data=b'"z"')))
     assert ring.held_bytes == START_BYTES + EVENT_BYTES + 800 + EVENT_BYTES + 3
@@ -152,22 +151,28 @@ def test_bytes_come_back_when_records_are_through() -> None:
     assert (ring.held_bytes, ring.superseded) == (0, 1)
 
 
-def test_end_without_room_gives_its_reservation_and_its_content_back() -> None:
+@pytest.mark.parametrize("is_closed_before_its_start", [False, True])
+def test_end_without_room_gives_its_content_back(is_closed_before_its_start: bool) -> None:
     ring = Ring(100_000)
-    ring.reserve_content(50_000)
-    ring.close()
     run = _run()
-    run.reserved_bytes, run.inputs, run.outputs = 50_000, b'"in"', b'"out"'
+    run.inputs, run.outputs = b'"in"', b'"out"'
+    if is_closed_before_its_start:
+        ring.close()
+    ring.offer_start(run)
+    ring.close()
     ring.offer_end(run)
-    assert ring.held_bytes == 0
+    assert ring.held_bytes == (0 if is_closed_before_its_start else START_BYTES)
     assert [run.inputs, run.outputs] == [None, None]
-    assert ring.dropped == {("closed", "run.ended"): 1}
+    assert ring.dropped["closed", "run.ended"] == 1
 
 
 def test_content_is_refused_once_it_has_no_room() -> None:
     ring = Ring(100_000)
-    assert ring.reserve_content(60_000)
-    assert not ring.reserve_content(1)
+    run = _run()
+    run.inputs = b"x" * 58_000
+    ring.offer_start(run)
+    assert ring.has_content_room(100)
+    assert not ring.has_content_room(2_000)
     assert ring.content_dropped == 1
 
 
