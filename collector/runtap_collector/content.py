@@ -70,14 +70,15 @@ def _describe_binary(kind: str, text: str) -> str:
 
 def _plain(value: Any) -> Any:
     # Not `hasattr`, where LangChain's objects are: what they lack costs 15 microseconds each.
-    fields = getattr(value, "__dict__", None) or {}
-    if "content" in fields and "type" in fields:
-        return _plain_message(fields)
-    if "message" in fields and "generation_info" in fields:
-        # Its text is the message's.
-        return {name: fields[name] for name in ("type", "generation_info", "message") if fields.get(name)}
-    if "page_content" in fields:
-        return {"page_content": fields["page_content"], "metadata": fields.get("metadata", {})}
+    fields = getattr(value, "__dict__", None)
+    if fields:
+        if "content" in fields and "type" in fields:
+            return _plain_message(fields)
+        if "message" in fields and "generation_info" in fields:
+            # Its text is the message's.
+            return {name: fields[name] for name in ("type", "generation_info", "message") if fields.get(name)}
+        if "page_content" in fields:
+            return {"page_content": fields["page_content"], "metadata": fields.get("metadata", {})}
     if isinstance(value, (set, frozenset, tuple)):
         return list(value)
     if isinstance(value, (bytes, bytearray)):
@@ -90,8 +91,9 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_message(fields: dict[str, Any]) -> dict[str, Any]:
-    picked = {name: part for name in _MESSAGE_FIELDS if (part := fields.get(name))}
-    content = picked.get("content")
-    if isinstance(content, list):
-        picked["content"] = _without_binaries(content)
+    picked = {}
+    for name in _MESSAGE_FIELDS:
+        part = fields.get(name)
+        if part:
+            picked[name] = part if name != "content" or type(part) is str else _without_binaries(part)
     return picked
