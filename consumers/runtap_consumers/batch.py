@@ -186,7 +186,8 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: PriceTable
         cost = int((Decimal(event.reported_cost_usd) * PICODOLLARS).to_integral_value(ROUND_HALF_EVEN))
     elif usage is not None:
         model = event.model or event.request_model
-        price_class, cost = prices.price(event.provider, model, usage, at_ns, event.service_tier)
+        priced = prices.price(event.provider, model, usage, at_ns, event.service_tier)
+        price_class, cost = priced.price_class, priced.cost_picodollars
     if cost is not None and cost > MAX_CALL_PICODOLLARS:
         cost = None
     tokens = _NO_TOKENS if usage is None or is_cached else _counted(usage)

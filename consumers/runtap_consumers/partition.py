@@ -42,6 +42,8 @@ from runtap_schemas import (
 logger = structlog.get_logger(__name__)
 
 _ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
+_NO_TAGS: list[str] = []
+_NO_METADATA: dict[str, Any] = {}
 _RETENTION_EVERY_NS = 60 * 10**9
 # Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
 _MAX_OPEN_RUNS_KNOWN = 100_000
@@ -116,6 +118,7 @@ class Partition:
         self.number = number
         self._projections = sorted(projections)
         self._tools = tools
+        self._keeps_labels = "runs" in self._projections or bool(tools.settings.cost_attributes)
         self._calendar = Calendar(tools.store.zone)
         self._sketches: dict[str, SketchBook] = {}
         self._positions: dict[str, Position] = {}
@@ -212,7 +215,8 @@ class Partition:
             WorkerStoppedError: no projection is left that folds.
         """
         # Read once for all.
-        decoded = decode_records(records) if len(self.cursors) == 1 else list(decode_records(records))
+        events = decode_records(records, keeps_labels=self._keeps_labels)
+        decoded = events if len(self.cursors) == 1 else list(events)
         commit = Commit(self.number, [])
         last = records[-1]
         following, fingerprint = last.offset + 1, fingerprint_of(last)
@@ -463,15 +467,23 @@ def _state(position: Position) -> tuple[int, str, bool]:
     return position.next_offset, position.fingerprint, position.begun_at > 0
 
 
-def decode_records(records: Sequence[Record]) -> Iterator[AnyEvent | Skipped | Unreadable]:
+def decode_records(
+    records: Sequence[Record], *, keeps_labels: bool = True
+) -> Iterator[AnyEvent | Skipped | Unreadable]:
     """
     Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for: what
     is done with an event at once finds it in the processor's cache.
+
+    Args:
+        records: in the order of the log.
+        keeps_labels: whether anything reads the tags and the metadata of ended runs. What is dropped at once, though
+            checked all the same, leaves room in that cache for what is read.
     """
-    return (
-        Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_event(record.value)
-        for record in records
-    )
+    for record in records:
+        event = Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_event(record.value)
+        if not keeps_labels and isinstance(event, RunEnded):
+            event.tags, event.metadata = _NO_TAGS, _NO_METADATA
+        yield event
 
 
 def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:

@@ -64,11 +64,11 @@ class Sketch:
         counts = Counter(buckets).items() if is_worth_it else zip(buckets, repeat(1), strict=False)
         for bucket, count in counts:
             place = places.get(bucket)
-            if place is None or (words[place] & _FULL) + count > _FULL:
+            if place is None or ((word := words[place]) & _FULL) + count > _FULL:
                 places[bucket] = len(words)
                 words.append(bucket << _COUNT_BITS | count)
             else:
-                words[place] += count
+                words[place] = word + count
 
     def to_bytes(self) -> bytes:
         """

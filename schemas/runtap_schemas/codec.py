@@ -14,6 +14,7 @@ from runtap_schemas.events import MAX_COUNT, VERSION, Alert, AnyEvent, Event
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(AnyEvent)
 _alert_decoder = msgspec.json.Decoder(Alert)
+_BACKSLASH = ord("\\")
 _EVENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in AnyEvent.__args__)
 
 
@@ -78,8 +79,8 @@ def decode_event(value: bytes | None) -> AnyEvent | Skipped | Unreadable:
     """
     if value is None:
         return Unreadable("the record has no value")
-    # The first look, for one byte, is ten times quicker, and nearly every event has none.
-    if b"\\" in value and b"\\u0000" in value:
+    # The first look, for one byte given as a number, is ten times quicker, and nearly every event has none.
+    if _BACKSLASH in value and b"\\u0000" in value:
         # PostgreSQL's text cannot hold it, and one name with it would stop a partition for ever.
         value = value.replace(b"\\u0000", b"\\ufffd")
     try:

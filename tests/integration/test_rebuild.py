@@ -20,6 +20,7 @@ from partition_setting import ALL, PRICES, WorkerTools, rows
 from runtap_consumers.errors import FencedError, RebuildError
 from runtap_consumers.ledger_report import build_ledger
 from runtap_consumers.partition import Partition
+from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.rebuild import Difference, compare, first_whole_day, rebuild
 from runtap_consumers.rollups import DAY_NS, HOUR_NS, MINUTE_NS
@@ -63,9 +64,10 @@ class WrongPrices:
         self.price_set = PRICES.price_set
         self._until_ns = until_ns
 
-    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any) -> tuple[str, int | None]:
-        price_class, cost = PRICES.price(provider, model, usage, at_ns, tier)
-        return price_class, cost if cost is None or at_ns >= self._until_ns else cost * 10
+    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any) -> Priced:
+        priced = PRICES.price(provider, model, usage, at_ns, tier)
+        cost = priced.cost_picodollars
+        return priced if cost is None or at_ns >= self._until_ns else Priced(priced.price_class, cost * 10)
 
 
 @pytest.fixture(params=["Europe/Berlin"])

@@ -187,7 +187,8 @@ def test_parts_beyond_their_total_have_no_price_and_no_float_comes_near_one(
     table: PriceTable, made: list[tuple[Usage, int]]
 ) -> None:
     for usage, after_ns in made:
-        price_class, cost = table.price("acme", "m", usage, BEGIN_NS + after_ns)
+        priced = table.price("acme", "m", usage, BEGIN_NS + after_ns)
+        cost = priced.cost_picodollars
         assert cost is None or (type(cost) is int and cost >= 0)
         cached = sum(
             getattr(usage, name) or 0
@@ -195,7 +196,7 @@ def test_parts_beyond_their_total_have_no_price_and_no_float_comes_near_one(
         )
         if usage.input_tokens is not None and cached > usage.input_tokens:
             assert cost is None
-            assert "impossible" in read_class(price_class).marks
+            assert "impossible" in read_class(priced.price_class).marks
 
 
 @given(

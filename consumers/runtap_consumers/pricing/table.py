@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from genai_prices.types import Provider
+from msgspec import Struct
 
 from runtap_consumers.pricing.corrections import correct, load_corrections
 from runtap_consumers.pricing.overrides import Overrides
@@ -33,7 +34,7 @@ _MAX_TIER_LENGTH = 16
 _STANDARD_TIERS = frozenset({"auto", "default", "standard", "on_demand", "on-demand"})
 
 
-class Priced(NamedTuple):
+class Priced(Struct, frozen=True, gc=False):
     """
     The cost of one call (`None`: no price known), and the class of price it belongs to.
 
