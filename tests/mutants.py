@@ -263,9 +263,9 @@ MUTANTS = (
     Mutant(
         "start withheld before the ring took its end",
         f"{_COLLECTOR}/ring.py",
-        "            if self.is_closed or self.held_bytes + size_bytes > self._buffer_bytes:",
+        "            if self.is_closed or self.held_bytes + new_bytes > self._buffer_bytes:",
         "            run.ended = True\n"
-        "            if self.is_closed or self.held_bytes + size_bytes > self._buffer_bytes:",
+        "            if self.is_closed or self.held_bytes + new_bytes > self._buffer_bytes:",
         (RING,),
     ),
     Mutant(

@@ -12,9 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import orjson
-
-from runtap_collector.content import MAX_CONTENT_BYTES, obvious_size, to_json
+from runtap_collector.content import content_of
 from runtap_collector.context import context_of
 from runtap_collector.encoding import note_of, streamed_of
 from runtap_collector.failures import describe_error, status_of
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 # Streamed text is joined over this long, or until it is long.
 STREAM_NS = 100_000_000
 _MAX_STREAM_LENGTH = 16 * 1024
-# What is surely larger is not even written: milliseconds in the app's thread, for nothing. An image may shrink.
-_MAX_WRITTEN_BYTES = 8 * 1024 * 1024
 _INTERRUPTED = Outcome("interrupted")
 _MAX_CHILD_ERRORS = 8
 _MAX_COUNT = 2**63 - 1
@@ -251,20 +247,11 @@ class Capture:
         JSON of captured content, or its size where it is too large to keep or there is no room.
         """
         ring = self.emitter.ring
-        size_bytes = obvious_size(value)
-        if size_bytes > _MAX_WRITTEN_BYTES:
-            ring.count_content_lost()
-            return None, size_bytes
-        try:
-            json = to_json(value)
-        except (orjson.JSONEncodeError, RecursionError, ValueError, TypeError):
-            ring.count_content_lost()
-            return None, 0
-        size_bytes = len(json)
-        if size_bytes > MAX_CONTENT_BYTES:
-            ring.count_content_lost()
-            return None, size_bytes
-        return (json, 0) if ring.has_content_room(size_bytes) else (None, size_bytes)
+        json, size_bytes = content_of(value)
+        if json is not None and ring.has_content_room(size_bytes):
+            return json, 0
+        ring.count_content_lost()
+        return None, size_bytes
 
     def count_failure(self, kind: str) -> None:
         """

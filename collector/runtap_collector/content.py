@@ -13,7 +13,9 @@ import orjson
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 # What two of them leave for the facts of an event of 256 KiB.
-MAX_CONTENT_BYTES = 96 * 1024
+_MAX_CONTENT_BYTES = 96 * 1024
+# What is surely larger is not even written: milliseconds in the app's thread, for nothing. An image may shrink.
+_MAX_WRITTEN_BYTES = 8 * 1024 * 1024
 _MAX_TEXT_LENGTH = 10_000
 _LEAST_BINARY_LENGTH = 1_000
 _MAX_BLOCK_DEPTH = 5
@@ -21,29 +23,22 @@ _BINARY = re.compile(r"(?:data:([\w/+.-]{1,80})(?:;[\w=.-]{1,80})*;base64,)?([A-
 _MESSAGE_FIELDS = ("type", "name", "id", "content", "tool_calls", "tool_call_id", "status")
 
 
-def to_json(value: object) -> bytes:
+def content_of(value: object) -> tuple[bytes | None, int]:
     """
-    JSON of any object: messages and documents by what they say, what has no such form by its `str`.
-
-    Raises:
-        orjson.JSONEncodeError: it is nested too deeply, or contains itself.
+    JSON of any object, and its size in bytes: messages and documents by what they say, what has no such form by its
+    `str`. `None`: it is too large to keep; size 0: it cannot be written, nested too deeply or part of itself.
     """
-    # orjson's result holds kilobytes more than its length for as long as it lives.
-    return bytes(memoryview(orjson.dumps(value, default=_plain, option=_OPTIONS)))
-
-
-def obvious_size(value: object) -> int:
-    """
-    A lower bound of the size of a value's JSON, found without writing it.
-    """
-    if isinstance(value, str):
-        return len(value)
-    size = 0
-    if isinstance(value, dict):
-        for part in value.values():
-            if isinstance(part, str):
-                size += len(part)
-    return size
+    if isinstance(value, (str, dict)):
+        parts = (value,) if isinstance(value, str) else value.values()
+        size_bytes = sum([len(part) for part in parts if isinstance(part, str)])
+        if size_bytes > _MAX_WRITTEN_BYTES:
+            return None, size_bytes
+    try:
+        # orjson's result holds kilobytes more than its length for as long as it lives.
+        json = bytes(memoryview(orjson.dumps(value, default=_plain, option=_OPTIONS)))
+    except (orjson.JSONEncodeError, RecursionError, ValueError, TypeError):
+        return None, 0
+    return json if len(json) <= _MAX_CONTENT_BYTES else None, len(json)
 
 
 def _without_binaries(part: Any, depth: int = 0) -> Any:

@@ -131,12 +131,9 @@ class Ring:
 
     def has_content_room(self, size_bytes: int) -> bool:
         """
-        Whether there is room for content now; False is counted. Asked before it becomes part of a run or a record.
+        Whether there is room for content now. Asked before it becomes part of a run or a record.
         """
-        if not self.is_closed and self.held_bytes + size_bytes > self._content_limit:
-            self.count_content_lost()
-            return False
-        return True
+        return self.is_closed or self.held_bytes + size_bytes <= self._content_limit
 
     def count_lost(self, kind: str, reason: str) -> None:
         """
@@ -148,7 +145,7 @@ class Ring:
 
     def count_content_lost(self) -> None:
         """
-        Counts content that was too large to keep.
+        Counts content that was too large to keep, or had no room.
         """
         with self.lock:
             self.content_dropped += 1

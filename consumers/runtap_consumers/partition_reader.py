@@ -33,8 +33,8 @@ _FETCH_BYTES = 2 * 1024 * 1024
 # How soon a worker learns that the group is balanced anew: a part of how long a killed one's partitions stand still.
 _HEARTBEAT_MS = 500
 # How long a group that is balanced waits for members that do not come, in sessions; they answer within a heartbeat. A
-# whole session, which is the client's default, is what each further death during a balance would add. One that died when
-# it had just asked to join is found dead a session later still: with half a session that took 2.4 s more than a session.
+# whole session, which is the client's default, is what each further death during a balance would add. One that died
+# when it had just asked to join is found dead a session later still: half a session makes that 2.4 s more than one.
 _BALANCE_SESSIONS, _SHORTEST_BALANCE_MS = 1 / 3, 1_000
 # How long a worker may not poll before it gives its partitions up.
 _SILENT_SESSIONS, _LEAST_SILENT_MS = 6, 60_000
