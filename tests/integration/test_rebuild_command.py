@@ -78,8 +78,13 @@ async def test_a_rebuild_beside_working_workers_corrects_prices_and_loses_nothin
     first = await asyncio.create_subprocess_exec(
         *setting.command("rebuild", "cost"), env=setting.environment(), stderr=asyncio.subprocess.DEVNULL
     )
-    await asyncio.sleep(1.5)
-    first.kill()
+
+    def is_at_work_or_through() -> bool:
+        return len(rows(setting, "SELECT DISTINCT generation FROM cost_total")) > 1 or first.returncode is not None
+
+    await asyncio.to_thread(wait_until, is_at_work_or_through, 30, "a rebuild at work")
+    if first.returncode is None:
+        first.kill()
     await first.wait()
     processes[0].send_signal(signal.SIGKILL)
     done = await asyncio.to_thread(setting.run, "rebuild", "cost")
