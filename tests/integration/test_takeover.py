@@ -183,7 +183,7 @@ async def vanish(reader: PartitionReader) -> None:
     abandon(reader._consumer)
 
 
-async def test_a_balance_costs_a_member_neither_time_nor_its_membership_and_waits_a_third_of_a_session_for_the_dead(
+async def test_a_balance_costs_a_member_neither_time_nor_its_membership_and_waits_less_than_a_session_for_the_dead(
     events_topic: MakeTopic, settings: ConsumerSettings
 ) -> None:
     topic = await events_topic(partitions=2)

@@ -484,6 +484,22 @@ def test_content_too_large_is_left_out_and_its_size_kept() -> None:
     assert captured.emitter.ring.content_dropped == 1
 
 
+def test_content_without_room_is_left_out_and_counted_and_its_size_kept() -> None:
+    captured = Captured(capture_content=True)
+    ring, note_id = captured.emitter.ring, uuid.uuid4()
+    captured.call("on_chain_start", {}, {"what": "hi"}, run_id=note_id)
+    while ring.has_content_room(90_000):
+        captured.call("on_chain_start", {}, "x" * 90_000, run_id=uuid.uuid4())
+    assert ring.content_dropped == 0
+    held_bytes = ring.held_bytes
+    captured.call("on_text", "y" * 90_000, run_id=note_id)
+    RunnableLambda(lambda text: text).invoke("z" * 90_000, _config(captured))
+    assert ring.content_dropped == 3
+    assert ring.held_bytes < held_bytes + 10_000
+    (run,) = captured.ended()
+    assert (_content_of(run), run.content_bytes) == ((None, None), 2 * 90_002)
+
+
 def test_content_that_is_no_json_costs_only_itself() -> None:
     captured = Captured(capture_content=True)
     endless: list[Any] = []
@@ -491,6 +507,7 @@ def test_content_that_is_no_json_costs_only_itself() -> None:
     RunnableLambda(_fine).invoke(endless, _config(captured))
     (run,) = captured.ended()
     assert _content_of(run) == (None, b'"fine"')
+    assert captured.emitter.ring.content_dropped == 1
 
 
 def test_failure_of_our_own_is_counted_and_never_the_apps(caplog: pytest.LogCaptureFixture) -> None:
