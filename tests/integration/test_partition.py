@@ -526,7 +526,9 @@ def test_metadata_integers_of_any_size_do_not_stop_a_partition(store: Store, too
     assert one(store, "SELECT metadata FROM runs") == ('{"order":1' + "0" * 30 + "}",)
 
 
-def test_labels_that_no_projection_reads_are_checked_all_the_same(store: Store, tools: Callable[[], Tools]) -> None:
+def test_labels_that_no_projection_reads_are_checked_all_the_same_and_others_have_them(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
     log = Log()
     log.append(model_call(START_NS, tags=["web"], metadata={"team": "red"}), "e1", 1)
     value = number_event(encode_event(model_call(START_NS, metadata={"team": "red"})), "e1", 2)
@@ -534,11 +536,13 @@ def test_labels_that_no_projection_reads_are_checked_all_the_same(store: Store, 
     without_attributes = tools()
     without_attributes.dimensions = Dimensions(lambda _, values: values)
     without_attributes.settings = ConsumerSettings.load()
-    partition = Partition(0, ("cost", "ledger"), without_attributes)
-    partition.load(0)
-    apply(partition, log)
+    for projections in (("cost", "ledger"), ("runs",)):
+        partition = Partition(0, projections, without_attributes)
+        partition.load(0)
+        apply(partition, log)
     assert one(store, "SELECT sum(calls) FROM cost_total") == (1,)
     assert rows(store, "SELECT emitter, sequence FROM dead_letters") == [("e1", 2)]
+    assert one(store, "SELECT tags, metadata FROM runs") == ('["web"]', '{"team":"red"}')
 
 
 def test_costs_are_attributed_to_metadata_where_single_runs_are_not_kept(

@@ -88,6 +88,21 @@ def test_eviction_is_counted_and_its_end_ignored() -> None:
     assert ring.captured == 24
 
 
+def test_what_an_evicted_run_held_is_given_back() -> None:
+    captured = Captured(capture_content=True)
+    captured.emitter.open_runs = OpenRuns(max_runs=10)
+    run_ids = [uuid.uuid4() for _ in range(12)]
+    for run_id in run_ids:
+        captured.call("on_chain_start", {}, "x" * 1_000, run_id=run_id)
+    for run_id in run_ids:
+        captured.call("on_chain_end", {}, run_id=run_id)
+    ring = captured.emitter.ring
+    assert ring.dropped["evicted", "run.ended"] > 0
+    for record in ring.take():
+        ring.release(record.size_bytes)
+    assert ring.held_bytes == 0
+
+
 def test_memory_forgets_the_oldest() -> None:
     memory = RouteMemory(limit=4)
     routes = {name: memory.get_or_add(name, name) for name in "abcdefg"}

@@ -23,6 +23,7 @@ from msgspec import UNSET
 
 from captured_events import Captured
 from runtap_collector import encoding
+from runtap_collector.content import content_of
 from runtap_collector.encoding import MAX_EVENT_BYTES
 from runtap_schemas import encode_event
 
@@ -61,6 +62,12 @@ def test_facts_at_their_limits_push_content_out_and_never_themselves() -> None:
     (run,) = captured.ended()
     assert len(encode_event(run)) <= MAX_EVENT_BYTES
     assert (len(run.tags), len(run.metadata), len(run.error.message if run.error else "")) == (32, 32, 2_000)
+
+
+@pytest.mark.parametrize("value", ["x" * 9_000_000, {"text": "x" * 9_000_000, "number": 1}], ids=["text", "dict"])
+def test_what_is_surely_too_large_is_not_even_written(value: object) -> None:
+    # Its JSON would be larger by quotes, names and numbers.
+    assert content_of(value) == (None, 9_000_000)
 
 
 def test_content_that_leaves_no_room_for_the_facts_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
