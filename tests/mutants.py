@@ -256,8 +256,8 @@ MUTANTS = (
     Mutant(
         "second half of a batch numbered from the first",
         f"{_COLLECTOR}/lanes.py",
-        "self._part(self.first + middle, self.events[middle:], new_builder())",
-        "self._part(self.first, self.events[middle:], new_builder())",
+        "self._part(self.first + middle, events[middle:], new_builder())",
+        "self._part(self.first, events[middle:], new_builder())",
         (SENDER,),
     ),
     Mutant(

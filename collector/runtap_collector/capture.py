@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from runtap_collector.content import content_of
-from runtap_collector.context import context_of
 from runtap_collector.encoding import note_of, streamed_of
 from runtap_collector.failures import describe_error, status_of
 from runtap_collector.logs import RareLog
 from runtap_collector.records import Note, OpenRun, Outcome, Route, Session, Stream, View
-from runtap_collector.text import add_metadata, clip, clip_tags, name_of
+from runtap_collector.text import add_metadata, clip, clip_tags, name_of, own_keys
 from runtap_collector.translate import add_response
+from runtap_schemas.events import MAX_COUNT
 
 if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
@@ -31,7 +31,6 @@ STREAM_NS = 100_000_000
 _MAX_STREAM_LENGTH = 16 * 1024
 _INTERRUPTED = Outcome("interrupted")
 _MAX_CHILD_ERRORS = 8
-_MAX_COUNT = 2**63 - 1
 
 current_session: ContextVar[Session | None] = ContextVar("runtap_session", default=None)
 
@@ -198,9 +197,9 @@ class Capture:
         Reports a run that no callback saw: it ends now, and began that long ago.
         """
         try:
-            run.outcome, run.tags, run.metadata, run.session = outcome, tags, metadata, current_session.get()
-            context = context_of(run)
-            context.provider, context.request_model = outcome.provider, outcome.model
+            run.outcome, run.tags, run.session = outcome, tags, current_session.get()
+            run.metadata = {key: metadata[key] for key in own_keys(metadata)}
+            run.invocation = {"_type": outcome.provider, "model": outcome.model}
             run.started_at_ns = time.time_ns() - duration_ns
             run.started_monotonic_ns = time.monotonic_ns() - duration_ns
             self._offer_end(run, None)
@@ -215,7 +214,7 @@ class Capture:
             run = self.open_run(run_id)
             if run is None or run.owner is not self:
                 return
-            note = Note(kind, name_of(name), attempt if attempt is None or 0 <= attempt <= _MAX_COUNT else None)
+            note = Note(kind, name_of(name), attempt if attempt is None or 0 <= attempt <= MAX_COUNT else None)
             if data is not None and self._view.captures_content:
                 note.data, note.lost_bytes = self._content_of(data)
             self.emitter.offer(note_of(run, note))

@@ -1,5 +1,5 @@
 """
-What a run's start tells about it: `context_of`.
+Whose a run is, and with which metadata: `context_of`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtap_collector.parts import encode_shared
-from runtap_collector.records import Context, OpenRun
-from runtap_collector.text import add_metadata, clip_tags, name_of, own_keys
-from runtap_collector.translate import add_model, run_name
+from runtap_collector.records import Context, MetadataValues, OpenRun, Session
+from runtap_collector.text import add_metadata, name_of, own_keys
 
 _NOTHING: Mapping[str, Any] = {}
-_NO_TAGS: list[str] = []
 _MISSING = object()
 
 
@@ -21,61 +19,62 @@ def context_of(run: OpenRun) -> Context:
     """
     The context of a run; that of the runs above it is worked out first.
     """
-    if run.context is None:
-        # No recursion: runs may be nested deeper than Python lets functions be.
-        unknown = [run]
-        while (parent := unknown[-1].parent) is not None and parent.context is None:
-            unknown.append(parent)
-        for each in reversed(unknown):
-            # Published when it is complete: a callback's thread and the sender's may both be here.
-            each.context = _work_out(each)
-    assert run.context is not None
-    return run.context
+    if run.context is not None:
+        return run.context
+    if run.parent is None or run.parent.context is not None:
+        return _work_out(run)
+    # No recursion: runs may be nested deeper than Python lets functions be.
+    unknown = [run]
+    while (parent := unknown[-1].parent) is not None and parent.context is None:
+        unknown.append(parent)
+    while len(unknown) > 1:
+        _work_out(unknown.pop())
+    return _work_out(run)
 
 
 def _work_out(run: OpenRun) -> Context:
     """
-    Names, tags and metadata; session and user: the run's own first, then its parent's, then the block's.
+    Session and user: the run's own first, then its parent's, then the block's.
     """
-    metadata = run.metadata or _NOTHING
-    session, parent, tags = run.session, run.parent, run.tags
-    if session is not None and session.tags:
-        tags = [*session.tags, *(tags or ())]
-    context = Context(run_name(run.serialized, run.given_name, run.run_type), clip_tags(tags) if tags else _NO_TAGS, {})
-    above = None if parent is None else parent.context
-    if parent is None or not _inherits(context, run, parent, metadata):
-        session_id, user_id = name_of(metadata.get("session_id")), name_of(metadata.get("user_id"))
-        if above is not None:
-            session_id, user_id = session_id or above.session_id, user_id or above.user_id
-        kept = dict(run.view.metadata)
-        if session is not None:
-            session_id, user_id = session_id or session.session_id, user_id or session.user_id
-            kept.update(session.metadata)
-        context.session_id = session_id or name_of(metadata.get("conversation_id") or metadata.get("thread_id"))
-        context.user_id = user_id
-        if metadata:
-            add_metadata(kept, metadata)
-            context.own_keys = len(own_keys(metadata))
-        context.metadata = kept
-        context.shared = encode_shared(context)
-    if run.run_type == "llm":
-        add_model(context, run.serialized, metadata, run.invocation or _NOTHING)
-    return context
+    metadata, session, parent = run.metadata or _NOTHING, run.session, run.parent
+    context = None if parent is None else parent.context
+    if parent is None or context is None or not _inherits(context, parent, session, metadata):
+        context = _make(run.view.metadata, metadata, session, context)
+    # A callback's thread and the sender's may both be here, and a run's end lets go of what this is made of as soon as
+    # there is one: the first is whole.
+    if run.context is None:
+        run.context = context
+    return run.context
 
 
-def _inherits(context: Context, run: OpenRun, parent: OpenRun, metadata: Mapping[str, Any]) -> bool:
+def _inherits(above: Context, parent: OpenRun, session: Session | None, metadata: Mapping[str, Any]) -> bool:
     """
-    Takes session, user and metadata over from the run above, where neither the run nor its block names others.
+    Whether neither the run nor its block names another session, user or metadata than the run above has.
     """
-    above = parent.context
-    if above is None or parent.session is not run.session:
+    if parent.session is not session:
         return False
     shared_count = _count_shared(parent.metadata or _NOTHING, metadata) if metadata else 0
-    if shared_count != above.own_keys:
-        return False
-    context.session_id, context.user_id, context.metadata = above.session_id, above.user_id, above.metadata
-    context.own_keys, context.shared = shared_count, above.shared
-    return True
+    return shared_count == above.own_keys
+
+
+def _make(
+    view_metadata: MetadataValues, metadata: Mapping[str, Any], session: Session | None, above: Context | None
+) -> Context:
+    session_id, user_id = name_of(metadata.get("session_id")), name_of(metadata.get("user_id"))
+    if above is not None:
+        session_id, user_id = session_id or above.session_id, user_id or above.user_id
+    kept = dict(view_metadata)
+    if session is not None:
+        session_id, user_id = session_id or session.session_id, user_id or session.user_id
+        kept.update(session.metadata)
+    context = Context(
+        kept, session_id or name_of(metadata.get("conversation_id") or metadata.get("thread_id")), user_id
+    )
+    if metadata:
+        add_metadata(kept, metadata)
+        context.own_keys = len(own_keys(metadata))
+    context.shared = encode_shared(context)
+    return context
 
 
 def _count_shared(parents: Mapping[str, Any], metadata: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ from runtap_collector.parts import encode_end
 from runtap_collector.records import (
     EVENT_BYTES,
     RECORD_BYTES,
+    REPORT,
     START_BYTES,
     Context,
     Note,
@@ -24,7 +25,16 @@ from runtap_collector.records import (
     Route,
     Session,
 )
-from runtap_schemas import RunNoted, RunStarted, RunStreamed, SessionEnded, SessionStarted, encode_event
+from runtap_collector.translate import request_of, run_name
+from runtap_schemas import (
+    EmitterReported,
+    RunNoted,
+    RunStarted,
+    RunStreamed,
+    SessionEnded,
+    SessionStarted,
+    encode_event,
+)
 
 MAX_EVENT_BYTES = 256 * 1024
 _OK = Outcome("ok")
@@ -34,12 +44,9 @@ def start_of(run: OpenRun) -> Record:
     """
     The record of a run's start.
     """
-    context = context_of(run)
+    provider, request_model, _ = request_of(run) if run.run_type == "llm" else (None, None, None)
     event = RunStarted(
-        at_ns=run.started_at_ns,
-        provider=context.provider,
-        request_model=context.request_model,
-        **_identity_of(run, context),
+        at_ns=run.started_at_ns, provider=provider, request_model=request_model, **_identity_of(run, context_of(run))
     )
     body = encode_event(event)
     return Record("run.started", run.route, START_BYTES, body, None, run.started_at_ns, run.started_monotonic_ns, run)
@@ -59,7 +66,7 @@ def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
         "service": run.view.service,
         "environment": run.view.environment,
         "run_type": run.run_type,
-        "name": context.name,
+        "name": run_name(run),
     }
 
 
@@ -143,3 +150,10 @@ def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
         metadata=session.metadata,
     )
     return Record("session.started" if is_start else "session.ended", route, EVENT_BYTES, event=event)
+
+
+def report_of(report: EmitterReported, emitter: str) -> Record:
+    """
+    The record of an emitter's report. The ring holds nothing for it.
+    """
+    return Record(REPORT, Route(emitter, key_bytes=emitter.encode()), 0, encode_event(report), at_ns=report.at_ns)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from runtap_collector.records import Record
-from runtap_schemas import SkippedRange
+from runtap_collector.records import REPORT, Record
+from runtap_schemas import SkippedRange, number_event
 
 
 class Builder(Protocol):
@@ -37,55 +37,84 @@ class NumberedEvent(NamedTuple):
     is_report: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """
-    Numbered events on their way, `first` to `last`. The builder is kept: sent again, it is the same bytes.
+    Events on their way under the numbers `first` to `last`. The builder is kept: sent again, it is the same bytes.
     """
 
+    emitter: str
     first: int
-    events: list[NumberedEvent]
     builder: Builder
     # Whether an attempt may have reached the log: then a refusal later does not say that its events are not in it.
     is_fate_unknown: bool = False
-    # What the ring holds for its events, and how many of them are not reports.
-    size_bytes: int = 0
-    event_count: int = 0
     # Whether it is in a spool; and what is called when it is through.
     is_spooled: bool = False
     on_done: Callable[[], None] | None = None
+    # Records are kept as they are: their numbered form is needed again only where something went wrong.
+    events: list[Record | NumberedEvent] = field(default_factory=list)
+    # What the ring holds for them, and how many of them are not reports.
+    size_bytes: int = 0
+    event_count: int = 0
 
     @property
     def last(self) -> int:
         return self.first + len(self.events) - 1
 
-    def append(self, event: NumberedEvent) -> bool:
+    def append(self, record: Record) -> bool:
         """
-        Adds an event behind the others. False: the batch is full.
+        Gives a record the next number. False: the batch is full.
+        """
+        value = number_event(record.body, self.emitter, self.first + len(self.events))
+        timestamp_ms = record.at_ns // 1_000_000
+        if self.builder.append(timestamp=timestamp_ms, key=record.route.key_bytes, value=value) is None:
+            return False
+        self.events.append(record)
+        self.size_bytes += record.size_bytes
+        self.event_count += record.kind != REPORT
+        return True
+
+    def append_numbered(self, event: NumberedEvent) -> None:
+        """
+        Adds one that has its number, of a batch that was not too large.
         """
         timestamp_ms, key, value, size_bytes, is_report = event
-        if self.builder.append(timestamp=timestamp_ms, key=key, value=value) is None:
-            return False
+        self.builder.append(timestamp=timestamp_ms, key=key, value=value)
         self.events.append(event)
         self.size_bytes += size_bytes
-        if not is_report:
-            self.event_count += 1
-        return True
+        self.event_count += not is_report
+
+    def numbered(self) -> list[NumberedEvent]:
+        """
+        Its events as they go to Kafka.
+        """
+        return [
+            event if isinstance(event, NumberedEvent) else self._numbered(event, number)
+            for number, event in enumerate(self.events, self.first)
+        ]
+
+    def _numbered(self, record: Record, number: int) -> NumberedEvent:
+        value = number_event(record.body, self.emitter, number)
+        timestamp_ms = record.at_ns // 1_000_000
+        return NumberedEvent(
+            timestamp_ms, record.route.key_bytes, value, record.size_bytes, is_report=record.kind == REPORT
+        )
 
     def halve(self, new_builder: Callable[[], Builder]) -> tuple[Batch, Batch]:
         """
         Two batches of the same events with the same numbers.
         """
-        middle = len(self.events) // 2
-        former = self._part(self.first, self.events[:middle], new_builder())
-        latter = self._part(self.first + middle, self.events[middle:], new_builder())
+        events = self.numbered()
+        middle = len(events) // 2
+        former = self._part(self.first, events[:middle], new_builder())
+        latter = self._part(self.first + middle, events[middle:], new_builder())
         latter.on_done = self.on_done
         return former, latter
 
     def _part(self, first: int, events: list[NumberedEvent], builder: Builder) -> Batch:
-        part = Batch(first, [], builder, self.is_fate_unknown, is_spooled=self.is_spooled)
+        part = Batch(self.emitter, first, builder, self.is_fate_unknown, self.is_spooled)
         for event in events:
-            part.append(event)
+            part.append_numbered(event)
         return part
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from msgspec import UNSET, Raw, Struct, UnsetType, json
 
 from runtap_collector.records import Context, MetadataValues, OpenRun, Outcome
+from runtap_collector.text import clip, clip_tags
+from runtap_collector.translate import request_of, run_name
 from runtap_schemas import RunError, Usage
-from runtap_schemas.events import MAX_DURATION_NS
+from runtap_schemas.events import MAX_DURATION_NS, MAX_NAME_LENGTH
 
 _encode = json.Encoder().encode
 
@@ -47,7 +49,7 @@ class _Kind(Struct, gc=False, omit_defaults=True):
     environment: str
     run_type: str
     name: str
-    tags: tuple[str, ...] = ()
+    tags: list[str] = []
 
 
 class _Shared(Struct, gc=False, omit_defaults=True):
@@ -74,10 +76,11 @@ def encode_end(run: OpenRun, context: Context, outcome: Outcome) -> bytes:
     if run.run_type == "llm":
         if run.first_token_ns:
             end.time_to_first_token_ns = _clamped(run.first_token_ns - run.started_monotonic_ns)
-        end.provider = context.provider or outcome.provider
-        end.request_model = context.request_model
-        end.model = outcome.model or context.request_model
-        end.service_tier = outcome.service_tier or context.request_tier
+        provider, request_model, request_tier = request_of(run)
+        end.provider = provider or outcome.provider
+        end.request_model = request_model
+        end.model = outcome.model or request_model
+        end.service_tier = outcome.service_tier or request_tier
         end.finish_reason = outcome.finish_reason
         end.usage = outcome.usage
         end.usage_source = outcome.usage_source
@@ -90,18 +93,32 @@ def encode_end(run: OpenRun, context: Context, outcome: Outcome) -> bytes:
         end.outputs = Raw(run.outputs)
     if run.lost_bytes:
         end.content_bytes = run.lost_bytes + len(run.inputs or b"") + len(run.outputs or b"")
-    view = run.view
-    kind = _encode_kind(view.service, view.environment, run.run_type, context.name, tuple(context.tags))
-    return b"%b%b%b" % (_encode(end)[:-1], kind, context.shared)
+    return b"%b%b%b" % (_encode(end)[:-1], _kind_of(run), context.shared)
 
 
 def _clamped(duration_ns: int) -> int:
     return min(max(0, duration_ns), MAX_DURATION_NS)
 
 
-@lru_cache(maxsize=4_096)
-def _encode_kind(service: str, environment: str, run_type: str, name: str, tags: tuple[str, ...]) -> bytes:
-    return b"," + _encode(_Kind(service, environment, run_type, name, tags))[1:-1]
+def _kind_of(run: OpenRun) -> bytes:
+    view, tags, session = run.view, run.tags or (), run.session
+    if session is not None and session.tags:
+        tags = [*session.tags, *tags]
+    name = run.given_name
+    if type(name) is not str or not 0 < len(name) <= MAX_NAME_LENGTH:
+        name = run_name(run)
+    try:
+        return _encode_kind(view.service, view.environment, run.run_type, name, tuple(tags))
+    except TypeError:
+        # A tag that has no hash is no text either.
+        texts = tuple(tag for tag in tags if isinstance(tag, str))
+        return _encode_kind(view.service, view.environment, run.run_type, name, texts)
+
+
+@lru_cache(maxsize=1_024)
+def _encode_kind(service: str, environment: str, run_type: str, name: str, tags: tuple[object, ...]) -> bytes:
+    kind = _Kind(service, environment, run_type, clip(name, MAX_NAME_LENGTH), clip_tags(tags))
+    return b"," + _encode(kind)[1:-1]
 
 
 def encode_shared(context: Context) -> bytes:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
-from runtap_collector.partitions import partition_of
 from runtap_schemas import Event, RunError, Usage
 from runtap_schemas.events import Status, UsageSource
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from runtap_collector.settings import CollectorSettings
 
 MetadataValues = dict[str, str | int | float | bool]
+
+# The kind of the emitter's reports, which are no events of the app.
+REPORT = "emitter.reported"
 
 # Memory that a queued start holds, with its run; and that a record holds beside its JSON.
 START_BYTES = 700
@@ -69,19 +71,13 @@ class Route(Struct, gc=False):
     # Set with the partition.
     key_bytes: bytes = b""
 
-    def choose_partition(self, partition_count: int) -> int:
-        """
-        Sets the partition to the one that every Kafka client would choose.
-        """
-        self.partition = partition_of(self.key_text(), partition_count)
-        return self.partition
-
     def key_text(self) -> bytes:
         """
         The Kafka records' key.
         """
         if not self.key_bytes:
-            self.key_bytes = str(self.key).encode()
+            # A UUID's text in half the time of `str`.
+            self.key_bytes = to_builtins(self.key).encode()
         return self.key_bytes
 
 
@@ -98,23 +94,18 @@ class Stream(Struct, gc=False):
 
 class Context(Struct, gc=False):
     """
-    What a run's start tells about it, made to fit the contract: worked out of what the callback kept, by the sender.
+    Session, user and metadata of a run, made to fit the contract. Runs that inherit them share it.
 
     Attributes:
         own_keys: how many keys of the metadata that LangChain gave are not its own.
-        shared: JSON of session, user and metadata, with the brace behind: runs that inherit them share it.
+        shared: all of it as JSON, with the brace that ends an event.
     """
 
-    name: str
-    tags: list[str]
     metadata: MetadataValues
     session_id: str | None = None
     user_id: str | None = None
     own_keys: int = 0
     shared: bytes = b"}"
-    provider: str | None = None
-    request_model: str | None = None
-    request_tier: str | None = None
 
 
 class OpenRun(Struct, gc=False):

@@ -13,14 +13,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runtap_collector.lanes import Batch, Lane, NumberedEvent
+from runtap_collector.encoding import report_of
+from runtap_collector.lanes import Batch, Lane
 from runtap_collector.ledger import Ledger
 from runtap_collector.link import Link
 from runtap_collector.logs import RareLog, log
-from runtap_collector.partitions import partition_of
+from runtap_collector.partitions import partitions_of
+from runtap_collector.records import Record, Route
 from runtap_collector.ring import Ring
-from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpooledEvent, SpoolError, SpoolFile, forgetting
-from runtap_schemas import encode_event, number_event
+from runtap_collector.spool import (
+    MAX_AGE_NS,
+    NumberedBatch,
+    Spool,
+    SpooledEvent,
+    SpoolError,
+    SpoolFile,
+    forgetting,
+    stored_form,
+)
 
 if TYPE_CHECKING:
     from runtap_collector.sender import Sender
@@ -119,10 +129,9 @@ class Replay:
         self._count_adopted(owner, count, expired)
         lane = self._sender.next_report_lane()
         report = ledger.report(lane, closing=False)
-        batch = Batch(lane.last + 1, [], self._link.new_builder())
-        value = number_event(encode_event(report), ledger.emitter, batch.first)
-        batch.append(NumberedEvent(report.at_ns // 1_000_000, ledger.emitter.encode(), value, 0, is_report=True))
-        stored = NumberedBatch(ledger.emitter, lane.partition, batch.first, batch.last, now_ns, batch.events)
+        batch = Batch(lane.emitter, lane.last + 1, self._link.new_builder())
+        batch.append(report_of(report, lane.emitter))
+        stored = stored_form(batch, lane.partition, now_ns)
         try:
             row = file.take_over(ledger.emitter, now_ns, stored)
         except SpoolError:
@@ -157,9 +166,9 @@ class Replay:
                 self._ledger.skip(lane, stored.first, stored.last, "unknown")
                 file.forget(stored.row)
                 continue
-            batch = Batch(stored.first, [], self._link.new_builder(), is_fate_unknown=True)
+            batch = Batch(stored.emitter, stored.first, self._link.new_builder(), is_fate_unknown=True)
             for event in stored.events:
-                batch.append(event)
+                batch.append_numbered(event)
             batch.on_done = forgetting(file, stored.row)
             lane.last = max(lane.last, stored.last)
             lane.enter_batch(batch)
@@ -181,10 +190,10 @@ class Replay:
         self, file: SpoolFile, chunk: int, events: Sequence[SpooledEvent], partitions: frozenset[int]
     ) -> list[Lane]:
         by_partition: dict[int, list[SpooledEvent]] = {}
-        for event in events:
-            partition = event.partition
-            if partition is None or partition not in partitions:
-                partition = partition_of(event.key, len(partitions))
+        chosen = partitions_of([event.key for event in events], len(partitions))
+        for event, partition in zip(events, chosen, strict=True):
+            if event.partition in partitions:
+                partition = event.partition
             by_partition.setdefault(partition, []).append(event)
         numbered = [
             (self._sender.lane(partition), batch)
@@ -192,10 +201,7 @@ class Replay:
             for batch in self._batches(self._sender.lane(partition), entering)
         ]
         now_ns = time.time_ns()
-        stored = [
-            NumberedBatch(self._ledger.emitter, lane.partition, batch.first, batch.last, now_ns, batch.events)
-            for lane, batch in numbered
-        ]
+        stored = [stored_form(batch, lane.partition, now_ns) for lane, batch in numbered]
         # From here on these numbers are theirs, whatever happens to this process.
         rows = file.renumber(chunk, stored)
         for (lane, batch), row in zip(numbered, rows, strict=True):
@@ -205,15 +211,13 @@ class Replay:
         return [lane for lane, _ in numbered]
 
     def _batches(self, lane: Lane, events: Sequence[SpooledEvent]) -> list[Batch]:
-        batches = [Batch(lane.last + 1, [], self._link.new_builder())]
+        batches = [Batch(lane.emitter, lane.last + 1, self._link.new_builder())]
         for event in events:
-            batch = batches[-1]
-            value = number_event(event.body, self._ledger.emitter, batch.last + 1)
             # The ring holds nothing for it any more.
-            numbered = NumberedEvent(event.at_ns // 1_000_000, event.key, value, 0)
-            if not batch.append(numbered):
-                batches.append(Batch(batch.last + 1, [], self._link.new_builder()))
-                batches[-1].append(numbered)
+            record = Record(event.kind, Route(None, key_bytes=event.key), 0, event.body, at_ns=event.at_ns)
+            if not batches[-1].append(record):
+                batches.append(Batch(lane.emitter, batches[-1].last + 1, self._link.new_builder()))
+                batches[-1].append(record)
         return batches
 
     def _drop_empty_files(self) -> None:

@@ -6,10 +6,12 @@ Its one lock is held for a few additions at a time, or while a few ends are enco
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import cast
 
@@ -25,6 +27,7 @@ _MARKS = {"run.streamed": 0.5, "run.started": 0.8, "run.noted": 0.8}
 # app feels as its slowest hundredth. In a chain of three steps 1, 6 and 16 at once cost 147, 143 and 135 microseconds
 # an invocation; in the sender's thread more, since what an end is made of lies in the other core's cache.
 ENCODED_AT_ONCE = 6
+_ASLEEP, _AWAKE = -1, math.inf
 
 _warnings = RareLog()
 
@@ -49,12 +52,13 @@ class Ring:
         # How many of them, from the first, are encoded; and what could not be.
         self._encoded_count = 0
         self._unencoded: list[tuple[str, str]] = []
-        self._starts: list[OpenRun] = []
+        # Starts of runs that are open, by the identity of the object; the end of one takes it out again.
+        self._starts: dict[int, OpenRun] = {}
         # Beyond it events go to the spool, before anything is refused.
         self.spool_mark = buffer_bytes // 4
         self.is_closed = False
-        # True while the sender sleeps: whoever offers then must wake it, and nobody else.
-        self._sender_sleeps = True
+        # Whoever brings `held_bytes` above it must wake the sender, and nobody else: below 0 while that sleeps.
+        self._wake_mark: float = _ASLEEP
         self.held_bytes = 0
         self.captured = 0
         self.superseded = 0
@@ -80,8 +84,9 @@ class Ring:
                 return False
             self.held_bytes += record.size_bytes
             self._waiting.append(record)
-            must_wake = self._sender_sleeps
-            self._sender_sleeps = False
+            must_wake = self.held_bytes > self._wake_mark
+            if must_wake:
+                self._wake_mark = _AWAKE
         return must_wake
 
     def offer_start(self, run: OpenRun) -> bool:
@@ -98,9 +103,10 @@ class Ring:
                 self.dropped["closed" if self.is_closed else "buffer_full", "run.started"] += 1
                 return False
             self.held_bytes += START_BYTES
-            self._starts.append(run)
-            must_wake = self._sender_sleeps
-            self._sender_sleeps = False
+            self._starts[id(run)] = run
+            must_wake = self.held_bytes > self._wake_mark
+            if must_wake:
+                self._wake_mark = _AWAKE
         return must_wake
 
     def offer_end(self, run: OpenRun) -> bool:
@@ -122,11 +128,15 @@ class Ring:
             self.held_bytes += new_bytes
             run.size_bytes = inputs_bytes + new_bytes
             run.ended = True
+            if self._starts.pop(id(run), None) is not None:
+                self.superseded += 1
+                self.held_bytes -= START_BYTES
             self._waiting.append(run)
             if len(self._waiting) - self._encoded_count >= ENCODED_AT_ONCE:
                 self._encode_ends()
-            must_wake = self._sender_sleeps
-            self._sender_sleeps = False
+            must_wake = self.held_bytes > self._wake_mark
+            if must_wake:
+                self._wake_mark = _AWAKE
         return must_wake
 
     def has_content_room(self, size_bytes: int) -> bool:
@@ -153,26 +163,27 @@ class Ring:
     def take(self) -> list[Record]:
         """
         All waiting records, in the order of their capture. None: the sender may sleep, the next offer wakes it.
-
-        Starts whose run has ended meanwhile are counted as superseded instead.
         """
         with self.lock:
             self._encode_ends()
             records, self._waiting, self._encoded_count = cast("list[Record]", self._waiting), [], 0
-            starts, self._starts = self._starts, []
+            starts, self._starts = self._starts, {}
             unencoded, self._unencoded = self._unencoded, []
-            if not records and not starts:
-                self._sender_sleeps = True
+            self._wake_mark = self.spool_mark if records or starts else _ASLEEP
         for kind, reason in unencoded:
             _warnings.warn("event_not_encoded", kind=kind, reason=reason)
-        still_open = [run for run in starts if not run.ended]
-        self.supersede(len(starts) - len(still_open))
-        for run in still_open:
+        for run in starts.values():
             try:
-                records.append(start_of(run))
+                record = start_of(run)
             except Exception as error:  # noqa: BLE001 - the others are out of the ring, and must not be lost with it
                 self._drop_unencoded("run.started", START_BYTES, error)
-        if still_open:
+                continue
+            if run.ended:
+                # Meanwhile, in another thread, and perhaps before all of it was read.
+                self.supersede(1)
+            else:
+                records.append(record)
+        if starts:
             records.sort(key=_captured_at)
         return records
 
@@ -222,15 +233,6 @@ class Ring:
         with self.lock:
             self.dropped["expired", kind] += count
 
-    def forget_superseded(self) -> None:
-        """
-        Lets go of starts whose run has ended, while nobody takes them.
-        """
-        with self.lock:
-            count = len(self._starts)
-            self._starts = [run for run in self._starts if not run.ended]
-            self.supersede(count - len(self._starts))
-
     def release(self, size_bytes: int) -> None:
         """
         Gives room back: its records were acknowledged, skipped or superseded.
@@ -277,7 +279,7 @@ class Ring:
             (one.ended_at_ns, one.ended_monotonic_ns) if isinstance(one, OpenRun) else (one.at_ns, one.monotonic_ns)
             for one in self._waiting[:1]
         ]
-        times += [(run.started_at_ns, run.started_monotonic_ns) for run in self._starts[:1]]
+        times += [(run.started_at_ns, run.started_monotonic_ns) for run in islice(self._starts.values(), 1)]
         return min(times, key=itemgetter(1), default=None)
 
 

@@ -15,7 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from runtap_collector.lanes import Batch, Lane, NumberedEvent
+from runtap_collector.encoding import report_of
+from runtap_collector.lanes import Batch, Lane
 from runtap_collector.ledger import Ledger
 from runtap_collector.link import (
     BatchRefusedError,
@@ -26,12 +27,12 @@ from runtap_collector.link import (
     SendFailedError,
 )
 from runtap_collector.logs import RareLog, log
-from runtap_collector.partitions import partition_of
-from runtap_collector.records import Record
+from runtap_collector.partitions import partition_of, partitions_of
+from runtap_collector.records import Record, Route
 from runtap_collector.replay import Replay
 from runtap_collector.ring import Ring
-from runtap_collector.spool import NumberedBatch, Spool, SpoolError
-from runtap_schemas import ConnectionSettings, encode_event, number_event
+from runtap_collector.spool import Spool, SpoolError, stored_form
+from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import events_topic
 
 LINGER_SECONDS = 0.05
@@ -248,11 +249,17 @@ class Sender:
                 linger_seconds = LINGER_SECONDS if moved is not None and moved <= BUSY_EVENTS else BUSY_LINGER_SECONDS
 
     async def _linger(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while True:
-            await asyncio.sleep(LINGER_SECONDS)
-            if time.monotonic() >= until or self._ring.held_bytes > self._ring.spool_mark:
+        """
+        Waits for more to send: at most so long, and no longer than the first step once the ring fills.
+        """
+        await asyncio.sleep(LINGER_SECONDS)
+        if seconds > LINGER_SECONDS:
+            try:
+                async with asyncio.timeout(seconds - LINGER_SECONDS):
+                    await self._has_records.wait()
+            except TimeoutError:
                 return
+            self._has_records.clear()
 
     async def _pass_on(self) -> int | None:
         """
@@ -272,7 +279,6 @@ class Sender:
                 # Said and counted there.
                 pass
         if not self._link.is_up:
-            self._ring.forget_superseded()
             return None
         return self._move()
 
@@ -298,7 +304,8 @@ class Sender:
         records += taken
         records.sort(key=lambda record: record.monotonic_ns)
         batches = [(lane, batch) for lane in lanes for batch in lane.batches if not batch.is_spooled]
-        stored = [self._as_stored(lane, batch) for lane, batch in batches]
+        now_ns = time.time_ns()
+        stored = [stored_form(batch, lane.partition, now_ns) for lane, batch in batches]
         try:
             forgets = self._spool.write(self._ledger.emitter, records, stored)
         except BaseException:
@@ -326,19 +333,11 @@ class Sender:
         if not partitions:
             return None
         records = self._ring.take()
+        self._route(records, partitions)
         by_lane: dict[int, list[Record]] = {}
-        lanes = self._ledger.lanes
         for record in records:
-            route = record.route
-            partition = route.partition
-            # A trace keeps the partition with which it began, unless that is gone.
-            if partition is None or (partition not in partitions and partition not in lanes):
-                try:
-                    partition = route.choose_partition(len(partitions))
-                except Exception:  # noqa: BLE001 - the others are out of the ring already, and must not be lost with it
-                    self._warnings.warn("event_not_routed", kind=record.kind, exc_info=True)
-                    self._ring.drop([record], "internal_error")
-                    continue
+            partition = record.route.partition
+            assert partition is not None
             if partition in by_lane:
                 by_lane[partition].append(record)
             else:
@@ -346,6 +345,21 @@ class Sender:
         for partition, entering in by_lane.items():
             self.lane(partition).enter(entering)
         return len(records)
+
+    def _route(self, records: list[Record], partitions: frozenset[int]) -> None:
+        """
+        Gives partitions to traces that have none. One keeps the partition with which it began, unless that is gone.
+        """
+        lanes = self._ledger.lanes
+        routes: dict[int, Route] = {}
+        for record in records:
+            route = record.route
+            partition = route.partition
+            if partition is None or (partition not in partitions and partition not in lanes):
+                routes[id(route)] = route
+        keys = [route.key_text() for route in routes.values()]
+        for route, partition in zip(routes.values(), partitions_of(keys, len(partitions)), strict=True):
+            route.partition = partition
 
     def lane(self, partition: int) -> Lane:
         """
@@ -383,11 +397,12 @@ class Sender:
         """
         Makes the lane's next batch: as many events as fit, each with its number for ever.
         """
-        batch = Batch(lane.last + 1, [], self._link.new_builder())
+        batch = Batch(lane.emitter, lane.last + 1, self._link.new_builder())
         if lane.report_is_due:
             lane.report_is_due = False
             report = self._ledger.report(lane, closing=self._is_finishing)
-            self._append(lane, batch, encode_event(report), report.at_ns, self._ledger.emitter.encode(), 0, True)
+            batch.append(report_of(report, lane.emitter))
+            self._note_number(lane, batch)
             self._ledger.count_report(report)
         superseded = 0
         pending = lane.pending
@@ -399,8 +414,9 @@ class Sender:
                 superseded += 1
                 continue
             try:
-                if not self._append(lane, batch, record.body, record.at_ns, record.route.key_bytes, record.size_bytes):
+                if not batch.append(record):
                     break
+                self._note_number(lane, batch)
             except Exception:  # noqa: BLE001 - one event that cannot be written must not stop its lane
                 self._warnings.warn("event_not_encoded", kind=record.kind, exc_info=True)
                 self._ring.drop([record], "internal_error")
@@ -412,17 +428,12 @@ class Sender:
         self._ring.supersede(superseded)
         lane.pass_through(superseded)
 
-    def _append(
-        self, lane: Lane, batch: Batch, body: bytes, at_ns: int, key: bytes, size_bytes: int, is_report: bool = False
-    ) -> bool:
-        value = number_event(body, self._ledger.emitter, lane.last + 1)
-        if not batch.append(NumberedEvent(at_ns // 1_000_000, key, value, size_bytes, is_report)):
-            return False
+    @staticmethod
+    def _note_number(lane: Lane, batch: Batch) -> None:
         if not lane.batches:
             # With its first number, not when it is full: whatever goes wrong from here on, the number is not lost.
             lane.batches.append(batch)
         lane.last += 1
-        return True
 
     async def _deliver(self, lane: Lane, batch: Batch) -> None:
         """
@@ -503,7 +514,8 @@ class Sender:
         records, count = list(lane.pending), len(lane.pending)
         lane.pending.clear()
         for record in records:
-            self.lane(record.route.choose_partition(len(partitions))).enter([record])
+            record.route.partition = partition_of(record.route.key_text(), len(partitions))
+            self.lane(record.route.partition).enter([record])
         lane.pass_through(count)
 
     async def _report(self) -> None:
@@ -547,10 +559,6 @@ class Sender:
         lane = self.next_report_lane()
         lane.ask_for_report()
         await lane.is_idle.wait()
-
-    @staticmethod
-    def _as_stored(lane: Lane, batch: Batch) -> NumberedBatch:
-        return NumberedBatch(lane.emitter, lane.partition, batch.first, batch.last, time.time_ns(), batch.events)
 
     def put_rest_away(self) -> None:
         """

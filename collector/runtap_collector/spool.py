@@ -27,7 +27,7 @@ from typing import NamedTuple
 import cramjam
 import msgspec
 
-from runtap_collector.lanes import NumberedEvent
+from runtap_collector.lanes import Batch, NumberedEvent
 from runtap_collector.logs import RareLog, log
 from runtap_collector.records import Record
 from runtap_schemas import ConnectionSettings
@@ -88,6 +88,13 @@ class NumberedBatch(NamedTuple):
     numbered_at_ns: int
     events: list[NumberedEvent]
     row: int = 0
+
+
+def stored_form(batch: Batch, partition: int, numbered_at_ns: int) -> NumberedBatch:
+    """
+    A batch as a spool keeps it.
+    """
+    return NumberedBatch(batch.emitter, partition, batch.first, batch.last, numbered_at_ns, batch.numbered())
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -32,22 +32,10 @@ def name_of(value: object) -> str | None:
     """
     A name from a foreign value. `None`: there is none.
     """
-    if value is None or value == "":
+    if value is None:
         return None
-    return clip_name(value if type(value) is str else str(value))
-
-
-@lru_cache(maxsize=4_096)
-def _clean_name(text: str) -> str:
-    return clip(text, MAX_NAME_LENGTH)
-
-
-def clip_name(text: str) -> str:
-    """
-    `clip` to the length of a name. The same few names come again and again.
-    """
-    # The cache must not hold on to a megabyte.
-    return _clean_name(text if len(text) <= MAX_NAME_LENGTH else text[:MAX_NAME_LENGTH])
+    text = value if type(value) is str else str(value)
+    return clip(text, MAX_NAME_LENGTH) if text else None
 
 
 def own_keys(metadata: Mapping[Any, Any]) -> tuple[str, ...]:
@@ -64,18 +52,9 @@ def _own_keys(keys: tuple[object, ...]) -> tuple[str, ...]:
 
 def clip_tags(tags: Iterable[object]) -> list[str]:
     """
-    The first tags that fit. Not to be changed: the same few lists come again and again.
+    The first tags that fit.
     """
-    try:
-        return _clean_tags(tuple(tags))
-    except TypeError:
-        # One that has no hash is no text either.
-        return _clean_tags(tuple(tag for tag in tags if isinstance(tag, str)))
-
-
-@lru_cache(maxsize=512)
-def _clean_tags(tags: tuple[object, ...]) -> list[str]:
-    return [clip_name(tag) for tag in tags if isinstance(tag, str)][:MAX_TAGS]
+    return [clip(tag, MAX_NAME_LENGTH) for tag in tags if isinstance(tag, str)][:MAX_TAGS]
 
 
 def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:

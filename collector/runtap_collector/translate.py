@@ -15,48 +15,46 @@ from typing import Any
 from langchain_core.outputs import LLMResult
 from msgspec import structs
 
-from runtap_collector.records import Context, OpenRun, Outcome
-from runtap_collector.text import clip_name, name_of
+from runtap_collector.records import OpenRun, Outcome
+from runtap_collector.text import name_of
 from runtap_schemas import Usage
-from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TOKENS
+from runtap_schemas.events import MAX_TOKENS
 
 _MODEL_KEYS = ("model_name", "model", "model_id")
 _FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "finishReason")
 _MAX_WORD_LENGTH = 32
+_NOTHING: Mapping[str, Any] = {}
 # Tiers that langchain-openai puts before the names of details.
 _TIER_PREFIXES = ("priority_", "flex_")
 
 
-def run_name(serialized: Mapping[str, Any] | None, name: object, run_type: str) -> str:
+def run_name(run: OpenRun) -> str:
     """
     Name of a run: given, or the class's (models and tools are given none), or the kind of run.
     """
-    if name:
-        # As nearly always: nothing to clip.
-        return name if type(name) is str and len(name) <= MAX_NAME_LENGTH and name.isascii() else clip_name(str(name))
-    if serialized:
-        own = serialized.get("name")
-        if own:
-            return clip_name(str(own))
-        path = serialized.get("id")
-        if isinstance(path, list) and path:
-            return clip_name(str(path[-1]))
-    return run_type
+    name, serialized = run.given_name, run.serialized
+    if not name and serialized:
+        name = serialized.get("name")
+        if not name:
+            path = serialized.get("id")
+            name = path[-1] if isinstance(path, list) and path else None
+    return (name_of(name) if name else None) or run.run_type
 
 
-def add_model(
-    context: Context, serialized: Mapping[str, Any] | None, metadata: Mapping[str, Any], invocation: Mapping[str, Any]
-) -> None:
+def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
     """
-    Adds what the request says of the model: provider, name and service tier.
+    What the request of a model's run says of it: provider, name and service tier.
     """
-    arguments = (serialized or {}).get("kwargs") or {}
-    context.provider = name_of(metadata.get("ls_provider") or invocation.get("_type"))
-    context.request_model = name_of(
-        metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS) or _first(arguments, _MODEL_KEYS)
-    )
+    metadata, invocation, serialized = run.metadata or _NOTHING, run.invocation or _NOTHING, run.serialized
+    model = metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS)
+    if not model and serialized:
+        model = _first(serialized.get("kwargs") or _NOTHING, _MODEL_KEYS)
     tier = invocation.get("service_tier")
-    context.request_tier = word_of(tier) if tier != "auto" else None
+    return (
+        name_of(metadata.get("ls_provider") or invocation.get("_type")),
+        name_of(model),
+        word_of(tier) if tier and tier != "auto" else None,
+    )
 
 
 def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
@@ -106,12 +104,12 @@ def add_response(
         outcome.finish_reason = _finish_reason(places)
         raw_usage = _first_of(places, ("token_usage", "usage"))
         outcome.service_tier = word_of(_first_of(places, ("service_tier",)))
-    if isinstance(raw_usage, Mapping):
+    if raw_usage and isinstance(raw_usage, Mapping):
         outcome.service_tier = outcome.service_tier or word_of(raw_usage.get("service_tier"))
         outcome.reported_cost_usd = _billed(raw_usage)
     else:
         raw_usage = {}
-    if outcome.reported_cost_usd is None and outcome.provider == "openrouter":
+    if outcome.provider == "openrouter" and outcome.reported_cost_usd is None:
         outcome.reported_cost_usd = dollars_of(_first_of(places, ("cost",)))
     # With several answers each message repeats the usage of the whole call: the first says it all.
     counted = running_usage
@@ -119,27 +117,21 @@ def add_response(
         if counted:
             break
         counted = getattr(message, "usage_metadata", None)
-    is_cache_hit = counted is not None and counted.get("total_cost") == 0
+    usage: Usage | None = None
     if counted:
-        outcome.usage = _usage_of_metadata(counted, raw_usage, messages)
+        usage = outcome.usage = _usage_of_metadata(counted, raw_usage, messages)
         outcome.service_tier = outcome.service_tier or _tier_of(counted)
+        if counted.get("total_cost") == 0:
+            outcome.usage_source = "cache"
+            return
     elif raw_usage:
-        outcome.usage = _usage_of_raw(raw_usage)
-    if is_cache_hit:
-        outcome.usage_source = "cache"
-        return
-    outcome.usage = _known(outcome.usage)
-    if outcome.usage is not None:
+        usage = _usage_of_raw(raw_usage)
+    # Integrations put zeros where a provider reported nothing: every prompt has a token.
+    if usage is not None and not usage.input_tokens:
+        usage = structs.replace(usage, input_tokens=None) if usage.output_tokens else None
+    outcome.usage = usage
+    if usage is not None:
         outcome.usage_source = "stream" if was_streamed else "response"
-
-
-def _known(usage: Usage | None) -> Usage | None:
-    """
-    Usage without the zeros that integrations put where a provider reported nothing: every prompt has a token.
-    """
-    if usage is None or usage.input_tokens:
-        return usage
-    return structs.replace(usage, input_tokens=None) if usage.output_tokens else None
 
 
 def _billed(raw: Mapping[str, Any]) -> str | None:
@@ -254,7 +246,7 @@ def _cache_writes(total: int | None, for_5m: int | None, for_1h: int | None) -> 
 
 def _web_searches(raw: Mapping[str, Any], messages: Iterable[Any]) -> int | None:
     on_server = raw.get("server_tool_use")
-    if isinstance(on_server, Mapping):
+    if on_server and isinstance(on_server, Mapping):
         return tokens_of(on_server.get("web_search_requests"))
     count = 0
     for message in messages:

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from runtap_collector.encoding import note_of
+from runtap_collector.encoding import note_of, start_of
 from runtap_collector.records import EVENT_BYTES, START_BYTES, Note, OpenRun, Record, Route, View
 from runtap_collector.ring import ENCODED_AT_ONCE, Ring
 
@@ -88,6 +88,44 @@ def test_only_the_first_offer_after_a_pause_wakes_the_sender() -> None:
     assert ring.offer_start(_run())
 
 
+def test_sender_is_woken_once_more_when_the_ring_fills() -> None:
+    size = 1_000_000
+    ring = Ring(size)
+    ring.offer_end(_run())
+    ring.take()
+    held_when_woken = []
+    while ring.held_bytes < 0.3 * size:
+        if ring.offer_end(_run()):
+            held_when_woken.append(ring.held_bytes)
+    (held_bytes,) = held_when_woken
+    assert ring.spool_mark < held_bytes <= ring.spool_mark + EVENT_BYTES
+    ring.take()
+    assert [ring.offer_start(_run()), ring.offer_end(_run())] == [True, False]
+
+
+def test_start_whose_run_ends_while_it_is_read_is_superseded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring(1_000_000)
+    runs = [_run(), _run()]
+    for run in runs:
+        run.metadata = {"session_id": "s-1"}
+        ring.offer_start(run)
+
+    def start_of_ended(run: OpenRun) -> Record:
+        if run is runs[0]:
+            for each in [run, *(_run() for _ in range(ENCODED_AT_ONCE))]:
+                # As another thread does it, up to the point where the run has let go of what it was told.
+                ring.offer_end(each)
+            assert run.metadata is None
+        return start_of(run)
+
+    monkeypatch.setattr("runtap_collector.ring.start_of", start_of_ended)
+    taken = ring.take()
+    assert [record.run for record in taken] == [runs[1]]
+    assert ring.superseded == 1
+    assert b'"session_id":"s-1"' in ring.take()[0].body
+    assert ring.captured == ring.superseded + len(taken) + ENCODED_AT_ONCE + 1
+
+
 def test_refusals_come_in_the_order_of_what_can_be_missed() -> None:
     size = 1_000_000
     ring = Ring(size)
@@ -125,10 +163,11 @@ def test_start_whose_end_was_taken_is_superseded() -> None:
     ring.offer_end(ended)
     assert [record.kind for record in ring.take()] == ["run.started", "run.ended"]
     assert ring.superseded == 1
+    held_bytes = ring.held_bytes
     ring.offer_start(waiting)
     ring.offer_end(waiting)
-    ring.forget_superseded()
-    assert (ring.superseded, ring.count_waiting()) == (2, 1)
+    # At once, whether anybody takes them or not.
+    assert (ring.superseded, ring.count_waiting(), ring.held_bytes) == (2, 1, held_bytes + EVENT_BYTES)
 
 
 def test_bytes_come_back_when_records_are_through() -> None:
@@ -140,7 +179,7 @@ def test_bytes_come_back_when_records_are_through() -> None:
     assert ring.held_bytes == START_BYTES + 500
     ring.offer_end(run)
     ring.offer(note_of(run, Note("text", data=b'"z"')))
-    assert ring.held_bytes == START_BYTES + EVENT_BYTES + 800 + EVENT_BYTES + 3
+    assert ring.held_bytes == EVENT_BYTES + 800 + EVENT_BYTES + 3
     end, note = ring.take()
     assert end.size_bytes > len(end.body) > 800
     # What it was counted with at the door was a guess.

@@ -71,7 +71,7 @@ def _check(captured: Captured) -> None:
     """
     ring = captured.emitter.ring
     waiting = ring.count_waiting()
-    assert ring.captured == waiting + sum(ring.dropped.values())
+    assert ring.captured == waiting + ring.superseded + sum(ring.dropped.values())
     assert not ring.dropped
     assert len(captured.events()) == ring.captured - ring.superseded
 
@@ -192,7 +192,7 @@ _CALLBACKS: list[tuple[str, tuple[list[Any], ...]]] = [
         ("on_llm_new_token", (_VALUES,)),
     ),
     *(("on_custom_event", (_VALUES, _VALUES)), ("on_agent_action", (_VALUES,)), ("on_agent_finish", (_VALUES,))),
-    ("on_retry", ([SimpleNamespace(attempt_number=number) for number in (2, -1, 2**70)],)),
+    ("on_retry", ([SimpleNamespace(attempt_number=number) for number in (2, -1, 2**53, 2**70)],)),
 ]
 _IDS = [UUID(int=number) for number in range(1, 7)]
 _TAGS: list[Any] = [None, [], ["a", "b"], ["\ud800", ""], ["x" * 500] * 50, [None], ["seq:step:1"]]

@@ -225,6 +225,22 @@ def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: 
     assert sending.ring.held_bytes == 0
 
 
+def test_busy_sender_does_not_wait_while_the_ring_fills(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "BUSY_LINGER_SECONDS", 60.0)
+    sending.start()
+    sending.end_runs(sender_module.BUSY_EVENTS + 1)
+    sending.wait_for_runs(sender_module.BUSY_EVENTS + 1)
+    sending.end_runs(1)
+    time.sleep(0.1)
+    assert len(sending.runs()) == sender_module.BUSY_EVENTS + 1
+    count = 1
+    while sending.ring.held_bytes <= sending.ring.spool_mark:
+        sending.end_runs(1)
+        count += 1
+    sending.end_runs(1)
+    sending.wait_for_runs(sender_module.BUSY_EVENTS + 2 + count)
+
+
 def test_trace_goes_where_every_kafka_client_would_put_it(sending: Sending) -> None:
     sending.start()
     sending.end_runs(1, "trace-a")
@@ -431,7 +447,7 @@ def test_every_report_balances_and_claims_nothing_that_is_still_held_under_load_
         with small.ring.lock:
             made = original(ledger, lane, closing=closing)
             held = [r.ended_at_ns if isinstance(r, OpenRun) else r.at_ns for r in small.ring._waiting]
-            held += [run.started_at_ns for run in small.ring._starts]
+            held += [run.started_at_ns for run in small.ring._starts.values()]
             held += [r.at_ns for other in ledger.lanes.values() for r in other.pending]
         dropped = sum(sum(kinds.values()) for kinds in made.dropped.values())
         rest = made.captured - sum(made.lanes.values()) - dropped - made.superseded - len(held)

@@ -5,13 +5,14 @@ Usage, models and finish reasons, from wherever a provider's integration puts th
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from runtap_collector.records import Context, Outcome
-from runtap_collector.translate import add_model, add_response, run_name
+from runtap_collector.records import OpenRun, Outcome, Route, View
+from runtap_collector.translate import add_response, request_of, run_name
 from runtap_schemas import Usage
 
 _BASE: Any = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}
@@ -146,12 +147,19 @@ def test_web_searches_are_counted() -> None:
     assert [usage.web_searches for m in (searched, counted) if (usage := _outcome(m).usage)] == [1, 3]
 
 
+def _run(**facts: Any) -> OpenRun:
+    run_id = uuid4()
+    run = OpenRun(run_id, None, "chain", None, View("s", "e", {}, captures_content=False), Route(run_id))
+    for name, value in facts.items():
+        setattr(run, name, value)
+    return run
+
+
 def test_request_says_provider_model_and_tier() -> None:
-    context = Context("n", [], {})
-    add_model(context, None, {"ls_provider": "openai", "ls_model_name": "gpt-4"}, {"service_tier": "flex"})
-    assert (context.provider, context.request_model, context.request_tier) == ("openai", "gpt-4", "flex")
-    add_model(context, {"kwargs": {"model": "local"}}, {}, {"_type": "fake", "service_tier": "auto"})
-    assert (context.provider, context.request_model, context.request_tier) == ("fake", "local", None)
+    told = _run(metadata={"ls_provider": "openai", "ls_model_name": "gpt-4"}, invocation={"service_tier": "flex"})
+    assert request_of(told) == ("openai", "gpt-4", "flex")
+    local = _run(serialized={"kwargs": {"model": "local"}}, invocation={"_type": "fake", "service_tier": "auto"})
+    assert request_of(local) == ("fake", "local", None)
 
 
 @pytest.mark.parametrize(
@@ -164,4 +172,4 @@ def test_request_says_provider_model_and_tier() -> None:
     ],
 )
 def test_runs_are_named(serialized: dict[str, Any] | None, name: str | None, expected: str) -> None:
-    assert run_name(serialized, name, "chain") == expected
+    assert run_name(_run(serialized=serialized, given_name=name)) == expected

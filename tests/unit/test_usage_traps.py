@@ -354,12 +354,14 @@ def test_a_call_made_by_hand_is_a_run_of_its_own() -> None:
         output_tokens=0,
         cache_read_tokens=-1,
         duration_seconds=2.5,
-        metadata={"session_id": "s-1", "user_id": "ann", "team": "red"},
+        # What LangChain's own key says of another call is not said of this one.
+        metadata={"session_id": "s-1", "user_id": "ann", "team": "red", "ls_provider": "anthropic"},
         tags=["batch"],
     )
     (run,) = captured.ended()
     assert (run.run_type, run.name, run.is_root, run.status) == ("llm", "recorded", True, "ok")
     assert (run.provider, run.model, run.usage_source) == ("openai", "text-embedding-3-small", "recorded")
+    assert run.request_model == run.model
     assert run.usage == Usage(input_tokens=1_000, output_tokens=0)
     assert (run.session_id, run.user_id, run.metadata["team"], run.tags) == ("s-1", "ann", "red", ["batch"])
     assert 2.5e9 <= run.duration_ns < 3e9
