@@ -227,8 +227,9 @@ def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: 
 
 def test_busy_sender_does_not_wait_while_the_ring_fills(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BUSY_LINGER_SECONDS", 60.0)
+    for _ in range(sender_module.BUSY_EVENTS + 1):
+        sending.ring.offer_end(_run("one-trace"))
     sending.start()
-    sending.end_runs(sender_module.BUSY_EVENTS + 1)
     sending.wait_for_runs(sender_module.BUSY_EVENTS + 1)
     sending.end_runs(1)
     time.sleep(0.1)
@@ -237,8 +238,7 @@ def test_busy_sender_does_not_wait_while_the_ring_fills(sending: Sending, monkey
     while sending.ring.held_bytes <= sending.ring.spool_mark:
         sending.end_runs(1)
         count += 1
-    sending.end_runs(1)
-    sending.wait_for_runs(sender_module.BUSY_EVENTS + 2 + count)
+    sending.wait_for_runs(sender_module.BUSY_EVENTS + 1 + count)
 
 
 def test_trace_goes_where_every_kafka_client_would_put_it(sending: Sending) -> None:
