@@ -28,7 +28,7 @@ from runtap_collector.link import (
 )
 from runtap_collector.logs import RareLog, log
 from runtap_collector.partitions import partition_of, partitions_of
-from runtap_collector.records import Record, Route
+from runtap_collector.records import Record
 from runtap_collector.replay import Replay
 from runtap_collector.ring import Ring
 from runtap_collector.spool import Spool, SpoolError, stored_form
@@ -348,15 +348,9 @@ class Sender:
 
     def _route(self, records: list[Record], partitions: frozenset[int]) -> None:
         """
-        Gives partitions to traces that have none. One keeps the partition with which it began, unless that is gone.
+        Gives partitions to traces that have none. A trace keeps the one with which it began.
         """
-        lanes = self._ledger.lanes
-        routes: dict[int, Route] = {}
-        for record in records:
-            route = record.route
-            partition = route.partition
-            if partition is None or (partition not in partitions and partition not in lanes):
-                routes[id(route)] = route
+        routes = {id(record.route): record.route for record in records if record.route.partition is None}
         keys = [route.key_text() for route in routes.values()]
         for route, partition in zip(routes.values(), partitions_of(keys, len(partitions)), strict=True):
             route.partition = partition

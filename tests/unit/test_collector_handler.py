@@ -359,6 +359,18 @@ def test_retry_shows_as_a_tag() -> None:
     assert any("retry:attempt:2" in run.tags for run in captured.ended())
 
 
+def test_start_of_a_call_names_its_model_and_a_name_may_be_anything() -> None:
+    captured = Captured()
+    metadata = {"ls_provider": "openai", "ls_model_name": "gpt-4"}
+    captured.call("on_chat_model_start", {"name": "Chat"}, [[]], run_id=uuid.uuid4(), metadata=metadata, name=7)
+    (started,) = captured.of(RunStarted)
+    assert (started.name, started.provider, started.request_model) == ("7", "openai", "gpt-4")
+    run_id = uuid.uuid4()
+    captured.call("on_chain_start", None, {}, run_id=run_id, name=7)
+    captured.call("on_chain_end", {}, run_id=run_id)
+    assert [run.name for run in captured.ended()] == ["7"]
+
+
 def test_metadata_keeps_the_users_scalars_and_leaves_internal_keys_out() -> None:
     captured = Captured(metadata="team=blue")
     metadata = {

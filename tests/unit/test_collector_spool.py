@@ -23,10 +23,11 @@ from runtap_collector import spool as spool_module
 from runtap_collector.encoding import end_of
 from runtap_collector.lanes import Lane, NumberedEvent
 from runtap_collector.link import SendDeniedError, SendError
+from runtap_collector.partitions import partition_of
 from runtap_collector.records import OpenRun, Record, Route, View
 from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpoolError, SpoolFile
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
-from unit.test_collector_sender import FakeLink, Sending
+from unit.test_collector_sender import FakeLink, Sending, _run
 
 _SETTINGS = ConnectionSettings.load()
 
@@ -284,6 +285,19 @@ def test_outage_goes_through_the_spool_in_order_and_leaves_no_file(quick: None, 
     runs = [event.run_id for event in sending.read() if isinstance(event, RunEnded)]
     assert len(runs) == len(set(runs)) == 510
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_spooled_trace_keeps_the_partition_with_which_it_began(quick: None, tmp_path: Path) -> None:
+    sending = _Outage(tmp_path, is_away=True)
+    run = _run("one-trace")
+    run.route.partition = (partition_of(b"one-trace", 3) + 1) % 3
+    sending.ring.offer_end(run)
+    sending.start()
+    sending.wait_for(spooled=1)
+    sending.come_back()
+    sending.wait_for_runs(1)
+    assert any(b'"run.ended"' in value for value in sending.link.log[run.route.partition])
+    sending.close()
 
 
 def test_report_claims_nothing_that_is_in_the_spool(quick: None, tmp_path: Path) -> None:
