@@ -38,7 +38,7 @@ def run_name(run: OpenRun) -> str:
         if not name:
             path = serialized.get("id")
             name = path[-1] if isinstance(path, list) and path else None
-    return (name_of(name) if name else None) or run.run_type
+    return name_of(name or None) or run.run_type
 
 
 def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
