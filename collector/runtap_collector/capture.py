@@ -173,7 +173,9 @@ class Capture:
                 return
             outcome = run.outcome = Outcome(status_of(error))
             if outcome.status == "error":
-                outcome.error = describe_error(error, run.run_type, run.child_errors or [])
+                outcome.error = describe_error(
+                    error, run.run_type, run.child_errors or [], keeps_message=run.view.keeps_error_messages
+                )
                 parent = open_runs.parent_of(run)
                 if parent is not None:
                     parent.child_errors = [*(parent.child_errors or ())[-_MAX_CHILD_ERRORS:], (error, outcome.error)]

@@ -10,13 +10,16 @@ import asyncio
 import concurrent.futures
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
+from msgspec.structs import replace
+
 from runtap_collector.text import clip
 from runtap_schemas import RunError
-from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TEXT_LENGTH, Status
+from runtap_schemas.events import ERROR_CODE_PATTERN, MAX_NAME_LENGTH, MAX_TEXT_LENGTH, Status
 
 _CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
@@ -29,11 +32,12 @@ _CATEGORIES = [
         (r"Timeout|TimedOut|DeadlineExceeded", "timeout"),
         (r"Authentication|PermissionDenied|Unauthor|Forbidden|Unauthenticated|AccessDenied", "auth"),
         (r"BadRequest|UnprocessableEntity|NotFoundError|InvalidRequest|InvalidArgument|ContextOverflow", "bad_request"),
-        (r"ConnectionError|ConnectError|APIConnection|RemoteProtocolError|ReadError|ServiceUnavailable", "connection"),
+        (r"ConnectionError|ConnectError|APIConnection|RemoteProtocolError|ReadError", "connection"),
+        (r"InternalServer|ServiceUnavailable|BadGateway|Overloaded", "server"),
         (r"^ToolException$|^ToolInvocationError$", "tool"),
     ]
 ]
-# What SDKs hang on their exceptions. A server's own failure (5xx) is none of the categories.
+# By the HTTP status that an SDK hangs on its exception; 5xx is the server's own failure.
 _STATUS_CODES = {
     400: "bad_request",
     401: "auth",
@@ -43,8 +47,18 @@ _STATUS_CODES = {
     413: "bad_request",
     422: "bad_request",
     429: "rate_limit",
-    504: "timeout",
 }
+# Where SDKs keep the HTTP status (openai and anthropic; aiohttp; google-api-core; httpx and requests; botocore) and the
+# provider's own word for what went wrong (openai; anthropic; botocore).
+_STATUS_PATHS = (
+    ("status_code",),
+    ("status",),
+    ("code",),
+    ("response", "status_code"),
+    ("response", "ResponseMetadata", "HTTPStatusCode"),
+)
+_CODE_PATHS = (("code",), ("body", "error", "code"), ("body", "error", "type"), ("response", "Error", "Code"))
+_CODE = re.compile(ERROR_CODE_PATTERN)
 _GENERAL_CLASSES = frozenset({"object", "BaseException", "Exception", "OSError"})
 
 _CHANGING_PARTS: list[tuple[re.Pattern[str], str]] = [
@@ -78,7 +92,9 @@ def _status_of_type(kind: type) -> Status:
     return "error"
 
 
-def describe_error(error: BaseException, run_type: str, known: list[tuple[BaseException, RunError]]) -> RunError:
+def describe_error(
+    error: BaseException, run_type: str, known: list[tuple[BaseException, RunError]], *, keeps_message: bool = False
+) -> RunError:
     """
     The error of a run.
 
@@ -86,23 +102,23 @@ def describe_error(error: BaseException, run_type: str, known: list[tuple[BaseEx
         error: what the run ended with.
         run_type: LangChain's kind of run.
         known: exceptions with which children of the run ended. One of them passing through is no origin here.
+        keeps_message: whether its message goes along. Messages quote prompts, answers, arguments, keys and URLs.
     """
     for child_error, described in known:
         if child_error is error:
-            return RunError(
-                type=described.type,
-                category=described.category,
-                message=described.message,
-                fingerprint=described.fingerprint,
-                origin=False,
-            )
+            return replace(described, origin=False)
     name = clip(type(error).__name__, MAX_NAME_LENGTH)
     message = clip(_message_of(error), MAX_TEXT_LENGTH)
+    status_code = _first_of(error, _STATUS_PATHS, _is_http_error)
+    function, line = _raised_at(error.__traceback__)
     return RunError(
         type=name,
-        category=_category_of(error, run_type),
-        message=message,
-        fingerprint=_fingerprint(name, _place_of(error.__traceback__), message),
+        category=_category_of(error, status_code, run_type),
+        status_code=status_code,
+        code=_first_of(error, _CODE_PATHS, _is_code),
+        raised_at=f"{clip(function, MAX_NAME_LENGTH - 12)}:{line}" if function else None,
+        message=message if keeps_message else None,
+        fingerprint=_fingerprint(name, function, message),
     )
 
 
@@ -113,11 +129,35 @@ def _message_of(error: BaseException) -> str:
         return ""
 
 
-def _category_of(error: BaseException, run_type: str) -> str:
+def _first_of(error: BaseException, paths: tuple[tuple[str, ...], ...], is_it: Callable[[object], bool]) -> Any:
+    """
+    The first value at the end of a path of attributes and keys that is what it should be. `None`: there is none.
+    """
+    for path in paths:
+        value: object = error
+        try:
+            for name in path:
+                value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+            if is_it(value):
+                return value
+        except Exception:  # noqa: BLE001 - a foreign attribute that fails is one that is not there
+            continue
+    return None
+
+
+def _is_http_error(value: object) -> bool:
+    return type(value) is int and 400 <= value <= 599
+
+
+def _is_code(value: object) -> bool:
+    return type(value) is str and _CODE.fullmatch(value) is not None
+
+
+def _category_of(error: BaseException, status_code: int | None, run_type: str) -> str:
     kind: Any = type(error)
     category = _category_of_type(kind)
-    if category == "other":
-        category = _STATUS_CODES.get(_status_code_of(error), "other")
+    if category == "other" and status_code is not None:
+        category = "server" if status_code >= 500 else _STATUS_CODES.get(status_code, "other")
     return "tool" if category == "other" and run_type == "tool" else category
 
 
@@ -132,22 +172,23 @@ def _category_of_type(kind: type) -> str:
     return "other"
 
 
-def _status_code_of(error: BaseException) -> int:
-    code: Any = getattr(error, "status_code", None)
-    return code if isinstance(code, int) else 0
-
-
-def _place_of(traceback: TracebackType | None) -> str:
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
+def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:
+    """
+    Function, with its module, and line of the innermost frame. Code that came from no file has no say: a model may have
+    written it, and its names are content.
+    """
+    function, line = "", 0
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if not code.co_filename.startswith("<"):
+            function = f"{traceback.tb_frame.f_globals.get('__name__', '')}.{code.co_qualname}"
+            line = traceback.tb_lineno
         traceback = traceback.tb_next
-    frame = traceback.tb_frame
-    # No line number: an edit above must not make a new group.
-    return f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}"
+    return function, line
 
 
-def _fingerprint(name: str, place: str, message: str) -> str:
+def _fingerprint(name: str, function: str, message: str) -> str:
+    # Without the line number: an edit above must not make a new group.
     for pattern, replacement in _CHANGING_PARTS:
         message = pattern.sub(replacement, message)
-    return hashlib.sha256(f"{name}|{place}|{message}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{name}|{function}|{message}".encode()).hexdigest()[:16]

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from typing import Any
 
 import structlog
 
 _REPEAT_SECONDS = 60.0
 
+
+def _where(exc_info: structlog.typing.ExcInfo) -> str:
+    # Without its message and its causes', which may quote what people wrote.
+    kind, _, where = exc_info
+    return f"{''.join(traceback.format_tb(where))}{kind.__name__}"
+
+
 log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
     logging.getLogger("runtap_collector"),
     wrapper_class=structlog.stdlib.BoundLogger,
     processors=[
         structlog.stdlib.filter_by_level,
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_where),
         structlog.processors.KeyValueRenderer(key_order=["event"]),
     ],
 )

@@ -39,6 +39,7 @@ class View:
     metadata: MetadataValues
     captures_content: bool
     streams_tokens: bool = False
+    keeps_error_messages: bool = False
 
     @classmethod
     def of(cls, settings: CollectorSettings) -> View:
@@ -51,6 +52,7 @@ class View:
             dict(settings.metadata),
             settings.capture_content,
             settings.capture_content and settings.stream_tokens,
+            settings.error_messages,
         )
 
 

@@ -216,7 +216,7 @@ class Ring:
         with self.lock:
             self.dropped["internal_error", kind] += 1
             self.held_bytes -= size_bytes
-            self._unencoded.append((kind, repr(error)))
+            self._unencoded.append((kind, type(error).__name__))
 
     def put_back(self, records: list[Record]) -> None:
         """

@@ -33,6 +33,9 @@ class CollectorSettings(ConnectionSettings):
         description="metadata of every event, as team=x,region=y",
     )
     capture_content: bool = Field(False, description="whether prompts, answers and tool arguments are captured")
+    error_messages: bool = Field(
+        False, description="whether errors carry their message, which may quote prompts, answers, arguments and keys"
+    )
     stream_tokens: bool = Field(
         False,
         description="whether streamed text is sent as it comes, joined over 100 ms; only where content is captured",

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from runtap_consumers.batch import KIND, Batch, Kind, sorted_by_kind
 from runtap_consumers.rollups import DAY_NS, OTHER
-from runtap_schemas import RunEnded
+from runtap_schemas import RunEnded, RunError
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
@@ -77,7 +77,8 @@ class Dimensions:
             changes["user_id"] = OTHER
         capped = replace(event, **changes) if changes else event
         if event.error and ("fingerprint", event.error.fingerprint) in self._refused:
-            capped = replace(capped, error=replace(event.error, fingerprint=OTHER, type=OTHER, message=""))
+            other = RunError(type=OTHER, category=event.error.category, fingerprint=OTHER, origin=event.error.origin)
+            capped = replace(capped, error=other)
         for name in self._cost_attributes:
             if (f"metadata.{name}", str(event.metadata.get(name, ""))) in self._refused:
                 capped = replace(capped, metadata={**capped.metadata, name: OTHER})

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runtap_consumers.error_text import error_facts, error_text
+
 # What a page takes; the JSON has all rows.
 _ROWS_SHOWN = 15
 # A table's columns are as wide as its widest row, so all of a page is in memory.
@@ -220,18 +222,24 @@ def _print_costs(console: Console, cost: dict[str, Any]) -> None:
 
 def _print_errors(console: Console, errors: dict[str, Any]) -> None:
     columns = [
-        *(_number("Count"), _text("Error", 20), _prose("Message"), _text("Service", 12)),
+        *(_number("Count"), _text("Error", 20), _prose("What"), _text("Service", 12)),
         *(_extra("Last seen"), _extra("Sample run")),
     ]
-    names = ("type", "message", "service")
     cells = (
-        [_count(row["count"]), *(row[name] for name in names), _time(row["last_seen"]), row["sample_run_id"]]
+        [_count(row["count"]), row["type"], _what(row), row["service"], _time(row["last_seen"]), row["sample_run_id"]]
         for row in errors["groups"]
     )
     print_table(console, f"Errors: {errors['total']:,}", columns, cells)
-    columns = [_text("At"), _extra("In", longest=12), _text("Error", 20), _prose("Message"), _extra("Run")]
-    recent = ([_time(row["at"]), row["name"], row["type"], row["message"], row["run_id"]] for row in errors["recent"])
+    columns = [_text("At"), _extra("In", longest=12), _text("Error", 20), _prose("What"), _extra("Run")]
+    recent = ([_time(row["at"]), row["name"], row["type"], _what(row), row["run_id"]] for row in errors["recent"])
     print_table(console, "Last errors", columns, recent)
+    if any(row["message"] is None for row in errors["groups"]):
+        console.print("Errors come without their messages, unless a service runs with RUNTAP_ERROR_MESSAGES=true.")
+
+
+def _what(error: dict[str, Any]) -> str:
+    facts = error_facts(error["category"], error["status_code"], error["code"])
+    return error_text(facts, error["raised_at"], error["message"])
 
 
 def print_table(

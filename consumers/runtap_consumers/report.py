@@ -37,6 +37,7 @@ from runtap_consumers.store.reads import Snapshot, open_snapshot, read_alerts
 SHOWN = ("cost", "performance", "errors", "sessions")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
+_ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
 
 Components = dict[tuple[str, str, str], ComponentFigures]
 
@@ -211,7 +212,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "groups": [
             {
-                **{name: getattr(group, name) for name in ("fingerprint", "type", "category", "message", "run_type")},
+                **{name: getattr(group, name) for name in ("fingerprint", "type", *_ERROR_FACTS, "run_type")},
                 "service": group.service,
                 "count": group.count,
                 "first_seen": format_instant(group.first_at_ns, zone),
@@ -222,7 +223,9 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "recent": [
             {
-                **{name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", "message")},
+                **{
+                    name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *_ERROR_FACTS)
+                },
                 "at": format_instant(error.at_ns, zone),
                 "service": error.service or None,
             }

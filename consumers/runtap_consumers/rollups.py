@@ -160,6 +160,8 @@ ERROR_GROUPS = Rollup(
         Measure("category", Merge.KEEP, "text"),
         Measure("message", Merge.KEEP, "text"),
         Measure("run_type", Merge.KEEP, "text"),
+        Measure("status_code", Merge.KEEP),
+        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
         *_OCCURRENCE,
     ),
 )
@@ -168,8 +170,11 @@ RECENT_ERRORS_KEPT = 100
 RECENT_ERRORS = Rollup(
     "recent_errors",
     ("at_ns", "run_id"),
-    tuple(
-        Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "run_type", "name", "type", "message")
+    (
+        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "run_type", "name")),
+        *(Measure(name, Merge.KEEP, "text") for name in ("type", "category", "message")),
+        Measure("status_code", Merge.KEEP),
+        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
     ),
     integer_keys=("at_ns",),
 )
@@ -299,6 +304,9 @@ RUN_COLUMNS: tuple[tuple[str, str], ...] = (
     ("error_message", "text"),
     ("error_fingerprint", "text"),
     ("error_origin", "integer"),
+    ("error_status_code", "integer"),
+    ("error_code", "text"),
+    ("error_raised_at", "text"),
     ("usage_source", "text"),
     *((name, "integer") for name in TOKEN_CLASSES),
     ("price_set", "text"),

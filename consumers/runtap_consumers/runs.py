@@ -43,6 +43,7 @@ def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: 
         "model": row.get("model") or None,
         "status": status,
         **{name: row.get(name) or None for name in ("finish_reason", "error_type", "error_category")},
+        **{name: row.get(name) for name in ("error_status_code", "error_code", "error_raised_at", "error_message")},
         "error_origin": None if origin is None else bool(origin),
         "started_at": format_instant(row["started_at_ns"], zone),
         "duration_seconds": seconds(row.get("duration_ns")),

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from runtap_consumers.error_text import error_facts, error_text
 from runtap_consumers.instants import local_time
 from runtap_consumers.places import Places
 from runtap_consumers.record_tail import Record, tail_records
@@ -233,7 +234,9 @@ def _describe_run(event: RunEvent, zone: ZoneInfo) -> Text:
         parts += [(event.status, _STATUS_STYLES[event.status]), _duration(event.duration_ns), *_call(event)]
         if event.error is not None:
             style = "red" if event.status == "error" else "yellow"
-            parts.append((f"{event.error.type}: {_shortened(event.error.message)}", style))
+            error = event.error
+            facts = error_facts(error.category, error.status_code, error.code)
+            parts.append((f"{error.type}: {_shortened(error_text(facts, error.raised_at, error.message))}", style))
     elif isinstance(event, RunNoted):
         attempt = f"attempt {event.attempt}" if event.attempt is not None else ""
         parts += [(event.kind.replace("_", " "), "magenta"), event.note or "", attempt]

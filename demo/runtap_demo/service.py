@@ -270,7 +270,7 @@ async def serve_customers(seed: int, sessions: int, house_model: str) -> dict[st
         held += 1
         print(json.dumps({"sessions": held, "of": sessions, "questions": outcomes.total()}), flush=True)  # noqa: T201
 
-    async with RunTap.from_env(service="checkout", environment="demo") as tap:
+    async with RunTap.from_env(service="checkout", environment="demo", error_messages=True) as tap:
         await asyncio.gather(*(hold(tap, number) for number in range(sessions)))
         closed = await tap.aclose(_CLOSE_TIMEOUT_SECONDS)
     return {"outcomes": dict(outcomes), "closed": dataclasses.asdict(closed)}

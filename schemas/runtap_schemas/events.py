@@ -27,6 +27,8 @@ MAX_DURATION_NS = 10**16
 MAX_METADATA_KEYS = 32
 MAX_METADATA_LENGTH = 256
 MAX_TAGS = 32
+# A provider's word for what went wrong, `rate_limit_exceeded` say: short, and without room for a sentence.
+ERROR_CODE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
 # One absurd number must not take the ledger's sums out of 64 bits; readers in JavaScript know integers up to here.
 MAX_COUNT = 2**53 - 1
@@ -72,15 +74,21 @@ class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     """
     Why a run failed.
 
-    `fingerprint` groups equal failures: hash of type, place and message with the changing parts out. `origin` is false
-    where a child of the run ended with the same exception object: one failure counts once.
+    `fingerprint` groups equal failures: hash of type, function and message with the changing parts out. `origin` is
+    false where a child of the run ended with the same exception object: one failure counts once.
+
+    `status_code` is HTTP's, `code` the provider's own word, `raised_at` module, function and line
+    (`shop.orders.find:42`). `message` is null unless the service sends messages, which may quote anything.
     """
 
     type: Name
     category: Word
-    message: Text
+    message: Text | None = None
     fingerprint: Identifier
     origin: bool = True
+    status_code: Annotated[int, Meta(ge=400, le=599)] | None = None
+    code: Annotated[str, Meta(pattern=ERROR_CODE_PATTERN)] | None = None
+    raised_at: Name | None = None
 
 
 class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"):

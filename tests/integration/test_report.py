@@ -319,6 +319,7 @@ def error_rows(store: Store, fingerprint: str, partition: int, count: int, last_
         "sample_run_id": f"{fingerprint}-{partition}",
     }
     facts = {"type": "RateLimitError", "category": "rate_limit", "message": "slow down", "run_type": "llm", **other}
+    facts = {"status_code": 429, "code": "slow_down", "raised_at": "shop.ask:7", **facts}
     for name, grain_ns in (("errors_minute", MINUTE_NS), ("errors_hour", HOUR_NS)):
         fill(store, name, {**key, **occurrence, "bucket_ns": last_at_ns // grain_ns * grain_ns})
     # The group is older than the range.
@@ -338,7 +339,8 @@ def test_errors_are_counted_by_group_and_type_against_ended_roots(store: Store) 
         {**root, "partition": 0, "ok": 12, "errors": 4, "interrupted": 5, "cancelled": 7},
         {**root, "partition": 1, "ok": 4, "service": "search"},
     )
-    recent = {"environment": "prod", "run_type": "tool", "type": "KeyError", "message": "", "service": "checkout"}
+    recent = {"environment": "prod", "run_type": "tool", "type": "KeyError", "message": None, "service": "checkout"}
+    recent = {**recent, "category": "tool", "raised_at": "shop.look:9"}
     fill(
         store,
         "recent_errors",
@@ -357,6 +359,9 @@ def test_errors_are_counted_by_group_and_type_against_ended_roots(store: Store) 
         "fingerprint": "slow",
         "type": "RateLimitError",
         "category": "rate_limit",
+        "status_code": 429,
+        "code": "slow_down",
+        "raised_at": "shop.ask:7",
         "message": "slow down",
         "run_type": "llm",
         "service": "checkout",
@@ -372,6 +377,10 @@ def test_errors_are_counted_by_group_and_type_against_ended_roots(store: Store) 
         "run_type": "tool",
         "name": None,
         "type": "KeyError",
+        "category": "tool",
+        "status_code": None,
+        "code": None,
+        "raised_at": "shop.look:9",
         "message": None,
         "at": "2025-06-20T14:00:00.000000+02:00",
         "service": "checkout",
@@ -651,6 +660,10 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
         "error_type": "KeyError",
         "error_category": "tool",
         "error_origin": 0,
+        "error_status_code": 404,
+        "error_code": "no_such_order",
+        "error_raised_at": "shop.find:7",
+        "error_message": "none",
         "usage_source": "response",
         "first_token_ns": SECOND // 4,
         "input_tokens": 0,
@@ -686,6 +699,7 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
     assert {name for name, value in bare.items() if value is None} == {
         *("parent_run_id", "session_id", "user_id", "provider", "request_model", "model", "finish_reason"),
         *("error_type", "error_category", "error_origin", "first_token_seconds", "input_tokens", "output_tokens"),
+        *("error_status_code", "error_code", "error_raised_at", "error_message"),
         *("cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "cost_usd"),
     }
 

@@ -41,7 +41,8 @@ def ends(first: int, last: int) -> list[int]:
 
 
 def group(number: int, service: str = "checkout", message: str = "boom") -> NewGroup:
-    return NewGroup(service, f"fingerprint-{number}", "prod", "ValueError", "other", message, 3, "run-1")
+    facts = ("ValueError", "other", None, None, None, message)
+    return NewGroup(service, f"fingerprint-{number}", "prod", *facts, 3, "run-1")
 
 
 def test_crossing_fires_once_with_its_figures_and_is_resolved_once() -> None:
@@ -216,8 +217,18 @@ def test_ids_are_the_same_whenever_made_and_never_too_long_to_decode() -> None:
     assert len(alert_id("new_error_group", "s" * 200, "f" * 64)) <= 64
 
 
+def test_an_error_without_a_message_is_named_by_its_kind_and_where_it_was_raised() -> None:
+    told = group(1)._replace(category="rate_limit", status_code=429, code="slow_down", raised_at="shop.ask:7")
+    summaries = [new_group_alert(each, START).summary for each in (told, told._replace(message=None))]
+    assert summaries == [
+        "checkout: new error ValueError (rate_limit, HTTP 429, slow_down) at shop.ask:7: boom",
+        "checkout: new error ValueError (rate_limit, HTTP 429, slow_down) at shop.ask:7",
+    ]
+
+
 def test_alerts_decode_with_the_largest_names() -> None:
-    longest = NewGroup("s" * 200, "f" * 64, "e" * 200, "T" * 200, "c" * 32, "m" * 2_000, 3, "r" * 64)
+    facts = ("T" * 200, "c" * 32, 500, "c" * 64, "r" * 200, "m" * 2_000)
+    longest = NewGroup("s" * 200, "f" * 64, "e" * 200, *facts, 3, "r" * 64)
     for alert in (
         new_group_alert(longest, START),
         summary_alert(Budget("s" * 200, START, 10, 3), START),

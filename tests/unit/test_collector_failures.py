@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 import anthropic
 import httpx
+import msgspec
 import openai
 import pytest
 from langchain_core.tools import ToolException
@@ -22,8 +23,8 @@ _REQUEST = httpx.Request("POST", "http://127.0.0.1/")
 _OPENAI_REQUEST: Any = _REQUEST
 
 
-def _openai(kind: Any, code: int) -> Exception:
-    error: Exception = kind("said so", response=httpx.Response(code, request=_REQUEST), body=None)
+def _openai(kind: Any, status_code: int, body: Any = None) -> Exception:
+    error: Exception = kind("said so", response=httpx.Response(status_code, request=_REQUEST), body=body)
     return error
 
 
@@ -55,7 +56,9 @@ def test_status_of_an_exception(error: BaseException, status: str) -> None:
         (_openai(openai.AuthenticationError, 401), "auth"),
         (_openai(openai.PermissionDeniedError, 403), "auth"),
         (_openai(openai.BadRequestError, 400), "bad_request"),
-        (_openai(openai.InternalServerError, 500), "other"),
+        (_openai(openai.InternalServerError, 500), "server"),
+        (_openai(openai.APIStatusError, 529), "server"),
+        (_openai(openai.APIStatusError, 418), "other"),
         (openai.APITimeoutError(_OPENAI_REQUEST), "timeout"),
         (openai.APIConnectionError(request=_OPENAI_REQUEST), "connection"),
         (_openai(anthropic.RateLimitError, 429), "rate_limit"),
@@ -91,7 +94,7 @@ def _raised(message: str) -> BaseException:
     ],
 )
 def test_messages_that_differ_in_changing_parts_are_one_group(one: str, other: str) -> None:
-    first, second = describe_error(_raised(one), "chain", []), describe_error(_raised(other), "chain", [])
+    first, second = (describe_error(_raised(text), "chain", [], keeps_message=True) for text in (one, other))
     assert first.fingerprint == second.fingerprint
     assert (first.message, second.message) == (one, other)
 
@@ -112,10 +115,67 @@ def test_exception_that_cannot_describe_itself_still_counts() -> None:
         def __str__(self) -> str:
             raise RuntimeError("no words")
 
-    described = describe_error(MuteError(), "chain", [])
+    described = describe_error(MuteError(), "chain", [], keeps_message=True)
     assert (described.type, described.message) == ("MuteError", "")
 
 
 def test_long_messages_and_lone_surrogates_fit_the_contract() -> None:
-    described = describe_error(ValueError("\ud800" + "x" * 5_000), "chain", [])
-    assert (len(described.message), described.message[0]) == (2_000, "?")
+    described = describe_error(ValueError("\ud800" + "x" * 5_000), "chain", [], keeps_message=True)
+    assert described.message == "?" + "x" * 1_999
+
+
+class _BotoError(Exception):
+    """As botocore's ClientError has it."""
+
+    response: ClassVar = {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+
+
+class _ApiCoreError(Exception):
+    """As google-api-core's errors have it: `code` is HTTP's."""
+
+    code = 503
+
+
+class _OddError(Exception):
+    """What could be mistaken for facts and is none."""
+
+    status_code = True
+    status = "503"
+    code = "a sentence of what a person wrote"
+    body: ClassVar = {"error": {"code": "x" * 65, "type": "not\none\nword"}}
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (_openai(openai.RateLimitError, 429, {"code": "rate_limit_exceeded"}), (429, "rate_limit_exceeded")),
+        (_openai(anthropic.RateLimitError, 429, {"error": {"type": "rate_limit_error"}}), (429, "rate_limit_error")),
+        (httpx.HTTPStatusError("m", request=_REQUEST, response=httpx.Response(502, request=_REQUEST)), (502, None)),
+        (_BotoError(), (400, "ThrottlingException")),
+        (_ApiCoreError(), (503, None)),
+        (_OddError(), (None, None)),
+    ],
+)
+def test_http_status_and_the_providers_code_of_an_exception(
+    error: BaseException, facts: tuple[int | None, str | None]
+) -> None:
+    described = describe_error(error, "llm", [])
+    assert (described.status_code, described.code) == facts
+
+
+def test_where_an_error_was_raised_is_told_by_function_and_line_and_its_message_only_when_asked_for() -> None:
+    error = _raised("secret")
+    described = describe_error(error, "chain", [])
+    assert error.__traceback__ is not None
+    assert described.raised_at == f"{__name__}._raised:{error.__traceback__.tb_lineno}"
+    assert described.message is None
+    passed_on = describe_error(error, "chain", [(error, described)])
+    assert passed_on == msgspec.structs.replace(described, origin=False)
+
+
+def test_code_that_came_from_no_file_does_not_say_where() -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        exec("def written_by_a_model():\n    raise ValueError\nwritten_by_a_model()", {})
+    where = describe_error(caught.value, "tool", []).raised_at
+    assert where is not None
+    assert where.startswith(f"{__name__}.test_code_that_came_from_no_file_does_not_say_where:")

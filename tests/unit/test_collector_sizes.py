@@ -46,7 +46,7 @@ def test_event_of_any_value_fits_and_says_what_was_cut(size: int) -> None:
 
 
 def test_facts_at_their_limits_push_content_out_and_never_themselves() -> None:
-    captured = Captured(capture_content=True)
+    captured = Captured(capture_content=True, error_messages=True)
     run_id = uuid.uuid4()
     wide = "\U0001f600"
     captured.call(
@@ -61,7 +61,8 @@ def test_facts_at_their_limits_push_content_out_and_never_themselves() -> None:
     captured.call("on_chain_error", ValueError(wide * 5_000), run_id=run_id)
     (run,) = captured.ended()
     assert len(encode_event(run)) <= MAX_EVENT_BYTES
-    assert (len(run.tags), len(run.metadata), len(run.error.message if run.error else "")) == (32, 32, 2_000)
+    assert run.error is not None
+    assert (len(run.tags), len(run.metadata), len(run.error.message or "")) == (32, 32, 2_000)
 
 
 @pytest.mark.parametrize("value", ["x" * 9_000_000, {"text": "x" * 9_000_000, "number": 1}], ids=["text", "dict"])

@@ -54,6 +54,10 @@ COST = {
 }
 GROUP = {
     "type": "OpenAIRateLimitError",
+    "category": "rate_limit",
+    "status_code": 429,
+    "code": "rate_limit_exceeded",
+    "raised_at": None,
     "message": "Error code: 429\n - Rate limit reached for requests of this organisation, try again later " * 3,
     "service": "checkout",
     "count": 7,
@@ -64,7 +68,7 @@ GROUP = {
 
 def report(**changes: Any) -> dict[str, Any]:
     component = {"run_type": "llm", "name": RUN["name"], "model": RUN["request_model"], "count": 12_345, "errors": 123}
-    error = {"run_id": RUN["run_id"], "name": "weather", "type": "KeyError", "message": "no such town", "at": AT}
+    error = {**GROUP, "run_id": RUN["run_id"], "name": "weather", "type": "KeyError", "message": "no town", "at": AT}
     return {
         "range": {"from": AT, "to": AT},
         "complete_to": AT,
@@ -114,6 +118,18 @@ def test_every_essential_cell_is_readable_at_any_width(width: int) -> None:
     ):
         assert part in text, part
     assert ("01a20c6f-c5b6-70ce-946f-ce1429232e32" in text) == (width >= 150)
+
+
+def test_errors_without_messages_are_told_by_kind_and_place_and_how_to_have_messages() -> None:
+    screen = console(80)
+    group = {**GROUP, "message": None, "raised_at": "openai._base_client.SyncAPIClient.request:1047"}
+    print_report(report(errors={"total": 7, "groups": [group], "recent": []}), screen)
+    text = " ".join(text_of(screen).split())
+    for part in ("rate_limit, HTTP 429", "rate_limit_exceeded", "RUNTAP_ERROR_MESSAGES=true"):
+        assert part in text, part
+    screen = console(80)
+    print_report(report(), screen)
+    assert "RUNTAP_ERROR_MESSAGES" not in text_of(screen)
 
 
 def test_runs_and_sessions_are_printed_whole_however_many() -> None:

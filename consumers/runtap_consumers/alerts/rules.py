@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
+from runtap_consumers.error_text import error_facts
 from runtap_consumers.rollups import HOUR_NS, MINUTE_NS, RETENTION_NS
 from runtap_schemas import Alert
 
@@ -62,7 +63,10 @@ class NewGroup(NamedTuple):
     environment: str
     type: str
     category: str
-    message: str
+    status_code: int | None
+    code: str | None
+    raised_at: str | None
+    message: str | None
     occurrences: int
     sample_run_id: str | None
 
@@ -235,7 +239,11 @@ def new_group_alert(group: NewGroup, now_ns: int) -> Alert:
     """
     The alert that names a group which was never seen in its service.
     """
-    message = " ".join(group.message.split())[:_MESSAGE_LENGTH]
+    what = f"{group.type} ({error_facts(group.category, group.status_code, group.code)})"
+    if group.raised_at:
+        what += f" at {group.raised_at}"
+    if group.message:
+        what += f": {' '.join(group.message.split())[:_MESSAGE_LENGTH]}"
     return Alert(
         id=alert_id(NEW_ERROR_GROUP, group.service, group.fingerprint),
         rule=NEW_ERROR_GROUP,
@@ -243,7 +251,7 @@ def new_group_alert(group: NewGroup, now_ns: int) -> Alert:
         at_ns=now_ns,
         service=group.service,
         environment=group.environment or None,
-        summary=f"{group.service or 'unknown service'}: new error {group.type} ({group.category}): {message}",
+        summary=f"{group.service or 'unknown service'}: new error {what}",
         count=group.occurrences,
         fingerprint=group.fingerprint,
         sample_run_id=group.sample_run_id,

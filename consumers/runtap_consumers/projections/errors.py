@@ -47,14 +47,19 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
         group = (event.service, event.environment, error.fingerprint)
         occurrence = [1, at_ns, at_ns, event.run_id]
         _occur(errors, (minute_of(at_ns), *group), [], occurrence)
-        _occur(groups, group, [error.type, error.category, error.message, event.run_type], occurrence)
+        facts = [error.type, error.category, error.message, event.run_type]
+        _occur(groups, group, [*facts, error.status_code, error.code, error.raised_at], occurrence)
         recent[(at_ns, event.run_id)] = [
             event.service,
             event.environment,
             event.run_type,
             event.name,
             error.type,
+            error.category,
             error.message,
+            error.status_code,
+            error.code,
+            error.raised_at,
         ]
     kept = dict(sorted(recent.items())[-RECENT_ERRORS_KEPT:])
     return Changes(

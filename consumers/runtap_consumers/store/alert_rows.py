@@ -144,8 +144,9 @@ def read_new_groups(writer: Writer, limit: int = 1_000) -> list[NewGroup]:
     Error groups that are not known yet, the oldest first. What is beyond the limit comes in the next round.
     """
     rows = writer.query(
-        "SELECT t.service, t.fingerprint, max(t.environment), max(t.type), max(t.category), max(t.message), "
-        f"sum(t.count), max(t.sample_run_id) FROM error_groups t {_LIVE} "
+        "SELECT t.service, t.fingerprint, max(t.environment), max(t.type), max(t.category), max(t.status_code), "
+        "max(t.code), max(t.raised_at), max(t.message), sum(t.count), max(t.sample_run_id) "
+        f"FROM error_groups t {_LIVE} "
         "LEFT JOIN alert_known_groups k ON k.service = t.service AND k.fingerprint = t.fingerprint "
         "WHERE k.service IS NULL GROUP BY t.service, t.fingerprint ORDER BY min(t.first_at_ns), t.fingerprint LIMIT ?",
         (limit,),

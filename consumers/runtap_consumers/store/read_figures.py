@@ -85,8 +85,11 @@ class ErrorGroup:
     service: str
     type: str
     category: str
-    message: str
+    message: str | None
     run_type: str
+    status_code: int | None
+    code: str | None
+    raised_at: str | None
     first_at_ns: int
     last_at_ns: int
     sample_run_id: str
@@ -198,6 +201,8 @@ def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, st
             groups[row.service, row.fingerprint] = ErrorGroup(**{name: getattr(row, name) for name in names})
         else:
             group.last_at_ns = max(group.last_at_ns, row.last_at_ns)
+            # One service may send messages from one environment only.
+            group.message = group.message or row.message
     return groups
 
 
@@ -211,7 +216,11 @@ class RecentError:
     run_type: str
     name: str
     type: str
-    message: str
+    category: str | None
+    message: str | None
+    status_code: int | None
+    code: str | None
+    raised_at: str | None
     at_ns: int
     service: str
 
