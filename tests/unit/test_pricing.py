@@ -122,7 +122,7 @@ def has_impossible_parts(usage: Usage) -> bool:
         part or 0 for part in (usage.cache_read_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens)
     )
     modal = (usage.input_audio_tokens or 0) + (usage.input_image_tokens or 0)
-    outputs = max(usage.reasoning_tokens or 0, usage.output_audio_tokens or 0)
+    outputs = (usage.reasoning_tokens or 0) + (usage.output_audio_tokens or 0)
     return max(cached, modal) > (usage.input_tokens or 0) or outputs > (usage.output_tokens or 0)
 
 
@@ -340,6 +340,7 @@ def test_cache_writes_of_an_hour_cost_twice_the_input() -> None:
         used(10, 10, input_audio_tokens=6, input_image_tokens=5),
         used(10, 10, reasoning_tokens=11),
         used(10, 10, output_audio_tokens=11),
+        used(10, 10, reasoning_tokens=6, output_audio_tokens=5),
     ],
 )
 def test_parts_beyond_their_total_have_no_cost_and_a_class_of_their_own(usage: Usage) -> None:

@@ -128,7 +128,8 @@ class PriceTable:
         output_audio = usage.output_audio_tokens or 0
         web_searches = usage.web_searches
         cached = cache_read + cache_write_5m + cache_write_1h
-        if cached > input_tokens or modal > input_tokens or reasoning > output_tokens or output_audio > output_tokens:
+        # Tokens may be both cached and audio or image, but not both reasoning and audio.
+        if cached > input_tokens or modal > input_tokens or reasoning + output_audio > output_tokens:
             return Priced(_labelled(price_class, "impossible"), None)
         if web_searches:
             price_class = _labelled(price_class, "searched")
