@@ -12,8 +12,10 @@ from itertools import islice
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from runtap_consumers.terminal import one_line, print_line
 
 from runtap_consumers.error_text import error_facts, error_text
 
@@ -104,7 +106,7 @@ def _print_state(report: dict[str, Any], console: Console) -> None:
         f"{ledger['quarantined']:,} unreadable"
     )
     is_worrying = dropped or ledger["lost"] or ledger["quarantined"]
-    console.print(line, style="yellow" if is_worrying else None, highlight=False)
+    print_line(console, line, style="yellow" if is_worrying else "")
 
 
 def print_runs(runs: Iterator[dict[str, Any]], console: Console | None = None) -> None:
@@ -267,16 +269,19 @@ def print_table(
             max_width=column.longest and column.longest * (1 if console.width < _PIPE_WIDTH else 3),
         )
     for row in all_rows[:shown]:
-        table.add_row(*(escape(_line(row[place])) for place in places))
+        table.add_row(*(_cell(row[place]) for place in places))
     if title:
         more = f" (the first {shown} of {len(all_rows):,})" if len(all_rows) > shown else ""
-        console.print(f"\n[bold]{escape(title)}[/]{more}", highlight=False)
+        console.print(Text.assemble("\n", (one_line(title), "bold"), more))
     console.print(table)
 
 
-def _line(text: str | None, longest: int = 120) -> str:
-    line = " ".join((text or _UNKNOWN).split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+def _cell(text: str | None, longest: int = 120) -> Text:
+    """
+    Where text becomes a cell: `Text`, because a string would be read as markup.
+    """
+    line = one_line(text or _UNKNOWN)
+    return Text(line if len(line) <= longest else f"{line[: longest - 1]}…")
 
 
 def _count(value: int | None) -> str | None:

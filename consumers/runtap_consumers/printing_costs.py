@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.instants import dollars, local_time
 from runtap_consumers.printing import Column, money, open_console, print_table
 from runtap_consumers.repricing.outcome import Difference, Outcome
+from runtap_consumers.terminal import print_line
 
 _PRICES_SHOWN = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
 
@@ -66,7 +67,7 @@ def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
     """
     console = open_console()
     if not outcome.days and not outcome.sessions.calls:
-        console.print(f"Nothing in this range is priced otherwise than by {price_set}.", highlight=False)
+        print_line(console, f"Nothing in this range is priced otherwise than by {price_set}.")
         return
     columns = [
         *(Column("Day"), Column("Provider", is_essential=False), Column("Model", longest=40)),
@@ -81,9 +82,7 @@ def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
     ]
     cells.append(["all", None, None, *_difference_cells(outcome.total)])
     print_table(console, f"Costs under {price_set}", columns, cells, len(cells))
-    console.print(
-        f"Calls in sessions: {outcome.sessions.calls:,}. Single runs follow the same prices.", highlight=False
-    )
+    print_line(console, f"Calls in sessions: {outcome.sessions.calls:,}. Single runs follow the same prices.")
 
 
 def _difference_cells(difference: Difference) -> list[str | None]:
@@ -110,6 +109,6 @@ def print_attribution(figures: dict[str, Any]) -> None:
     begin, end = (figures["range"][name][:16].replace("T", " ") for name in ("from", "to"))
     title = f"Cost by {figures['attribute']}, {begin} to {end}: {money(figures['cost_usd']) or 'unknown'}"
     if not cells:
-        console.print(f"{title}: there was no call in this range.", highlight=False)
+        print_line(console, f"{title}: there was no call in this range.")
         return
     print_table(console, title, columns, cells, 50)

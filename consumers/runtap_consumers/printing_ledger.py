@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runtap_consumers.printing import Column, open_console, print_table
+from runtap_consumers.terminal import print_line
 
 _ROWS_SHOWN = 50
 
@@ -20,25 +21,25 @@ def print_ledger(ledger: dict[str, Any]) -> None:
     if not ledger["emitters"]:
         console.print("There is nothing yet: no worker has applied an event.")
         return
-    console.print(f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
+    print_line(console, f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
     at_least = "at least " if ledger["captured_is_at_least"] else ""
     dropped, lost = sum(ledger["dropped"].values()), ledger["lost"]
-    console.print(
+    print_line(
+        console,
         f"captured {at_least}{ledger['captured']:,} = applied {ledger['applied']:,} + in flight "
         f"{ledger['in_flight']:,} + dropped {dropped:,} + lost {lost:,} + unreadable {ledger['quarantined']:,}",
-        style="yellow" if dropped or lost or ledger["quarantined"] else None,
-        highlight=False,
+        style="yellow" if dropped or lost or ledger["quarantined"] else "",
     )
     for shared in ledger["shared_emitters"]:
         processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
-        console.print(
+        print_line(
+            console,
             f"Emitter {shared['emitter']} is two processes or more ({processes}): of two events under one number "
             "only the first counts. A snapshot of a running process was restored more than once: see docs/emitter.md",
             style="bold red",
-            highlight=False,
         )
     if ledger["repeats"]:
-        console.print(f"{ledger['repeats']:,} repeats in the log were dropped.", highlight=False)
+        print_line(console, f"{ledger['repeats']:,} repeats in the log were dropped.")
     numbers = [Column(name, is_number=True) for name in ("Captured", "Applied", "In flight", "Dropped", "Lost")]
     numbers += [Column("Unreadable", is_number=True), Column("Repeats", is_number=True, is_essential=False)]
     why = Column("Why", is_prose=True)
@@ -71,7 +72,8 @@ def print_dead_letters(rows: Iterable[dict[str, Any]]) -> None:
     Prints a list of dead letters.
     """
     columns = [
-        *(Column("Id"), Column("Log time", longest=19), Column("Partition", is_number=True)),
+        # Partition and offset name a letter to `show` as well, where an id would leave no room for the cause.
+        *(Column("Id", is_essential=False), Column("Log time", longest=19), Column("Partition", is_number=True)),
         *(Column("Offset", is_number=True), Column("Bytes", is_number=True)),
         *(Column("Emitter", is_essential=False, longest=12), Column("Cause", is_prose=True)),
     ]

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.instants import local_time
 from runtap_consumers.printing import Column, open_console, print_table
 from runtap_consumers.rebuild import Comparison
+from runtap_consumers.terminal import print_line
 
 
 def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:
@@ -17,7 +18,7 @@ def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:
     """
     console = open_console()
     if not comparison.differences:
-        console.print(f"A rebuild of {comparison.projection} would change nothing.", highlight=False)
+        print_line(console, f"A rebuild of {comparison.projection} would change nothing.")
         return
     columns = [Column("Table"), Column("Day"), Column("Sum of")]
     columns += [Column(name, is_number=True) for name in ("Now", "Rebuilt", "Difference")]

@@ -19,6 +19,7 @@ from runtap_consumers.instants import local_time
 from runtap_consumers.places import Places
 from runtap_consumers.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.terminal import one_line, visible, visible_json
 from runtap_schemas import (
     Alert,
     AnyEvent,
@@ -166,7 +167,7 @@ class Tokens:
                 self._end_line()
                 self._run_id = event.run_id
                 self._show_head(record, msgspec.structs.replace(event, text=""))
-            self._write(_printable(event.text, but="\n\t"))
+            self._write(visible(event.text, keep="\n\t"))
         elif isinstance(event, RunEnded) and event.run_id == self._run_id:
             self._end_line()
 
@@ -193,7 +194,7 @@ def _open_console() -> Console:
 
 
 def _write_json(record: Record, event: Decoded | Alert) -> None:
-    sys.stdout.buffer.write(json_line(record, event) + b"\n")
+    sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -291,16 +292,12 @@ def _line(at_ns: int, zone: ZoneInfo, service: str | None, *parts: str | tuple[s
     for part in (*(() if service is None else ((service or "(unknown service)", "dim"),)), *parts):
         text, style = (part, "") if isinstance(part, str) else part
         if text:
-            line.append("  ").append(_printable(text), style=style)
+            line.append("  ").append(visible(text), style=style)
     return line
 
 
-def _printable(text: str, but: str = "") -> str:
-    return "".join(letter if letter.isprintable() or letter in but else " " for letter in text)
-
-
 def _shortened(text: str) -> str:
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= _TEXT_LENGTH else f"{line[: _TEXT_LENGTH - 1]}…"
 
 

@@ -16,6 +16,7 @@ import structlog
 import typer
 from rich.console import Console
 
+from runtap_consumers.cli.lines import say
 from runtap_demo.broker import EmbeddedKafka
 from runtap_demo.demo import DemoOptions, run_demo
 from runtap_demo.dev import DEFAULT_PORT, run_dev
@@ -34,7 +35,7 @@ def _console() -> Iterator[Console]:
         with unwound_by_signals():
             yield Console()
     except DemoError as error:
-        typer.echo(f"runtap: {error}", err=True)
+        say(f"runtap: {error}", err=True)
         sys.exit(1)
 
 

@@ -72,7 +72,7 @@ def test_unreadable_record_shows_where_it_lies_and_why() -> None:
 
 def test_control_codes_and_markup_of_a_service_stay_text() -> None:
     line = shown(model_call(name="[red]x[/]\x1b[2J\x07"))
-    assert "[red]x[/] [2J " in line
+    assert r"[red]x[/]\x1b[2J\x07" in line
     assert line.isprintable()
 
 
@@ -134,7 +134,7 @@ def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(caps
     for event in events:
         show(RECORD, event)
     head = "10:00:00.000  checkout  llm        ChatOpenAI"
-    assert capsys.readouterr().out == f"{head}\nHello\nworld [2J\n{head}\ntwo\n{head}\n!"
+    assert capsys.readouterr().out == f"{head}\nHello\nworld\\x1b[2J\n{head}\ntwo\n{head}\n!"
 
 
 def archived(path: Path) -> list[bytes]:

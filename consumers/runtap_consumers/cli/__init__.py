@@ -11,7 +11,9 @@ import typer
 
 from runtap_consumers.cli import account, look, operate, prices, rebuild, reprice, streams, work
 from runtap_consumers.cli.commands import CommandGroup
+from runtap_consumers.cli.lines import say
 from runtap_consumers.errors import InputError, PriceFileError
+from runtap_consumers.terminal import one_line
 from runtap_schemas import RuntapError, SettingsError
 
 app = typer.Typer(
@@ -27,7 +29,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(version("runtap"))
+        say(version("runtap"))
         raise typer.Exit
 
 
@@ -66,5 +68,5 @@ def run() -> None:
     try:
         app(prog_name="runtap")
     except RuntapError as error:
-        typer.echo(f"runtap: {' '.join(str(error).split())}", err=True)
+        say(f"runtap: {one_line(str(error))}", err=True)
         sys.exit(2 if isinstance(error, SettingsError | InputError | PriceFileError) else 1)

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import orjson
 import typer
 
-from runtap_consumers.cli.lines import write_lines
+from runtap_consumers.cli.lines import say, write_json, write_lines
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import format_instant
@@ -24,6 +24,7 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.read_dead_letters import find_dead_letters, list_dead_letters, stream_dead_letters
 from runtap_consumers.store.reads import Snapshot, open_snapshot
+from runtap_consumers.terminal import visible, visible_json
 
 dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)
 
@@ -51,7 +52,7 @@ def ledger(
     with _opened(settings) as snapshot:
         figures = build_ledger(snapshot, settings.zone())
     if json:
-        sys.stdout.buffer.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        write_json(figures)
     else:
         print_ledger(figures)
 
@@ -103,11 +104,11 @@ def show(
         raise InputError(f"there is no dead letter {letter!r}: `runtap dead-letters list` names those that are stored")
     for row in found:
         for name, value in _describe(row, zone).items():
-            typer.echo(f"{name}: {'–' if value is None else value}")
+            say(f"{name}: {'–' if value is None else value}")
         for name, content in (("key", row.key), ("value", row.value)):
-            typer.echo(f"{name}: {'none' if content is None else f'{len(content):,} bytes'}")
+            say(f"{name}: {'none' if content is None else f'{len(content):,} bytes'}")
             if content:
-                typer.echo(_readable(content))
+                say(_readable(content))
 
 
 @dead_letters_app.command()
@@ -123,13 +124,15 @@ def export(
     """
     Writes all of them to a file, in the order of the log.
     """
+    if file == "-" and form is ExportFormat.RAW and sys.stdout.isatty():
+        raise InputError("raw values can drive a terminal: name a file, or send the output to another program")
     zone = settings.zone()
     count = 0
     with _opened(settings) as snapshot, _target(file) as output, closing(stream_dead_letters(snapshot)) as rows:  # type: ignore[type-var]
         for row in rows:
             output.write(_as_line(row, zone) if form is ExportFormat.JSON else (row.value or b"") + b"\n")
             count += 1
-    typer.echo(f"{count:,} dead letters written", err=True)
+    say(f"{count:,} dead letters written", err=True)
 
 
 @contextmanager
@@ -175,7 +178,7 @@ def _as_line(row: Any, zone: ZoneInfo) -> bytes:
         name: None if content is None else base64.b64encode(content).decode()
         for name, content in (("key", row.key), ("value", row.value))
     }
-    return orjson.dumps({**_describe(row, zone), **contents}, option=orjson.OPT_APPEND_NEWLINE)
+    return visible_json(orjson.dumps({**_describe(row, zone), **contents})) + b"\n"
 
 
 def _readable(content: bytes) -> str:
@@ -183,8 +186,8 @@ def _readable(content: bytes) -> str:
         text = content.decode()
     except UnicodeDecodeError:
         text = ""
-    # A terminal must not be driven by what a stranger wrote.
-    if text and all(character.isprintable() or character in "\n\t" for character in text):
+    # An escape in a text could be one that was sent: where something is hidden, every byte is shown.
+    if text and visible(text, keep="\n\t") == text:
         return text
     return "\n".join(
         f"{first:08x}  {content[first : first + 16].hex(' '):47}  "

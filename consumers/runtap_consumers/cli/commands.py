@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from runtap_consumers.cli.lines import say
+
 GROUP = "runtap.commands"
 
 
@@ -68,7 +70,7 @@ def _unavailable(name: str) -> Any:
         add_help_option=False,
     )
     def unavailable(context: typer.Context) -> None:
-        typer.echo(f"runtap {name} needs the extra: pip install 'runtap[demo]'", err=True)
+        say(f"runtap {name} needs the extra: pip install 'runtap[demo]'", err=True)
         raise typer.Exit(2)
 
     return get_command(app)

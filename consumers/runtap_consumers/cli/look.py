@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -17,6 +16,7 @@ import typer
 from runtap_consumers import runs as run_rows
 from runtap_consumers import sessions as session_rows
 from runtap_consumers.attribution import build_attribution
+from runtap_consumers.cli.lines import write_json, write_lines
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import EXPECTED, parse_instant
@@ -66,12 +66,11 @@ def report(
         if json is None:
             (print_report if by is None else print_attribution)(figures)
             return
-    text = orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if json == "-":
-        sys.stdout.buffer.write(text)
+        write_json(figures)
         return
     try:
-        Path(json).write_bytes(text)
+        Path(json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
         raise InputError(
             f"cannot write {json!r}: {error.strerror}. Name another file, or - for standard output"
@@ -104,7 +103,7 @@ def runs(
         with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
             found = (run_rows.describe_run(row, boundary, zone) for row in rows)
             if json:
-                _write_lines(found)
+                write_lines(found)
             else:
                 print_runs(found)
 
@@ -127,7 +126,7 @@ def sessions(
         with closing(read_sessions(snapshot, since_ns, service=service, limit=limit or None)) as rows:
             found = (session_rows.describe_session(row, complete.at_ns, zone) for row in rows)
             if json:
-                _write_lines(found)
+                write_lines(found)
             else:
                 print_sessions(found)
 
@@ -143,8 +142,3 @@ def _opened(settings: ConsumerSettings) -> Iterator[Store]:
 
 def _instant(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:
     return None if text is None else parse_instant(text, settings.zone(), now_ns)
-
-
-def _write_lines(objects: Iterator[dict[str, Any]]) -> None:
-    for one in objects:
-        sys.stdout.buffer.write(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE))

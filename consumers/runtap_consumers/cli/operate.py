@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.terminal import one_line
 
 topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
@@ -43,16 +45,16 @@ def create(
 
     if prints:
         for line in print_topics(settings, partitions, replication_factor):
-            typer.echo(line)
+            say(line)
         return
     configure_logs("warning")
     watch_client_log(is_silent=True)
     for state in asyncio.run(create_topics(settings, partitions, replication_factor)):
         done = "made" if state.created else "exists"
         layout = f"{state.partitions} partitions, replication factor {state.replication_factor}"
-        typer.echo(f"{state.topic.name}: {done} ({state.topic.purpose}; {layout})")
+        say(f"{state.topic.name}: {done} ({state.topic.purpose}; {layout})")
         for difference in state.differences(replication_factor, partitions):
-            typer.echo(
+            say(
                 f"warning: {state.topic.name}: {difference.setting} is {difference.found}, not {difference.wanted}",
                 err=True,
             )
@@ -82,8 +84,8 @@ async def _examine(settings: ConsumerSettings) -> int:
     async for finding in examine(settings):
         failed |= finding.level is Level.FAIL
         line = Text(f"{finding.level.value:5}", style=styles[finding.level])
-        line.append(f"{finding.subject}: ", style="bold").append(finding.detail, style="default")
+        line.append(f"{finding.subject}: ", style="bold").append(one_line(finding.detail), style="default")
         console.print(line, soft_wrap=True)
         if finding.advice:
-            console.print(Text(f"      → {finding.advice}"), soft_wrap=True)
+            console.print(Text(f"      → {one_line(finding.advice)}"), soft_wrap=True)
     return 1 if failed else 0

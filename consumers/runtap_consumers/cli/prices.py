@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from runtap_consumers.cli.lines import say, write_lines
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.settings import ConsumerSettings
@@ -37,9 +38,9 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="As for RUNT
     overrides = load_overrides(file)
     aliases = sum(len(names) for names in overrides.aliases.values())
     counts = f"{len(overrides.price)} prices, {len(overrides.tier)} tiers, {len(overrides.discount)} discounts"
-    typer.echo(f"{file}: right: {counts}, {aliases} aliases")
+    say(f"{file}: right: {counts}, {aliases} aliases")
     for note in missing_classes(overrides):
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 @prices_app.command()
@@ -53,7 +54,6 @@ def show(
     """
     Today's prices of a model, by price class, in dollars per million tokens.
     """
-    from runtap_consumers.cli.lines import write_lines
     from runtap_consumers.pricing.listing import list_rates
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.printing_costs import print_rates
@@ -79,7 +79,6 @@ def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
     """
     Models with calls that have usage and no price, with the nearest known names.
     """
-    from runtap_consumers.cli.lines import write_lines
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.printing_costs import print_unmatched
     from runtap_consumers.store.engine import open_store
@@ -125,4 +124,4 @@ def update(
     from runtap_consumers.pricing.source import update_prices
 
     done = update_prices(settings, from_file, time.time_ns())
-    typer.echo(f"{done.path}: {done.models:,} models as {done.name}. `runtap reprice` corrects what was priced before.")
+    say(f"{done.path}: {done.models:,} models as {done.name}. `runtap reprice` corrects what was priced before.")

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
+from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError, KafkaUnavailableError
@@ -37,7 +38,7 @@ def rebuild(
     if projection not in PROJECTIONS:
         raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
     configure_logs("warning" if dry_run else settings.log_level)
-    typer.echo(asyncio.run(_run(settings, projection, since, dry_run)))
+    say(asyncio.run(_run(settings, projection, since, dry_run)))
 
 
 async def _run(settings: ConsumerSettings, projection: str, since: str | None, dry_run: bool) -> str:

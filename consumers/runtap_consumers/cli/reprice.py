@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError, RepriceRefusedError
 from runtap_consumers.instants import EXPECTED, parse_instant
@@ -67,7 +68,7 @@ def reprice(
     finally:
         store.close()
     left = f"; {len(done.inexact):,} rows were left as they were" if done.inexact else ""
-    typer.echo(f"Done: {done.rows:,} rows, {done.runs.calls:,} single runs among them{left}.")
+    say(f"Done: {done.rows:,} rows, {done.runs.calls:,} single runs among them{left}.")
 
 
 def _refusal(inexact: Sequence[object]) -> str:

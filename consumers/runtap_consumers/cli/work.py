@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
@@ -75,4 +76,4 @@ def migrate(settings: ConsumerSettings) -> None:
     """
     Brings a store that an older runtap made to this version. Forward only; stop the workers first.
     """
-    typer.echo(f"The store is at version {migrate_store(settings.database_url)}.")
+    say(f"The store is at version {migrate_store(settings.database_url)}.")

@@ -1,0 +1,66 @@
+"""
+Stored text on its way to a terminal: what could drive the terminal, or hide in it, is shown as an escape.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+from rich.console import Console
+from rich.text import Text
+
+# Control, format (bidi, zero width), surrogate, private use and unassigned characters; line and paragraph separators.
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters and marks by category, but without a glyph: two names that look the same could differ by them.
+_BLANK = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+    + "".join(map(chr, range(0xE0100, 0xE01F0)))
+)
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""
+    A text without what a terminal would obey or not show: `\x1b`, `\u202e` and the like stand in its place.
+
+    Args:
+        text: what anybody wrote.
+        keep: characters that stay as they are: `\n` where lines are wanted.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode() if _is_hidden(letter) and letter not in keep else letter
+        for letter in text
+    )
+
+
+def one_line(text: str) -> str:
+    """
+    A visible text in one line, with one space for any run of white space.
+    """
+    return " ".join(visible(text, keep="\t\n\r").split())
+
+
+def visible_json(line: bytes) -> bytes:
+    """
+    JSON of the same value, in which what a terminal would obey is escaped the way JSON does it.
+    """
+    if line.isascii() and line.decode().isprintable():
+        return line
+    # A string that no decoder of ours looked into may hold any byte: one that is no UTF-8 is escaped as well.
+    text = line.decode(errors="surrogateescape")
+    return "".join(
+        json.dumps(letter)[1:-1] if letter not in "\n\r\t" and _is_hidden(letter) else letter for letter in text
+    ).encode()
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """
+    Prints a text as it is, visible and never as markup, wrapped to the console.
+    """
+    console.print(Text(visible(text, keep="\n"), style=style))
+
+
+def _is_hidden(letter: str) -> bool:
+    return unicodedata.category(letter) in _HIDDEN_CATEGORIES or letter in _BLANK
