@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 from pydantic_core import PydanticUndefined
+from typer import Context
+from typer.main import get_command
 
 from runtap_collector import CollectorSettings, Delivery, EmitterHealth, Stats
+from runtap_consumers.cli import app
 from runtap_consumers.health import Health
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import Settings
@@ -142,6 +145,36 @@ def test_both_readmes_show_the_same_commands() -> None:
     ]
     assert commands[0] == commands[1]
     assert len(commands[0]) > 10
+
+
+def test_every_option_that_a_document_names_exists_on_its_command() -> None:
+    group = get_command(app)
+    named = 0
+    for document in DOCUMENTS:
+        for line in document.read_text().splitlines():
+            is_example = re.match(r" {4}(?:[A-Z_]+=\S+ )*runtap ", line)
+            for words in re.findall(r"\bruntap (.*?)(?=\bruntap |$)", line):
+                path, options = command_of(group, words)
+                assert path or not is_example, line
+                for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", words) if path else ():
+                    assert option in options, f"{document.name}: runtap {path} {option}"
+                    named += 1
+    assert named > 40
+
+
+def command_of(command: Any, words: str) -> tuple[str, set[str]]:
+    """
+    The command that words begin with, and its options.
+    """
+    context = Context(command)
+    path = []
+    for word in re.findall(r"[^\s`]+", words):
+        found = command.get_command(context, word) if hasattr(command, "get_command") else None
+        if found is None:
+            break
+        command, context = found, Context(found)
+        path.append(word)
+    return " ".join(path), {name for option in command.get_params(context) for name in option.opts}
 
 
 def test_nothing_names_this_machine_or_a_registry_host() -> None:
