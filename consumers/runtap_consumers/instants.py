@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.errors import InputError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Nanoseconds of later instants leave the 64 bits of a database in April 2262.
+_END = datetime(2262, 1, 1, tzinfo=UTC)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
 _PICODOLLARS = 10**12
@@ -44,6 +46,8 @@ def parse_instant(text: str, zone: ZoneInfo, now_ns: int) -> int:
         moment = moment.replace(tzinfo=zone)
     if moment < _EPOCH:
         raise InputError(f"{text!r} lies before 1970: expected {EXPECTED}")
+    if moment >= _END:
+        raise InputError(f"{text!r} lies after 2261: expected {EXPECTED}")
     return datetime_ns(moment)
 
 

@@ -87,6 +87,13 @@ class ConsumerSettings(ConnectionSettings):
         names = [name.strip() for name in value.split(",") if name.strip()]
         if len(names) > 3 or any(not name.removeprefix("metadata.") for name in names):
             raise ValueError("expected at most three metadata keys, such as metadata.team,metadata.feature")
+        # Each would be counted once for every time that it is named, and the user without being named.
+        keys = [name.removeprefix("metadata.") for name in names]
+        if "user" in keys:
+            raise ValueError("leave 'user' out: costs are always attributed to the user as well")
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is named more than once: name each metadata key once")
         return ",".join(names)
 
     @property

@@ -57,7 +57,7 @@ def demo(
         raise typer.Exit(run_demo(options, console))
 
 
-def dev(port: Annotated[int, typer.Option(help="Where Kafka listens.")] = DEFAULT_PORT) -> None:
+def dev(port: Annotated[int, typer.Option(min=1, max=65_535, help="Where Kafka listens.")] = DEFAULT_PORT) -> None:
     """
     Run Kafka and all workers for an app that you develop. Log and figures are kept in .runtap.
     """
@@ -66,7 +66,9 @@ def dev(port: Annotated[int, typer.Option(help="Where Kafka listens.")] = DEFAUL
 
 
 def kafka(
-    port: Annotated[int, typer.Option(help="Where it listens; more nodes at the ports after it.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=1, max=65_533, help="Where it listens; more nodes at the ports after it.")
+    ] = DEFAULT_PORT,
     nodes: Annotated[int, typer.Option(min=1, max=3, help="How many brokers.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where the log is kept; a temporary folder if not given.")] = None,
 ) -> None:

@@ -5,6 +5,7 @@ How to reach Kafka: the settings that emitters and workers share.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -21,11 +22,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid")
 
     @classmethod
-    def load(cls, **overrides: Any) -> Self:
+    def load(cls, *, options: Collection[str] = (), **overrides: Any) -> Self:
         """
         Reads the environment.
 
         Args:
+            options: overrides that a person gave as options of a command: errors name those instead of variables.
             **overrides: values that win over the environment; `None` means not given.
 
         Raises:
@@ -35,15 +37,19 @@ class Settings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+            raise SettingsError("; ".join(_explain(problem, options) for problem in error.errors())) from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, options: Collection[str]) -> str:
     place = "_".join(str(part) for part in problem["loc"]) or "settings"
     secret = "password" in place.lower() or not problem["loc"]
     shown = "" if secret else f"={problem['input']!r:.200}"
     name = place.upper() if place.upper().startswith("RUNTAP_") else f"RUNTAP_{place.upper()}"
-    return f"{name if problem['loc'] else 'settings'}{shown}: {problem['msg']}"
+    if place in options:
+        name = f"--{place.replace('_', '-')}"
+    # pydantic's own words before those of our checks.
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{name if problem['loc'] else 'settings'}{shown}: {said}"
 
 
 class ConnectionSettings(Settings):

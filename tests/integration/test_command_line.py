@@ -161,16 +161,43 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
     [
         (("worker", "cost", "kost"), ("'kost'", "cost, performance, errors, sessions, runs, ledger, alerts")),
         (("report", "--since", "yesterday"), ("'yesterday'", "2h")),
+        (("report", "--until", "9999-12-31"), ("'9999-12-31'", "after 2261")),
+        (("runs", "--since", "2300-01-01"), ("'2300-01-01'", "after 2261")),
         (("report", "--since", "1h", "--until", "2h"), ("--since 1h", "--until 2h")),
-        (("report", "--database-url", "mysql://x/y"), ("RUNTAP_DATABASE_URL", "mysql")),
-        (("report", "--timezone", "Mars"), ("RUNTAP_TIMEZONE", "Mars")),
-        (("runs", "--bootstrap-servers", "kafka"), ("RUNTAP_BOOTSTRAP_SERVERS", "'kafka'", "host:port")),
+        (("report", "--database-url", "mysql://x/y"), ("--database-url='mysql://x/y': expected sqlite or postgresql",)),
+        (("report", "--timezone", "Mars"), ("--timezone='Mars': expected",)),
+        (("runs", "--bootstrap-servers", "kafka"), ("--bootstrap-servers='kafka'", "host:port")),
         (("runs", "--status", "dead"), ("'dead'", "abandoned")),
-        (("worker", "--commit-seconds", "soon"), ("RUNTAP_COMMIT_SECONDS", "soon")),
+        (("worker", "--commit-seconds", "soon"), ("--commit-seconds='soon'",)),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
     assert_refused(runtap(*arguments), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "--limit", "99999999999999999999"),
+        ("sessions", "--limit", "99999999999999999999"),
+        ("dead-letters", "list", "--limit", "99999999999999999999"),
+        ("tail", "--keep", "99999999999999999999"),
+        ("kafka", "--port", "65536"),
+        ("dev", "--port", "65536"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_beyond_all_bounds_is_a_usage_error_that_names_them(arguments: tuple[str, ...]) -> None:
+    done = runtap(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"Invalid value for '{arguments[-2]}': Input should be less than or equal to" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_years_before_the_first_event_are_from_the_beginning(store_of_one_call: str) -> None:
+    for command in (("report", "--json", "-"), ("runs",), ("sessions",), ("report", "--by", "user")):
+        done = runtap(*command, "--since", "99999d", RUNTAP_DATABASE_URL=store_of_one_call)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_wrong_variable_is_named_with_its_value() -> None:

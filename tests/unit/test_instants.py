@@ -47,6 +47,21 @@ def test_what_is_no_instant_is_repeated_with_what_is_expected(text: str) -> None
     assert "2h" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["9999-12-31", "9999-12-31T23:59:59-12:00", "2262-01-02", "0001-01-01", "1677-09-21", "1677-09-20T00:00:00Z"],
+)
+@pytest.mark.parametrize("zone", [UTC, BERLIN, ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Etc/GMT+12")])
+def test_instants_that_no_store_can_hold_are_refused(text: str, zone: ZoneInfo) -> None:
+    with pytest.raises(InputError, match=r"lies (before 1970|after 2261)"):
+        parse_instant(text, zone, NOON_NS)
+
+
+def test_the_last_instant_leaves_room_for_days_after_it() -> None:
+    last = parse_instant("2261-12-31T23:59:59Z", UTC, NOON_NS)
+    assert day_start_ns(last, UTC, 90) < 2**63
+
+
 def test_instants_are_written_with_their_offset_and_cut_to_microseconds() -> None:
     assert format_instant(NOON_NS + 1_999, UTC) == "2025-06-20T12:00:00.000001Z"
     assert format_instant(NOON_NS, BERLIN) == "2025-06-20T14:00:00.000000+02:00"

@@ -17,7 +17,7 @@ import orjson
 import typer
 
 from runtap_consumers.cli.lines import say, write_json, write_lines
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import Limit, takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import format_instant
 from runtap_consumers.settings import ConsumerSettings
@@ -68,7 +68,7 @@ def dead_letters() -> None:
 @takes_settings("timezone")
 def list_letters(
     settings: ConsumerSettings,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")] = 50,
+    limit: Limit = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """

@@ -17,7 +17,7 @@ from runtap_consumers import runs as run_rows
 from runtap_consumers import sessions as session_rows
 from runtap_consumers.attribution import build_attribution
 from runtap_consumers.cli.lines import write_json, write_lines
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import Limit, takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.printing import print_report, print_runs, print_sessions
@@ -31,7 +31,6 @@ from runtap_consumers.store.reads import open_snapshot
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
-Limit = Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 

@@ -16,6 +16,9 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import ConnectionSettings
 
 PANEL = "Settings (or the variable)"
+# More than any store holds, and far from what a database takes for a number.
+_MOST_ROWS = 1_000_000_000
+Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many; 0: all.")]
 
 
 def takes_settings(*more: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -35,7 +38,8 @@ def takes_settings(*more: str) -> Callable[[Callable[..., None]], Callable[..., 
         @functools.wraps(command)
         def with_settings(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
-            command(settings=ConsumerSettings.load(**given), **arguments)
+            options = [name for name, value in given.items() if value is not None]
+            command(settings=ConsumerSettings.load(options=options, **given), **arguments)
 
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

@@ -45,7 +45,9 @@ def tail(
     max_bytes: Annotated[
         int, typer.Option(min=1, help="With --output: how large the file may become before FILE.1 is made of it.")
     ] = 100 * 1024 * 1024,
-    keep: Annotated[int, typer.Option(min=1, help="With --output: how many files FILE.1, FILE.2 … to keep.")] = 10,
+    keep: Annotated[
+        int, typer.Option(min=1, max=10_000, help="With --output: how many files FILE.1, FILE.2 … to keep.")
+    ] = 10,
 ) -> None:
     """
     The live stream of events, one line each. Ctrl-C ends it.

@@ -1,0 +1,52 @@
+"""
+The workers' settings, and how a wrong one is told.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import SettingsError
+
+
+def refusal_of(**values: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        ConsumerSettings.load(**values)
+    return str(caught.value)
+
+
+def test_costs_are_attributed_to_up_to_three_keys() -> None:
+    assert ConsumerSettings.load(cost_by=" metadata.team, feature ,tenant").cost_attributes == (
+        *("team", "feature", "tenant"),
+    )
+    assert "at most three" in refusal_of(cost_by="a,b,c,d")
+
+
+@pytest.mark.parametrize("value", ["metadata.user", "user", "metadata.team,metadata.user"])
+def test_the_user_is_not_attributed_to_twice(value: str) -> None:
+    assert refusal_of(cost_by=value) == (
+        f"RUNTAP_COST_BY={value!r}: leave 'user' out: costs are always attributed to the user as well"
+    )
+
+
+@pytest.mark.parametrize("value", ["metadata.team,metadata.team", "team,metadata.team", "a,team,team"])
+def test_no_key_is_attributed_to_twice(value: str) -> None:
+    said = refusal_of(cost_by=value)
+    assert said == f"RUNTAP_COST_BY={value!r}: 'team' is named more than once: name each metadata key once"
+
+
+def test_what_is_wrong_is_told_in_our_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "expected a name of the IANA time zone database, such as Europe/Berlin"
+    assert refusal_of(timezone="Mars") == f"RUNTAP_TIMEZONE='Mars': {expected}"
+    monkeypatch.setenv("RUNTAP_TIMEZONE", "Mars")
+    assert refusal_of() == f"RUNTAP_TIMEZONE='Mars': {expected}"
+
+
+def test_options_are_named_as_such_and_variables_beside_them_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTAP_BOOTSTRAP_SERVERS", "kafka")
+    with pytest.raises(SettingsError) as caught:
+        ConsumerSettings.load(options=["database_url"], database_url="sqlite://")
+    first, second = str(caught.value).split("; ")
+    assert first.startswith("RUNTAP_BOOTSTRAP_SERVERS='kafka': expected host:port")
+    assert second.startswith("--database-url='sqlite://': expected a file")
