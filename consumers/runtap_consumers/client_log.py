@@ -11,6 +11,8 @@ from collections import deque
 REPEAT_SECONDS = 10.0
 _KEPT = 50
 _NAME = "aiokafka"
+# Repeats what is subscribed to whenever it looks, which is all the time.
+_CHATTERER = "aiokafka.consumer.subscription_state"
 
 
 class ClientLog(logging.Filter):
@@ -32,6 +34,8 @@ class ClientLog(logging.Filter):
         # The client's remark on PLAIN passwords comes with every connection and is no reason for anything.
         if record.levelno >= logging.WARNING and "in the clear" not in str(record.msg):
             self._recent.append((now, record.levelno, record.getMessage()))
+        elif record.name == _CHATTERER:
+            return False
         kind = (record.name, str(record.msg))
         if self.is_silent or now - self._let_through.get(kind, float("-inf")) < REPEAT_SECONDS:
             return False

@@ -8,6 +8,7 @@ Errors of the workers' side.
         │   └── StoreVersionError    the store is of another version of runtap
         ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
         │   └── RecordTooLargeError      one record is larger than its topic takes
+        ├── HealthPortError          health cannot be served at the port that was asked for
         ├── InputError               what a person asked for cannot be understood
         ├── PriceFileError           a file of prices cannot be read, or is wrong
         ├── RepriceRefusedError      figures cannot be priced again exactly
@@ -66,6 +67,12 @@ class RecordTooLargeError(KafkaUnavailableError):
 class WorkerStoppedError(ConsumerError):
     """
     No running projection of this worker can make progress; the process exits non-zero.
+    """
+
+
+class HealthPortError(ConsumerError):
+    """
+    Health cannot be served: the port is taken, or not for this user. A worker that nobody can watch does not start.
     """
 
 

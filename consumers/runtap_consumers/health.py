@@ -6,6 +6,8 @@ It is served from a thread of its own, so that a worker whose loop hangs still a
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+
+from runtap_consumers.errors import HealthPortError
 
 
 @dataclass
@@ -79,6 +83,9 @@ def serve_health(health: Health, port: int) -> uvicorn.Server:
 
     Returns:
         The running server; set its `should_exit` to end it.
+
+    Raises:
+        HealthPortError: nothing can listen there.
     """
 
     async def answer(_request: Request) -> JSONResponse:
@@ -96,9 +103,17 @@ def serve_health(health: Health, port: int) -> uvicorn.Server:
         }
         return JSONResponse(body, status_code=503 if problems else 200)
 
+    # Bound here: in its thread a failure would end the server alone, and probes would ask whoever has the port.
+    try:
+        listener = socket.create_server(("0.0.0.0", port))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise HealthPortError(
+            f"health cannot be served on port {port}: {reason}. End what listens there, or give another port"
+        ) from error
     application = Starlette(routes=[Route("/health", answer)])
     server = uvicorn.Server(
         uvicorn.Config(application, host="0.0.0.0", port=port, log_level="warning", access_log=False, lifespan="off")
     )
-    threading.Thread(target=server.run, name="runtap-health", daemon=True).start()
+    threading.Thread(target=server.run, args=([listener],), name="runtap-health", daemon=True).start()
     return server

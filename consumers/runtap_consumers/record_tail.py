@@ -18,6 +18,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
+from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.kafka import (
     BACK_OFF_SECONDS,
     START_SECONDS,
@@ -68,6 +69,8 @@ async def tail_records(
     async with running(consumer, settings):
         tail = _Tail(consumer, settings, topic)
         await tail.begin(from_beginning, places.places if places is not None else {})
+        # From here on no error says why nothing comes.
+        watch_client_log(is_silent=False)
         if places is not None:
             places.begin(tail.positions)
         while True:

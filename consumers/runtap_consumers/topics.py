@@ -174,8 +174,9 @@ def _explain_refusal(
     said = f"Kafka at {settings.bootstrap_servers} did not make topic {name}: {(message or error.__name__).rstrip('.')}"
     if error is InvalidReplicationFactorError:
         return (
-            f"{said}. {replication_factor} replicas need as many brokers: "
-            "on a cluster of one give --replication-factor 1"
+            f"topic {name} was not made: {replication_factor} replicas need as many brokers, and Kafka at "
+            f"{settings.bootstrap_servers} has fewer. On a single broker give --replication-factor 1: one copy of each "
+            f"record, which is lost with that broker. Kafka says: {(message or error.__name__).rstrip('.')}"
         )
     if error in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
         return (

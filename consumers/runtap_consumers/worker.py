@@ -24,6 +24,7 @@ import structlog
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from runtap_consumers.alerts.loop import run_alerts
+from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.dead_letters import publish_dead_letters
 from runtap_consumers.dimensions import Dimensions
 from runtap_consumers.errors import (
@@ -128,6 +129,7 @@ async def run_worker(
         SettingsError: a projection of that name does not exist.
         StoreError: the store cannot be used.
         KafkaUnavailableError: Kafka, or the events topic, cannot be used.
+        HealthPortError: health cannot be served at that port.
         WorkerStoppedError: nothing makes progress any more.
     """
     unknown = sorted(set(projections) - set(PROJECTIONS))
@@ -145,9 +147,11 @@ async def run_worker(
     # Looked for first: a store made for a topic that was only misspelt would refuse the right one afterwards.
     async with TopicEnds(settings, topic) as ends:
         await ends.read()
-    store = open_store(settings.database_url, topic, settings.timezone)
+    # From here on the worker goes on without Kafka: the client's log is what says why.
+    watch_client_log(is_silent=False)
     health = Health(projections)
     server = serve_health(health, health_port) if health_port is not None else None
+    store = open_store(settings.database_url, topic, settings.timezone)
     try:
         tasks = []
         if projections:

@@ -200,6 +200,16 @@ def test_years_before_the_first_event_are_from_the_beginning(store_of_one_call: 
         assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("command", ["worker", "tail", "alerts tail", "rebuild cost", "topics create"])
+def test_a_kafka_that_does_not_answer_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runtap.db'}"
+    open_store(url, "runtap.events").close()
+    where = {"RUNTAP_BOOTSTRAP_SERVERS": "127.0.0.1:1", "RUNTAP_DATABASE_URL": url}
+    assert_refused(
+        runtap(*command.split(), **where), 1, "127.0.0.1:1", "RUNTAP_BOOTSTRAP_SERVERS", "Connect call failed"
+    )
+
+
 def test_a_wrong_variable_is_named_with_its_value() -> None:
     assert_refused(runtap("report", RUNTAP_DATABASE_URL="sqlite://"), 2, "RUNTAP_DATABASE_URL='sqlite://'", "file")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import struct
 import time
 import urllib.error
@@ -274,6 +275,28 @@ async def test_health_is_progress(
 
     found = await asyncio.to_thread(health)
     assert (found["status"], found["partitions"], found["events_applied"]) == ("healthy", [0], 20)
+
+
+async def test_a_worker_whose_health_port_is_taken_says_so_and_exits(
+    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic
+) -> None:
+    await events_topic(partitions=1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = await asyncio.to_thread(setting_on_sqlite.run, "worker", "--drain", "--health", str(port))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"health cannot be served on port {port}: Address already in use. End what listens there" in done.stderr
+
+
+async def test_a_workers_log_does_not_repeat_what_it_is_subscribed_to(
+    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic
+) -> None:
+    await events_topic(partitions=1)
+    done = await asyncio.to_thread(setting_on_sqlite.run, "worker", "cost", "--drain")
+    assert done.returncode == 0, done.stderr
+    assert "worker_started" in done.stderr
+    assert "pdating subscribed topics" not in done.stderr
 
 
 async def test_a_worker_whose_topic_is_deleted_says_so_and_exits(

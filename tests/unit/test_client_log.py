@@ -43,6 +43,16 @@ def test_a_message_comes_again_after_a_while(
     assert len(caplog.records) == 3
 
 
+def test_what_the_client_is_subscribed_to_is_never_told(log: ClientLog, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        logger = logging.getLogger("aiokafka.consumer.subscription_state")
+        watch_client_log()
+        logger.info("Updating subscribed topics to: %s", ["runtap.events"])
+        logger.warning("something is wrong")
+        logging.getLogger("aiokafka.consumer.group_coordinator").info("Joined group")
+    assert [record.getMessage() for record in caplog.records] == ["something is wrong", "Joined group"]
+
+
 def test_silent_log_remembers_the_first_reason(log: ClientLog, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("aiokafka")
     logger.error("before")

@@ -12,6 +12,7 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.terminal import one_line
 
@@ -40,7 +41,6 @@ def create(
     """
     Makes the topics that do not exist yet; those that do are left as they are.
     """
-    from runtap_consumers.client_log import watch_client_log
     from runtap_consumers.topics import create_topics, print_topics
 
     if prints:
@@ -65,8 +65,6 @@ def doctor(settings: ConsumerSettings) -> None:
     """
     Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure.
     """
-    from runtap_consumers.client_log import watch_client_log
-
     configure_logs("error")
     watch_client_log(is_silent=True)
     raise typer.Exit(asyncio.run(_examine(settings)))

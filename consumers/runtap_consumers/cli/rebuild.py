@@ -14,6 +14,7 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.errors import InputError, KafkaUnavailableError
 from runtap_consumers.instants import EXPECTED, format_instant, parse_instant
 from runtap_consumers.projections import PROJECTIONS
@@ -38,6 +39,8 @@ def rebuild(
     if projection not in PROJECTIONS:
         raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
     configure_logs("warning" if dry_run else settings.log_level)
+    # What keeps the client from connecting is told once, by the error.
+    watch_client_log(is_silent=True)
     say(asyncio.run(_run(settings, projection, since, dry_run)))
 
 
@@ -60,6 +63,7 @@ async def _run(settings: ConsumerSettings, projection: str, since: str | None, d
     try:
         since_ns = parse_instant(since, store.zone, time.time_ns()) if since else 0
         await log.start()
+        watch_client_log(is_silent=False)
         if dry_run:
             found = await rebuilding.compare(store, projection, log, prices, settings, since_ns)
             print_comparison(found, store.zone)

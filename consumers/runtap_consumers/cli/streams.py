@@ -15,6 +15,7 @@ import typer
 
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.errors import InputError
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
@@ -100,6 +101,8 @@ def _run(stream: Coroutine[Any, Any, None]) -> None:
     Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure.
     """
     configure_logs("warning")
+    # What keeps the client from connecting is told once, by the error.
+    watch_client_log(is_silent=True)
     try:
         asyncio.run(stream)
     except KeyboardInterrupt:
