@@ -19,7 +19,7 @@ from runtap_collector.logs import RareLog
 from runtap_collector.records import Note, OpenRun, Outcome, Route, Session, Stream, View
 from runtap_collector.text import add_metadata, clip, clip_tags, name_of, own_keys
 from runtap_collector.translate import add_response
-from runtap_schemas.events import MAX_COUNT
+from runtap_schemas.events import MAX_COUNT, MAX_STREAMED_LENGTH
 
 if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Streamed text is joined over this long, or until it is long.
 STREAM_NS = 100_000_000
-_MAX_STREAM_LENGTH = 16 * 1024
 _INTERRUPTED = Outcome("interrupted")
 _MAX_CHILD_ERRORS = 8
 
@@ -124,11 +123,11 @@ class Capture:
         stream.parts.append(text)
         stream.length += len(text)
         now_ns = time.monotonic_ns()
-        if now_ns - stream.sent_monotonic_ns > STREAM_NS or stream.length > _MAX_STREAM_LENGTH:
+        if now_ns - stream.sent_monotonic_ns > STREAM_NS or stream.length > MAX_STREAMED_LENGTH:
             self._offer_stream(run, stream, now_ns)
 
     def _offer_stream(self, run: OpenRun, stream: Stream, now_ns: int) -> None:
-        text = clip("".join(stream.parts), _MAX_STREAM_LENGTH)
+        text = clip("".join(stream.parts), MAX_STREAMED_LENGTH)
         if stream.length > len(text):
             self.emitter.ring.count_content_lost()
         index = stream.index

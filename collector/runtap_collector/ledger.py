@@ -22,7 +22,13 @@ from runtap_collector.ring import Ring
 from runtap_collector.spool import Spool
 from runtap_collector.text import clip
 from runtap_schemas import EmitterReported, ReplayedLane, SkippedRange
-from runtap_schemas.events import MAX_NAME_LENGTH
+from runtap_schemas.events import (
+    MAX_ADOPTED_EMITTERS,
+    MAX_LANES,
+    MAX_NAME_LENGTH,
+    MAX_REPLAYED_LANES,
+    MAX_SKIPPED_RANGES,
+)
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ class Ledger:
             superseded = self._ring.superseded
             content_dropped = self._ring.content_dropped
             dropped = dict(self._ring.dropped)
-        last_numbers = {lane.partition: lane.last for lane in self.lanes.values() if lane.last}
-        last_numbers[lane.partition] = lane.last + 1
+        others = [(other.partition, other.last) for other in self.lanes.values() if other.last and other is not lane]
+        last_numbers = dict([*others, (lane.partition, lane.last + 1)][-MAX_LANES:])
         return EmitterReported(
             at_ns=now_ns,
             number=self._reports + 1,
@@ -154,13 +160,27 @@ class Ledger:
             content_dropped=content_dropped,
             lanes=last_numbers,
             adopted=dict(self.adopted),
-            skipped=[skipped for lane in self.all_lanes() for skipped in lane.skipped],
+            skipped=self._newest_skipped(),
             replayed=[
                 ReplayedLane(emitter=emitter, partition=partition, last=lane.last)
                 for (emitter, partition), lane in self.foreign_lanes.items()
                 if lane.last
-            ],
+            ][-MAX_REPLAYED_LANES:],
         )
+
+    def _newest_skipped(self) -> list[SkippedRange]:
+        """
+        The newest ranges of each lane, as many as fit. What followed an older one shows readers its gap.
+        """
+        lanes = [lane.skipped for lane in self.all_lanes() if lane.skipped]
+        share = max(1, MAX_SKIPPED_RANGES // max(1, len(lanes)))
+        return [skipped for ranges in lanes for skipped in ranges[-share:]][-MAX_SKIPPED_RANGES:]
+
+    def can_adopt(self) -> bool:
+        """
+        Whether a report has room to name another emitter whose spool is emptied here.
+        """
+        return len(self.adopted) < MAX_ADOPTED_EMITTERS and len(self.foreign_lanes) < MAX_REPLAYED_LANES
 
     def count_report(self, report: EmitterReported) -> None:
         """

@@ -85,6 +85,8 @@ class Replay:
 
     async def _adopt(self) -> None:
         self._next_scan_at = time.monotonic() + SCAN_SECONDS
+        if not self._ledger.can_adopt():
+            return
         cluster_id = await self._link.cluster_id()
         if not cluster_id:
             # Nobody could say it just now. Without it these events might be another cluster's, or ours: soon again.
@@ -103,8 +105,14 @@ class Replay:
 
     def _try_to_take_over(self, file: SpoolFile) -> Lane | None:
         """
-        Makes an abandoned file ours, and returns the lane of the report that says so. `None`: it could not be written.
+        Makes an abandoned file ours, and returns the lane of the report that says so. `None`: it could not be written,
+        or the report has no room for it.
         """
+        if not self._ledger.can_adopt():
+            # Unnamed there, its events would count as another emitter's. The next process adopts it.
+            file.close()
+            self._warnings.warn("spool_not_adopted", path=str(file.path), reason="a report can name no more emitters")
+            return None
         self._spool.adopted.append(file)
         owner, count = file.facts()["owner"], file.event_count
         batches = file.numbered()

@@ -13,6 +13,7 @@ Times are integer nanoseconds: `…_at_ns` since the Unix epoch, `…_duration_n
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 import msgspec
@@ -29,10 +30,18 @@ MAX_METADATA_LENGTH = 256
 MAX_TAGS = 32
 # A provider's word for what went wrong, `rate_limit_exceeded` say: short, and without room for a sentence.
 ERROR_CODE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+MAX_STREAMED_LENGTH = 16 * 1024
+# Of a report, which repeats them every time: half a megabyte with all of them full.
+MAX_LANES = 10_000
+MAX_SKIPPED_RANGES = 1_000
+MAX_REPLAYED_LANES = 2_000
+MAX_ADOPTED_EMITTERS = 1_000
+_MAX_REASONS = 64
 
 # One absurd number must not take the ledger's sums out of 64 bits; readers in JavaScript know integers up to here.
 MAX_COUNT = 2**53 - 1
 _INT64_MAX = 2**63 - 1
+_MAX_FLOAT = sys.float_info.max
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=64)]
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
@@ -42,12 +51,20 @@ Nanoseconds = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
 Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+# Kafka's are 32 bits.
+Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Rate = Annotated[float, Meta(ge=0, le=1)]
+Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$", max_length=35)]
+StreamedText = Annotated[str, Meta(max_length=MAX_STREAMED_LENGTH)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]
-MetadataValue = MetadataText | int | float | bool
+MetadataInteger = Annotated[int, Meta(ge=-_INT64_MAX - 1, le=_INT64_MAX)]
+MetadataNumber = Annotated[float, Meta(ge=-_MAX_FLOAT, le=_MAX_FLOAT)]
+MetadataValue = MetadataText | MetadataInteger | MetadataNumber | bool
 Metadata = Annotated[dict[MetadataText, MetadataValue], Meta(max_length=MAX_METADATA_KEYS)]
 Tags = Annotated[list[Name], Meta(max_length=MAX_TAGS)]
 Status = Literal["ok", "error", "interrupted", "cancelled"]
 UsageSource = Literal["response", "stream", "cache", "recorded", "none"]
+CountsByKind = Annotated[dict[Word, Count], Meta(max_length=_MAX_REASONS)]
 
 
 class Usage(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
@@ -151,7 +168,7 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
     finish_reason: Name | None = None
     usage: Usage | None = None
     usage_source: UsageSource = "none"
-    reported_cost_usd: Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$")] | None = None
+    reported_cost_usd: Dollars | None = None
     error: RunError | None = None
     tags: Tags = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=dict)
@@ -180,7 +197,7 @@ class RunStreamed(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run
     """
 
     index: Count
-    text: str
+    text: StreamedText
 
 
 class SessionEvent(Event, kw_only=True, gc=False, omit_defaults=True):
@@ -214,7 +231,7 @@ class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
     """
 
     emitter: Identifier
-    partition: Count
+    partition: Partition
     first: Count
     last: Count
     reason: Word
@@ -226,7 +243,7 @@ class ReplayedLane(Struct, kw_only=True, frozen=True, gc=False):
     """
 
     emitter: Identifier
-    partition: Count
+    partition: Partition
     last: Count
 
 
@@ -237,7 +254,8 @@ class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="em
     `captured` are the events that got, or would have got, a number; `dropped` those refused before that, by reason and
     kind; `superseded` the starts that were not sent since their end says it all. `lanes` holds the last number given
     by partition (this report's own included). `complete_at_ns` is the capture time of the oldest event held without a
-    number, else the time of the report, and `complete_age_ns` its age by the monotonic clock.
+    number, else the time of the report, and `complete_age_ns` its age by the monotonic clock. `skipped` and `replayed`
+    hold the newest where there are more than fit.
     """
 
     number: Count
@@ -255,12 +273,14 @@ class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="em
     closing: bool = False
     captured: Count
     superseded: Count = 0
-    dropped: dict[str, dict[str, Count]] = msgspec.field(default_factory=dict)
+    dropped: Annotated[dict[Word, CountsByKind], Meta(max_length=_MAX_REASONS)] = msgspec.field(default_factory=dict)
     content_dropped: Count = 0
-    adopted: dict[str, Count] = msgspec.field(default_factory=dict)
-    lanes: dict[int, Count] = msgspec.field(default_factory=dict)
-    skipped: list[SkippedRange] = msgspec.field(default_factory=list)
-    replayed: list[ReplayedLane] = msgspec.field(default_factory=list)
+    adopted: Annotated[dict[Identifier, Count], Meta(max_length=MAX_ADOPTED_EMITTERS)] = msgspec.field(
+        default_factory=dict
+    )
+    lanes: Annotated[dict[Partition, Count], Meta(max_length=MAX_LANES)] = msgspec.field(default_factory=dict)
+    skipped: Annotated[list[SkippedRange], Meta(max_length=MAX_SKIPPED_RANGES)] = msgspec.field(default_factory=list)
+    replayed: Annotated[list[ReplayedLane], Meta(max_length=MAX_REPLAYED_LANES)] = msgspec.field(default_factory=list)
 
 
 AnyEvent = RunStarted | RunEnded | RunNoted | RunStreamed | SessionStarted | SessionEnded | EmitterReported
@@ -283,7 +303,7 @@ class Alert(Struct, kw_only=True, gc=False, omit_defaults=True):
     environment: Name | None = None
     summary: Text
     count: Count | None = None
-    rate: float | None = None
+    rate: Rate | None = None
     window_from_ns: Nanoseconds | None = None
     window_to_ns: Nanoseconds | None = None
     fingerprint: Identifier | None = None

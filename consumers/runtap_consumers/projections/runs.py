@@ -13,7 +13,6 @@ from runtap_consumers.batch import Batch, Call
 from runtap_consumers.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
 from runtap_schemas import RunEnded
 
-# Not orjson: an integer of metadata may be of any size.
 _encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None,) * len(TOKEN_CLASSES)
 _tokens_of = attrgetter(*TOKEN_CLASSES)
