@@ -68,7 +68,9 @@ def _make(
         session_id, user_id = session_id or session.session_id, user_id or session.user_id
         kept.update(session.metadata)
     context = Context(
-        kept, session_id or name_of(metadata.get("conversation_id") or metadata.get("thread_id")), user_id
+        kept,
+        session_id or name_of(metadata.get("conversation_id")) or name_of(metadata.get("thread_id")),
+        user_id,
     )
     if metadata:
         add_metadata(kept, metadata)

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import UNSET, Raw, Struct, UnsetType, json
 
 from runtap_collector.records import Context, MetadataValues, OpenRun, Outcome
-from runtap_collector.text import clip, clip_tags
+from runtap_collector.text import clip, clip_tags, let_signals_pass
 from runtap_collector.translate import request_of, run_name
 from runtap_schemas import RunError, Usage
 from runtap_schemas.events import MAX_DURATION_NS, MAX_NAME_LENGTH
@@ -109,10 +109,10 @@ def _kind_of(run: OpenRun) -> bytes:
         name = run_name(run)
     try:
         return _encode_kind(view.service, view.environment, run.run_type, name, tuple(tags))
-    except TypeError:
-        # A tag that has no hash is no text either.
-        texts = tuple(tag for tag in tags if isinstance(tag, str))
-        return _encode_kind(view.service, view.environment, run.run_type, name, texts)
+    except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
+        # What has no hash, or cannot be compared, is looked at by what it is.
+        let_signals_pass(error)
+        return _encode_kind(view.service, view.environment, run.run_type, name, tuple(clip_tags(tags)))
 
 
 @lru_cache(maxsize=1_024)

@@ -42,7 +42,7 @@ def recorded_call(view: View, name: str, provider: str | None, model: str) -> tu
     if model_name is None:
         raise ValueError("a recorded call needs the name of its model")
     run_id = uuid4()
-    run = OpenRun(run_id, None, "llm", name or "recorded", view, Route(run_id))
+    run = OpenRun(run_id, None, "llm", name_of(name) or "recorded", view, Route(run_id))
     return run, Outcome("ok", provider=name_of(provider), model=model_name, usage_source="recorded")
 
 

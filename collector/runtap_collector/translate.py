@@ -16,7 +16,7 @@ from langchain_core.outputs import LLMResult
 from msgspec import structs
 
 from runtap_collector.records import OpenRun, Outcome
-from runtap_collector.text import name_of
+from runtap_collector.text import let_signals_pass, name_of
 from runtap_schemas import Usage
 from runtap_schemas.events import MAX_TOKENS
 
@@ -32,23 +32,32 @@ def run_name(run: OpenRun) -> str:
     """
     Name of a run: given, or the class's (models and tools are given none), or the kind of run.
     """
-    name, serialized = run.given_name, run.serialized
-    if not name and serialized:
-        name = serialized.get("name")
-        if not name:
+    name, serialized = name_of(run.given_name), run.serialized
+    if name is None and serialized:
+        name = name_of(serialized.get("name"))
+        if name is None:
             path = serialized.get("id")
-            name = path[-1] if isinstance(path, list) and path else None
-    return name_of(name or None) or run.run_type
+            name = name_of(path[-1]) if isinstance(path, list) and path else None
+    return name or run.run_type
 
 
 def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
     """
     What the request of a model's run says of it: provider, name and service tier.
     """
-    metadata, invocation, serialized = run.metadata or _NOTHING, run.invocation or _NOTHING, run.serialized
-    model = metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS)
-    if not model and serialized:
-        model = _first(serialized.get("kwargs") or _NOTHING, _MODEL_KEYS)
+    metadata, invocation = run.metadata or _NOTHING, run.invocation or _NOTHING
+    kwargs = (run.serialized or _NOTHING).get("kwargs") or _NOTHING
+    try:
+        return _request_of(metadata, invocation, kwargs)
+    except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
+        let_signals_pass(error)
+        return _request_of(_plain(metadata), _plain(invocation), _plain(kwargs))
+
+
+def _request_of(
+    metadata: Mapping[str, Any], invocation: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> tuple[str | None, str | None, str | None]:
+    model = metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS) or _first(kwargs, _MODEL_KEYS)
     tier = invocation.get("service_tier")
     return (
         name_of(metadata.get("ls_provider") or invocation.get("_type")),
@@ -293,7 +302,8 @@ def dollars_of(value: object) -> str | None:
         return None
     try:
         cost = Decimal(str(value))
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):
+        # ValueError: an integer of too many digits for a text.
         return None
     if not cost.is_finite() or not 0 <= cost < 10_000:
         return None
@@ -305,8 +315,6 @@ def word_of(value: object) -> str | None:
     """
     A short name, such as a service tier's. `None`: there is none.
     """
-    if not value:
-        return None
     text = _without_repeats(name_of(value))
     return text[:_MAX_WORD_LENGTH] if text else None
 
@@ -334,9 +342,22 @@ def _first(place: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def _first_of(places: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
-    for place in places:
-        for key in keys:
-            value = place.get(key)
-            if value:
-                return value
+    try:
+        for place in places:
+            for key in keys:
+                value = place.get(key)
+                if value:
+                    return value
+    except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
+        let_signals_pass(error)
+        return _first_of([_plain(place) for place in places], keys)
     return None
+
+
+def _plain(place: object) -> dict[str, Any]:
+    """
+    Of a foreign mapping what can be asked without harm: an object of the app may refuse even to say whether it is true.
+    """
+    if not isinstance(place, dict):
+        return {}
+    return {key: value for key, value in place.items() if type(value) in (str, int, float, bool, dict, list)}
