@@ -16,6 +16,7 @@ from runtap_collector.content import content_of
 from runtap_collector.encoding import note_of, streamed_of
 from runtap_collector.failures import describe_error, status_of
 from runtap_collector.logs import RareLog
+from runtap_collector.open_runs import identity_of, key_of
 from runtap_collector.records import Note, OpenRun, Outcome, Route, Session, Stream, View
 from runtap_collector.text import add_metadata, clip, clip_tags, name_of, own_keys
 from runtap_collector.translate import add_response
@@ -47,18 +48,18 @@ class Capture:
         # Off: runs that begin are let pass, unless their parent is open; runs that are open still end.
         self.is_on = True
 
-    def open_run(self, run_id: UUID) -> OpenRun | None:
+    def open_run(self, run_id: UUID | str) -> OpenRun | None:
         """
         The open run of that id.
         """
-        return self.emitter.open_runs.by_key.get(run_id.int)
+        return self.emitter.open_runs.by_key.get(run_id.int if type(run_id) is UUID else key_of(run_id))
 
     def begin(
         self,
         run_type: str,
         serialized: Mapping[str, Any] | None,
-        run_id: UUID,
-        parent_run_id: UUID | None,
+        run_id: UUID | str,
+        parent_run_id: UUID | str | None,
         tags: list[str] | None,
         metadata: Mapping[str, Any] | None,
         kwargs: Mapping[str, Any],
@@ -71,12 +72,18 @@ class Capture:
             emitter = self.emitter
             open_runs = emitter.open_runs
             by_key = open_runs.by_key
-            key = run_id.int
+            if type(run_id) is UUID:
+                key: int | str = run_id.int
+            else:
+                key, run_id = key_of(run_id), identity_of(run_id)
             if key in by_key:
                 return
             parent = None
-            if parent_run_id is not None:
+            if type(parent_run_id) is UUID:
                 parent = by_key.get(parent_run_id.int)
+            elif parent_run_id is not None:
+                parent_run_id = identity_of(parent_run_id)
+                parent = by_key.get(key_of(parent_run_id))
             if parent is not None:
                 route = parent.route
             elif not self.is_on:
@@ -135,12 +142,12 @@ class Capture:
         stream.parts, stream.length, stream.sent_monotonic_ns = [], 0, now_ns
         self.emitter.offer(streamed_of(run, index, text))
 
-    def end(self, run_id: UUID, outputs: object) -> None:
+    def end(self, run_id: UUID | str, outputs: object) -> None:
         """
         Reports that a run ended well, or by an interrupt of a run below it.
         """
         try:
-            run = self.emitter.open_runs.end(run_id.int)
+            run = self.emitter.open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:
                 if run.interrupted:
                     run.outcome = _INTERRUPTED
@@ -148,12 +155,12 @@ class Capture:
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
-    def end_model(self, run_id: UUID, response: LLMResult) -> None:
+    def end_model(self, run_id: UUID | str, response: LLMResult) -> None:
         """
         Reports that a model answered.
         """
         try:
-            run = self.emitter.open_runs.end(run_id.int)
+            run = self.emitter.open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:
                 run.outcome = Outcome("ok")
                 self._add_response(run, run.outcome, response)
@@ -161,13 +168,13 @@ class Capture:
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
-    def fail(self, run_id: UUID, error: BaseException, response: LLMResult | None = None) -> None:
+    def fail(self, run_id: UUID | str, error: BaseException, response: LLMResult | None = None) -> None:
         """
         Reports that a run ended with an exception. `response` is what a model had answered until then.
         """
         try:
             open_runs = self.emitter.open_runs
-            run = open_runs.end(run_id.int)
+            run = open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is None:
                 return
             outcome = run.outcome = Outcome(status_of(error))
@@ -207,7 +214,7 @@ class Capture:
         except Exception:  # noqa: BLE001
             self.count_failure("run.ended")
 
-    def note(self, run_id: UUID, kind: str, name: object, data: object, *, attempt: int | None = None) -> None:
+    def note(self, run_id: UUID | str, kind: str, name: object, data: object, *, attempt: int | None = None) -> None:
         """
         Reports that something happened within a run.
         """
@@ -215,7 +222,7 @@ class Capture:
             run = self.open_run(run_id)
             if run is None or run.owner is not self:
                 return
-            note = Note(kind, name_of(name), attempt if attempt is None or 0 <= attempt <= MAX_COUNT else None)
+            note = Note(kind, name_of(name), attempt if type(attempt) is int and 0 <= attempt <= MAX_COUNT else None)
             if data is not None and self._view.captures_content:
                 note.data, note.lost_bytes = self._content_of(data)
             self.emitter.offer(note_of(run, note))

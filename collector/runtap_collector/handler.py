@@ -17,6 +17,7 @@ from langchain_core.callbacks import AsyncCallbackHandler
 
 from runtap_collector import emitter as emitters
 from runtap_collector.capture import Capture
+from runtap_collector.open_runs import key_of
 from runtap_collector.records import View
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.translate import note_usage
@@ -155,7 +156,7 @@ class RunTapHandler(AsyncCallbackHandler):
     ) -> Coroutine[Any, Any, None]:
         # No more than this for every token after the first.
         try:
-            run = self._capture.emitter.open_runs.by_key.get(run_id.int)
+            run = self._capture.emitter.open_runs.by_key.get(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:
                 if not run.first_token_ns and (token or _has_tool_call(chunk)):
                     run.first_token_ns = time.monotonic_ns()

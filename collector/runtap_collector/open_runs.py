@@ -6,14 +6,49 @@ Every operation is one step of a dict, so it needs no lock and cannot make a cal
 
 from __future__ import annotations
 
+import hashlib
 import time
+from functools import lru_cache
 from uuid import UUID
 
 from runtap_collector.records import OpenRun, Route
+from runtap_collector.text import clip, text_of
 
 MAX_OPEN_RUNS = 50_000
 MAX_AGE_SECONDS = 24 * 3_600
 _MAX_REMEMBERED = 10_000
+# The contract's limit of identifiers, and the length of a hash.
+_MAX_ID_LENGTH = 64
+
+
+def identity_of(run_id: object) -> UUID | str:
+    """
+    What a run is known by, whatever LangChain was given as its id, since it hands everything on: the UUID that a text
+    stands for, else the text itself, or its hash where that is too long.
+    """
+    if isinstance(run_id, UUID):
+        return UUID(int=run_id.int)
+    text = text_of(run_id)
+    # An object without a text is the same one in all callbacks of its run.
+    return _identity_of_text(f"{type(run_id).__name__}-{id(run_id):x}" if text is None else text)
+
+
+@lru_cache(maxsize=1_024)
+def _identity_of_text(text: str) -> UUID | str:
+    try:
+        return UUID(text)
+    except ValueError:
+        if 0 < len(text) <= _MAX_ID_LENGTH:
+            return clip(text, _MAX_ID_LENGTH)
+        return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def key_of(run_id: object) -> int | str:
+    """
+    The key of a run in the table, of whatever its id is. Callers ask UUIDs themselves, which takes no call.
+    """
+    identity = identity_of(run_id)
+    return identity.int if isinstance(identity, UUID) else identity
 
 
 class RouteMemory:
@@ -56,13 +91,13 @@ class RouteMemory:
 
 class OpenRuns:
     """
-    Runs between their first start and their first end, by the integers of their ids.
+    Runs between their first start and their first end, by the integers of their ids; by texts that are no UUIDs.
     """
 
     def __init__(self, max_runs: int = MAX_OPEN_RUNS) -> None:
         self.max_runs = max_runs
         # Also read, and added to, by `Capture.begin`.
-        self.by_key: dict[int, OpenRun] = {}
+        self.by_key: dict[int | str, OpenRun] = {}
         self._closed = RouteMemory()
         # Parents that never started here: their children share a trace.
         self._strangers = RouteMemory()
@@ -70,7 +105,7 @@ class OpenRuns:
     def __len__(self) -> int:
         return len(self.by_key)
 
-    def end(self, key: int) -> OpenRun | None:
+    def end(self, key: int | str) -> OpenRun | None:
         """
         Takes a run out. None: it ended before, or began where nobody saw it.
         """
@@ -79,11 +114,11 @@ class OpenRuns:
             self._closed.add(key, run.route)
         return run
 
-    def route_under(self, parent_run_id: UUID) -> Route:
+    def route_under(self, parent_run_id: UUID | str) -> Route:
         """
         The trace of a run whose parent is not open: the parent's if it was open lately, else one of the parent's id.
         """
-        key = parent_run_id.int
+        key = key_of(parent_run_id)
         return self._closed.get(key) or self._strangers.get_or_add(key, parent_run_id)
 
     def mark_interrupted(self, run: OpenRun) -> None:
@@ -99,7 +134,7 @@ class OpenRuns:
         """
         The open parent of a run.
         """
-        return None if run.parent_run_id is None else self.by_key.get(run.parent_run_id.int)
+        return None if run.parent_run_id is None else self.by_key.get(key_of(run.parent_run_id))
 
     def evict(self, now_monotonic_ns: int | None = None) -> list[OpenRun]:
         """

@@ -522,9 +522,10 @@ def test_content_that_is_no_json_costs_only_itself() -> None:
     assert captured.emitter.ring.content_dropped == 1
 
 
-def test_failure_of_our_own_is_counted_and_never_the_apps(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_of_our_own_is_counted_and_never_the_apps(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = Captured()
-    captured.call("on_chain_start", {}, {}, run_id="no UUID")
+    monkeypatch.setattr(captured.emitter.ring, "offer_start", None)
+    captured.call("on_chain_start", {}, {}, run_id=uuid.uuid4())
     assert captured.emitter.ring.dropped == {("internal_error", "run.started"): 1}
     assert captured.emitter.ring.captured == 1
 
