@@ -14,6 +14,8 @@ from typing import Any
 
 import structlog
 
+from runtap_schemas.masking import mask_log_event
+
 _REPEAT_SECONDS = 60.0
 
 
@@ -29,6 +31,7 @@ log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
     processors=[
         structlog.stdlib.filter_by_level,
         structlog.processors.ExceptionRenderer(_where),
+        mask_log_event,
         structlog.processors.KeyValueRenderer(key_order=["event"]),
     ],
 )

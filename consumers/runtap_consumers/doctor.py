@@ -21,8 +21,9 @@ from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, Store
 from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka import check_reading
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store, open_store, shown_url
 from runtap_consumers.topics import ClusterState, TopicState, check_topics
+from runtap_schemas.masking import without_passwords
 from runtap_schemas.topics import events_topic
 
 
@@ -99,7 +100,7 @@ def check_settings(settings: ConsumerSettings) -> Iterator[Finding]:
     """
     The settings in force. Values that cannot work have stopped the command before.
     """
-    store = make_url(settings.database_url).render_as_string(hide_password=True)
+    store = shown_url(make_url(settings.database_url))
     shown = f"Kafka {settings.bootstrap_servers} ({settings.security_protocol}), topics {settings.topic_prefix}.*"
     yield Finding(Level.OK, "settings", f"{shown}, store {store}")
     if settings.security_protocol == "SASL_PLAINTEXT" and settings.sasl_mechanism == "PLAIN":
@@ -179,7 +180,7 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
     try:
         yield from _check_open_store(store, settings)
     except SQLAlchemyError as error:
-        yield Finding(Level.FAIL, "store", str(error).splitlines()[0], "see the database's own log")
+        yield Finding(Level.FAIL, "store", without_passwords(str(error).splitlines()[0]), "see the database's own log")
     finally:
         store.close()
 
@@ -235,7 +236,7 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
     key = variables.api_key.get_secret_value().strip() if variables.api_key else ""
     if variables.tracing is None:
         if key:
-            yield Finding(Level.OK, "LangSmith", f"a key is set ({masked(key)}), tracing is off")
+            yield Finding(Level.OK, "LangSmith", f"a key is set ({without_passwords(key)}), tracing is off")
         return
     if variables.tracing != "true":
         is_off = variables.tracing.lower() in ("false", "0", "no", "off")
@@ -248,7 +249,7 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
         return
     where = f"project {variables.project}, endpoint {variables.endpoint}"
     if key:
-        yield Finding(Level.OK, "LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
+        yield Finding(Level.OK, "LangSmith", f"tracing is on beside runtap: key {without_passwords(key)}, {where}")
     else:
         yield Finding(Level.WARN, "LangSmith", f"tracing is on without a key: {where}", "set LANGSMITH_API_KEY")
 

@@ -22,7 +22,9 @@ class ConsumerSettings(ConnectionSettings):
     """
 
     database_url: str = Field(
-        DEFAULT_DATABASE_URL, description="the store: sqlite:///path or postgresql://user:password@host/database"
+        DEFAULT_DATABASE_URL,
+        repr=False,
+        description="the store: sqlite:///path or postgresql://user:password@host/database",
     )
     timezone: str | None = Field(
         None, description="time zone of a new store's days (UTC if unset); in `report`, how times are printed"
@@ -66,12 +68,15 @@ class ConsumerSettings(ConnectionSettings):
     def _check_url(cls, value: str) -> str:
         try:
             url = make_url(value)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
+            # ValueError: what stands where the port should, which may be the password of a URL without a host.
             raise ValueError("expected sqlite:///path or postgresql://user:password@host/database") from error
+        if value.count("@") > 1 or (url.username is None and "@" in value):
+            raise ValueError("expected no @ but that before the host: in a password, / : and @ are %2F %3A %40")
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise ValueError(f"expected sqlite or postgresql, not {url.get_backend_name()}")
-        if url.get_backend_name() == "sqlite" and not url.database:
-            raise ValueError("expected a file: workers cannot share a store in memory")
+        if url.get_backend_name() == "sqlite" and (not url.database or url.host or url.username):
+            raise ValueError("expected a file, as in sqlite:///path: workers cannot share a store in memory")
         return value
 
     @field_validator("timezone")

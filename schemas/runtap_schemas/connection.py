@@ -4,6 +4,7 @@ How to reach Kafka: the settings that emitters and workers share.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Collection
 from typing import Any, Literal, Self
@@ -12,6 +13,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtap_schemas.errors import SettingsError
+from runtap_schemas.masking import shown
+
+# A name, an IPv4 or, in brackets, an IPv6 address; and a port.
+_SERVER = re.compile(r"(?:\[[^\]\s]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
 
 
 class Settings(BaseSettings):
@@ -19,7 +24,8 @@ class Settings(BaseSettings):
     Base of every settings class: read from `RUNTAP_…` variables, frozen, with errors that name the variable.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid")
+    # Hidden: a traceback shows pydantic's error beside ours, and a value may hold a password.
+    model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
     def load(cls, *, options: Collection[str] = (), **overrides: Any) -> Self:
@@ -42,14 +48,14 @@ class Settings(BaseSettings):
 
 def _explain(problem: Any, options: Collection[str]) -> str:
     place = "_".join(str(part) for part in problem["loc"]) or "settings"
-    secret = "password" in place.lower() or not problem["loc"]
-    shown = "" if secret else f"={problem['input']!r:.200}"
+    secret = "password" in place.lower() or not problem["loc"] or problem["type"] == "extra_forbidden"
+    value = "" if secret else f"={shown(problem['input'])}"
     name = place.upper() if place.upper().startswith("RUNTAP_") else f"RUNTAP_{place.upper()}"
     if place in options:
         name = f"--{place.replace('_', '-')}"
     # pydantic's own words before those of our checks.
     said = problem["msg"].removeprefix("Value error, ")
-    return f"{name if problem['loc'] else 'settings'}{shown}: {said}"
+    return f"{name if problem['loc'] else 'settings'}{value}: {said}"
 
 
 class ConnectionSettings(Settings):
@@ -78,11 +84,16 @@ class ConnectionSettings(Settings):
     @field_validator("bootstrap_servers")
     @classmethod
     def _check_servers(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError(
+                "expected host:port, such as kafka-1:9092: user and password are RUNTAP_SASL_USERNAME and "
+                "RUNTAP_SASL_PASSWORD"
+            )
         servers = [server.strip() for server in value.split(",") if server.strip()]
         for server in servers:
-            host, _, port = server.rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65_536:
-                raise ValueError(f"expected host:port, such as kafka-1:9092, not {server!r}")
+            found = _SERVER.fullmatch(server)
+            if found is None or not 0 < int(found[1]) < 65_536:
+                raise ValueError(f"expected host:port, such as kafka-1:9092, not {shown(server)}")
         if not servers:
             raise ValueError("expected at least one host:port")
         return ",".join(servers)

@@ -74,7 +74,7 @@ _ODD: list[Callable[[], Any]] = [
     lambda: 10**5_000,
     _nested,
     *(
-        lambda error=error: Refuses(error)  # type: ignore[misc]
+        lambda error=error: Refuses(error)
         for error in (ValueError, RecursionError, MemoryError, OwnError, GeneratorExit, asyncio.CancelledError)
     ),
 ]

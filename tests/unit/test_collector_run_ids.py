@@ -36,8 +36,8 @@ _FORMS = [str(_ID), str(_ID).upper(), _ID.hex, _ID.urn, f"{{{_ID}}}", Derived(in
 _NO_UUIDS: list[Any] = ["my-run", "", "x" * 500, "\ud800", "lauf-ä", 7, 1.5, b"bytes", ("a", 1), Textless(), 10**5_000]
 
 
-def _config(captured: Captured, run_id: Any, **more: Any) -> RunnableConfig:
-    return {"callbacks": [captured.handler], "run_id": run_id, **more}
+def _config(captured: Captured, run_id: Any) -> RunnableConfig:
+    return RunnableConfig(callbacks=[captured.handler], run_id=run_id, run_name="root")
 
 
 def _check_counts(captured: Captured) -> None:
@@ -51,7 +51,7 @@ def _check_counts(captured: Captured) -> None:
 async def test_a_run_id_given_as_text_is_taken_as_the_id_that_it_is(run_id: Any) -> None:
     captured = Captured(capture_content=True, stream_tokens=True)
     chain = RunnableLambda(lambda text: text, name="child") | FakeListChatModel(responses=["good morning"])
-    async for _ in chain.astream("x", _config(captured, run_id, run_name="root")):
+    async for _ in chain.astream("x", _config(captured, run_id)):
         pass
     root = captured.ended_named("root")
     assert (root.run_id, root.trace_id, root.is_root, root.status) == (str(_ID), str(_ID), True, "ok")
@@ -70,7 +70,7 @@ def test_failures_under_a_text_are_one_failure() -> None:
 
     chain = RunnableLambda(lambda text: text) | RunnableLambda(fail, name="child")
     with pytest.raises(ValueError, match="broken"):
-        chain.invoke("x", _config(captured, str(_ID), run_name="root"))
+        chain.invoke("x", _config(captured, str(_ID)))
     root, child = captured.ended_named("root").error, captured.ended_named("child").error
     assert root is not None
     assert child is not None
@@ -82,7 +82,7 @@ def test_failures_under_a_text_are_one_failure() -> None:
 def test_what_is_no_uuid_costs_a_run_no_more_than_its_id(run_id: Any) -> None:
     captured = Captured()
     chain = RunnableLambda(lambda text: text, name="child") | RunnableLambda(lambda text: text)
-    chain.invoke("x", _config(captured, run_id, run_name="root"))
+    chain.invoke("x", _config(captured, run_id))
     root = captured.ended_named("root")
     assert captured.ended_named("child").parent_run_id == root.run_id == root.trace_id
     assert 0 < len(root.run_id) <= 64

@@ -15,6 +15,7 @@ from runtap_consumers.cli.lines import say
 from runtap_consumers.errors import InputError, PriceFileError
 from runtap_consumers.terminal import one_line
 from runtap_schemas import RuntapError, SettingsError
+from runtap_schemas.masking import without_passwords
 
 app = typer.Typer(
     name="runtap",
@@ -68,5 +69,5 @@ def run() -> None:
     try:
         app(prog_name="runtap")
     except RuntapError as error:
-        say(f"runtap: {one_line(str(error))}", err=True)
+        say(f"runtap: {without_passwords(one_line(str(error)))}", err=True)
         sys.exit(2 if isinstance(error, SettingsError | InputError | PriceFileError) else 1)

@@ -11,6 +11,8 @@ import sys
 
 import structlog
 
+from runtap_schemas.masking import mask_log_event
+
 
 def configure_logs(level: str) -> None:
     """
@@ -38,6 +40,7 @@ def configure_logs(level: str) -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.PositionalArgumentsFormatter()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                mask_log_event,
                 structlog.processors.JSONRenderer(),
             ],
         )

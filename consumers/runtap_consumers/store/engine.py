@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from runtap_consumers.errors import StoreError, StoreVersionError
 from runtap_consumers.store import tables
+from runtap_schemas.masking import without_passwords
 
 _BUSY_TIMEOUT_SECONDS = 10
 # Any fixed number: makers of one database's store take turns on it.
@@ -69,7 +70,9 @@ class Store:
                 yield connection
                 connection.rollback()
         except DBAPIError as error:
-            raise StoreError(f"cannot read the store: {str(error.orig).strip()}. Check whether it runs") from error
+            raise StoreError(
+                f"cannot read the store: {without_passwords(str(error.orig).strip())}. Check whether it runs"
+            ) from error
 
     def check_version(self) -> None:
         """
@@ -80,7 +83,7 @@ class Store:
             StoreError: the store cannot be read.
         """
         with self.read() as connection:
-            _check_version(connection, self.engine.url.render_as_string(hide_password=True))
+            _check_version(connection, shown_url(self.engine.url))
 
     def close(self) -> None:
         """
@@ -103,7 +106,7 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
             version.
     """
     url = _driver_url(database_url)
-    shown = url.render_as_string(hide_password=True)
+    shown = shown_url(url)
     if events_topic is None and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
     engine = _create_engine(url)
@@ -113,7 +116,7 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
         row = _check(engine, shown)
     except DBAPIError as error:
         engine.dispose()
-        reason = str(error.orig).strip().splitlines()[0]
+        reason = without_passwords(str(error.orig).strip().splitlines()[0])
         raise StoreError(
             f"cannot open the store {shown}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
         ) from error
@@ -142,7 +145,7 @@ def migrate_store(database_url: str) -> str:
     from alembic import command
 
     url = _driver_url(database_url)
-    shown = url.render_as_string(hide_password=True)
+    shown = shown_url(url)
     engine = _create_engine(url)
     try:
         with _exclusive(engine) as connection:
@@ -160,9 +163,16 @@ def migrate_store(database_url: str) -> str:
             command.upgrade(config, "head")
             return _revision(connection) or ""
     except DBAPIError as error:
-        raise StoreError(f"cannot migrate the store {shown}: {str(error.orig).strip()}") from error
+        raise StoreError(f"cannot migrate the store {shown}: {without_passwords(str(error.orig).strip())}") from error
     finally:
         engine.dispose()
+
+
+def shown_url(url: URL) -> str:
+    """
+    Where a store is, for messages: without its password, which may stand among the options, too.
+    """
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _driver_url(database_url: str) -> URL:

@@ -22,6 +22,7 @@ from sqlalchemy import Table
 from runtap_consumers.errors import FencedError, StoreError
 from runtap_consumers.store import statements, tables
 from runtap_consumers.store.engine import Store
+from runtap_schemas.masking import without_passwords
 
 logger = structlog.get_logger(__name__)
 
@@ -159,7 +160,7 @@ class Writer(ABC):
             self._finish()
         except _DRIVER_ERRORS as error:
             self.reset()
-            raise StoreError(f"the store did not take a commit: {str(error).strip()}") from error
+            raise StoreError(f"the store did not take a commit: {without_passwords(str(error).strip())}") from error
         except BaseException:
             self.reset()
             raise
@@ -175,7 +176,7 @@ class Writer(ABC):
             return self.query(statement, parameters)
         except _DRIVER_ERRORS as error:
             self.reset()
-            raise StoreError(f"cannot read the store: {str(error).strip()}") from error
+            raise StoreError(f"cannot read the store: {without_passwords(str(error).strip())}") from error
 
     @abstractmethod
     def execute(self, statement: str, parameters: Row = ()) -> int:
