@@ -18,7 +18,6 @@ from typing import cast
 from runtap_collector.encoding import end_of, sealed, start_of
 from runtap_collector.logs import RareLog
 from runtap_collector.records import EVENT_BYTES, START_BYTES, OpenRun, Record
-from runtap_collector.text import text_of
 
 # Share of the buffer beyond which something is refused at the door: what can be missed first goes first. What is
 # queued is never evicted, since its number or its count may be known already.

@@ -16,6 +16,7 @@ import hashlib
 import os
 import socket
 import sqlite3
+import stat
 import time
 import uuid
 from collections import Counter
@@ -475,12 +476,16 @@ class Spool:
     def _make(self, owner: str) -> SpoolFile:
         if self._directory is None:
             raise SpoolError("RUNTAP_SPOOL_DIR is off")
+        self._refuse_unsafe()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Another may have made it in between.
+        self._refuse_unsafe()
         self._directory.chmod(0o700)
         path = self._directory / f"{uuid.uuid4().hex}.spool"
         descriptor = _lock(path)
         if descriptor is None:
             raise SpoolError(f"its lock {_lock_path(path)} cannot be had")
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             own = SpoolFile(path, descriptor)
             own.say(
@@ -496,6 +501,24 @@ class Spool:
         self._own = own
         return own
 
+    def _refuse_unsafe(self) -> None:
+        """
+        Looks whether events could be led elsewhere, or foreign ones brought here.
+
+        Raises:
+            SpoolError: the folder, or that of all spools, is a link or another user's.
+        """
+        assert self._directory is not None
+        # The folder of all spools may be root's, as that of a mounted volume is.
+        for folder, owners in ((self._directory.parent, {os.geteuid(), 0}), (self._directory, {os.geteuid()})):
+            if not os.path.lexists(folder):
+                continue
+            status = folder.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                raise SpoolError(f"{folder} is a link: set RUNTAP_SPOOL_DIR to what it leads to")
+            if status.st_uid not in owners:
+                raise SpoolError(f"{folder} belongs to another user: set RUNTAP_SPOOL_DIR to a folder of this one's")
+
     def learn_cluster(self, cluster_id: str) -> None:
         """
         Notes which cluster the events are for, now that it has been reached.
@@ -510,6 +533,11 @@ class Spool:
         """
         found: list[SpoolFile] = []
         if self._directory is None or not self._directory.is_dir():
+            return found
+        try:
+            self._refuse_unsafe()
+        except SpoolError as error:
+            self._warnings.warn("spool_not_read", path=str(self._directory), reason=str(error))
             return found
         ours = {file.path for file in self.files}
         for path in sorted(self._directory.glob("*.spool")):

@@ -9,9 +9,10 @@ import os
 from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from runtap_consumers.errors import InputError
+from runtap_consumers.private_files import private_opener
 from runtap_consumers.record_tail import Record
 from runtap_consumers.tail import Decoded, json_line
 
@@ -33,6 +34,9 @@ class Archive(RotatingFileHandler):
             self._end_half_line()
         except OSError as error:
             raise self._refusal(error) from error
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=private_opener)
 
     def _end_half_line(self) -> None:
         """

@@ -46,7 +46,7 @@ class Places:
         self.places: dict[int, Place] = {}
         try:
             kept = path.read_bytes() if path.exists() else b""
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._refusal(error) from error
         if kept:

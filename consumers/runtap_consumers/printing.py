@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtap_consumers.terminal import one_line, print_line
-
 from runtap_consumers.error_text import error_facts, error_text
+from runtap_consumers.terminal import one_line, print_line
 
 # What a page takes; the JSON has all rows.
 _ROWS_SHOWN = 15

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -20,6 +19,7 @@ from runtap_consumers.cli.lines import say, write_json, write_lines
 from runtap_consumers.cli.options import Limit, takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.instants import format_instant
+from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.read_dead_letters import find_dead_letters, list_dead_letters, stream_dead_letters
@@ -151,7 +151,7 @@ def _target(file: str) -> Iterator[Any]:
         yield sys.stdout.buffer
         return
     try:
-        with Path(file).open("wb") as output:
+        with open(file, "wb", opener=private_opener) as output:
             yield output
     except OSError as error:
         raise InputError(

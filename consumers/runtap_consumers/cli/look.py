@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -22,6 +21,7 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.printing import print_report, print_runs, print_sessions
 from runtap_consumers.printing_costs import print_attribution
+from runtap_consumers.private_files import private_opener
 from runtap_consumers.report import build_report, read_completeness
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
@@ -69,7 +69,8 @@ def report(
         write_json(figures)
         return
     try:
-        Path(json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        with open(json, "wb", opener=private_opener) as file:
+            file.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except OSError as error:
         raise InputError(
             f"cannot write {json!r}: {error.strerror}. Name another file, or - for standard output"

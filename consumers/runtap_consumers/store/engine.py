@@ -4,10 +4,11 @@ Opening a store: made if it is empty, refused if it is of another topic or versi
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from runtap_consumers.errors import StoreError, StoreVersionError
+from runtap_consumers.private_files import private_opener
 from runtap_consumers.store import tables
 from runtap_schemas.masking import without_passwords
 
@@ -190,6 +192,9 @@ def _create_engine(url: URL) -> Engine:
             raise StoreError(
                 f"cannot make a folder for the store {url.database}: {error.strerror}. Check RUNTAP_DATABASE_URL"
             ) from error
+        # SQLite gives its -wal and -shm the mode of the file.
+        with suppress(OSError):
+            os.close(private_opener(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "isolation_level": None})
 
     @event.listens_for(engine, "connect")
