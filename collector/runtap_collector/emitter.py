@@ -14,7 +14,9 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing import util as multiprocessing_util
+from typing import Any, cast
 
+from runtap_collector import signals
 from runtap_collector.errors import ConnectionConflictError
 from runtap_collector.ledger import Delivery, EmitterHealth, Ledger, Stats
 from runtap_collector.logs import log
@@ -73,6 +75,8 @@ class Emitter:
         return Sender(self.ring, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
 
     def _start_sender(self) -> Sender | None:
+        # Here as well: in a forked child the server may have reset what its parent installed.
+        _chain_on_signals(self._settings)
         sender = self._make_sender()
         try:
             sender.start()
@@ -128,6 +132,27 @@ class Emitter:
         if self._sender is not None:
             self._sender.flush(timeout_seconds)
         return self.ledger.delivery()
+
+    def secure(self, timeout_seconds: float) -> None:
+        """
+        Sends everything captured so far, or puts it into the spool where Kafka does not answer.
+        """
+        if self._sender is not None:
+            self._sender.secure(timeout_seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether it is closed, and its sender gone.
+        """
+        return self.ring.is_closed and (self._sender is None or self._sender.is_over)
+
+    @property
+    def is_busy(self) -> bool:
+        """
+        Whether this thread holds a lock that the sender may need. For signal handlers, which interrupt it anywhere.
+        """
+        return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.ring.lock))
 
     def stats(self) -> Stats:
         """
@@ -223,6 +248,7 @@ def attach(settings: CollectorSettings) -> Emitter:
                 os.register_at_fork(after_in_child=_after_fork)
             _end_with_snapshots()
         _emitter.attach(settings)
+        _chain_on_signals(settings)
         return _emitter
 
 
@@ -235,14 +261,38 @@ def attach_for_life(settings: CollectorSettings) -> Emitter:
         if _is_attached_for_life and _emitter is not None:
             if differences := _differences(_emitter._settings, settings):
                 raise ConnectionConflictError(differences)
+            _chain_on_signals(settings)
             return _emitter
         emitter = attach(settings)
         _is_attached_for_life = True
         return emitter
 
 
-def _close_at_exit() -> None:
+def attach_as_it_is() -> Emitter:
+    """
+    The process's emitter whatever its settings, closed at exit; where there is none, one of the environment's settings.
+    """
+    with _lock:
+        return attach_for_life(CollectorSettings.load() if _emitter is None else _emitter._settings)
+
+
+def _chain_on_signals(settings: CollectorSettings) -> None:
+    if settings.signals == "on":
+        signals.chain(signals.Actions(_close_at_exit, _secure, _is_busy))
+
+
+def _secure() -> None:
     if _emitter is not None and not _emitter.ring.is_closed:
+        with suppress(Exception):
+            _emitter.secure(EXIT_SECONDS)
+
+
+def _is_busy() -> bool:
+    return _emitter is not None and _emitter.is_busy
+
+
+def _close_at_exit() -> None:
+    if _emitter is not None and not _emitter.is_over:
         # Nothing that goes wrong here may change how the app exits.
         with suppress(Exception):
             _emitter.close(EXIT_SECONDS)

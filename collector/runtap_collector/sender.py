@@ -140,12 +140,26 @@ class Sender:
         """
         self._wait_for(self._flush, timeout_seconds)
 
+    def secure(self, timeout_seconds: float) -> None:
+        """
+        Has everything captured so far sent, or spooled where Kafka takes too long; waits for it until time is up.
+        """
+        self._wait_for(self._secure, timeout_seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether the thread has ended.
+        """
+        return not self._thread.is_alive()
+
     def close(self, timeout_seconds: float) -> None:
         """
         Sends what the closed ring still holds, then the last report, and ends the thread.
         """
         deadline = time.monotonic() + timeout_seconds
-        self._wait_for(self._finish, max(0.0, timeout_seconds - _HANG_UP_SECONDS))
+        if not self._must_stop.is_set():
+            self._wait_for(self._finish, max(0.0, timeout_seconds - _HANG_UP_SECONDS))
         if self._call(self._must_stop.set):
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -544,6 +558,20 @@ class Sender:
                 return
             self._replay.has_events.set()
             await asyncio.sleep(LINGER_SECONDS)
+
+    async def _secure(self) -> None:
+        if not self._must_spool():
+            try:
+                async with asyncio.timeout(AWAY_SECONDS):
+                    await self._flush()
+                return
+            except TimeoutError:
+                pass
+        try:
+            self._put_in_spool()
+        except SpoolError:
+            # Said and counted there.
+            pass
 
     async def _finish(self) -> None:
         await self._flush()

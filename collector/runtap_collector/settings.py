@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
@@ -52,6 +52,10 @@ class CollectorSettings(ConnectionSettings):
     )
     spool_bytes: int = Field(
         1024 * 1024 * 1024, ge=0, description="most that a process may keep there, compressed, in bytes"
+    )
+
+    signals: Literal["on", "off"] = Field(
+        "on", description="whether SIGTERM and SIGHUP wait until what is in memory is sent or spooled; off: left alone"
     )
 
     @property

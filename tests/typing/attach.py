@@ -4,6 +4,10 @@ The README's ways to attach, as the type checker of a user sees them.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
 from langchain_core.runnables import Runnable
 from langchain_openai import ChatOpenAI
 
@@ -34,3 +38,19 @@ def attach_to_a_model() -> ChatOpenAI:
 def attach_to_everything(chain: Runnable[str, str], question: str) -> str:
     with runtap_collector.install():
         return chain.invoke(question)
+
+
+def attach_to_fastapi(chain: Runnable[str, str]) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.tap = RunTap.from_env(service="checkout")
+        yield
+        await app.state.tap.aclose()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/answer")
+    async def answer(request: Request, question: str) -> str:
+        return await chain.ainvoke(question, config={"callbacks": [request.app.state.tap.handler]})
+
+    return app
