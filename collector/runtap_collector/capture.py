@@ -44,7 +44,7 @@ class Capture:
 
     def __init__(self, emitter: Emitter, view: View) -> None:
         self.emitter = emitter
-        self._view = view
+        self.view = view
         # Off: runs that begin are let pass, unless their parent is open; runs that are open still end.
         self.is_on = True
 
@@ -95,7 +95,7 @@ class Capture:
                 parent_run_id,
                 run_type,
                 kwargs.get("name"),
-                self._view,
+                self.view,
                 route,
                 serialized,
                 tags,
@@ -105,7 +105,7 @@ class Capture:
                 current_session.get(),
                 self,
             )
-            if self._view.captures_content:
+            if self.view.captures_content:
                 run.inputs, run.lost_bytes = self._content_of(inputs)
             if by_key.setdefault(key, run) is not run:
                 # Another handler came first.
@@ -223,7 +223,7 @@ class Capture:
             if run is None or run.owner is not self:
                 return
             note = Note(kind, name_of(name), attempt if type(attempt) is int and 0 <= attempt <= MAX_COUNT else None)
-            if data is not None and self._view.captures_content:
+            if data is not None and self.view.captures_content:
                 note.data, note.lost_bytes = self._content_of(data)
             self.emitter.offer(note_of(run, note))
         except Exception:  # noqa: BLE001

@@ -74,6 +74,10 @@ class RunTapHandler(AsyncCallbackHandler):
         # Models and graphs copy their callbacks; there is one emitter behind all of them.
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Most often on its way to a process of a pool, where it reports to that process's emitter.
+        return _handler_of_this_process, (type(self), self._capture.view)
+
     def on_chat_model_start(
         self,
         serialized: dict[str, Any],
@@ -237,3 +241,7 @@ class RunTapHandler(AsyncCallbackHandler):
 
 def _has_tool_call(chunk: object) -> bool:
     return bool(getattr(getattr(chunk, "message", None), "tool_call_chunks", None))
+
+
+def _handler_of_this_process(kind: type[RunTapHandler], view: View) -> RunTapHandler:
+    return kind(_capture=Capture(emitters.attach_as_it_is(), view))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from langchain_core.tracers.context import register_configure_hook
 
@@ -15,7 +15,7 @@ from runtap_collector import emitter as emitters
 from runtap_collector.capture import Capture
 from runtap_collector.handler import RunTapHandler
 from runtap_collector.records import View
-from runtap_collector.settings import CollectorSettings
+from runtap_collector.settings import CollectorSettings, SettingsOverrides
 from runtap_collector.tap import FLUSH_SECONDS
 
 _lock = threading.RLock()
@@ -66,7 +66,7 @@ class Installation:
         self.uninstall()
 
 
-def install(*, service: str | None = None, **overrides: Any) -> Installation:
+def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides]) -> Installation:
     """
     Taps every LangChain run of the process that begins from now on, in every thread. Closed at exit.
 

@@ -6,15 +6,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.events import MAX_METADATA_KEYS, MAX_METADATA_LENGTH, MAX_NAME_LENGTH
 
 MIN_BUFFER_BYTES = 64 * 1024
+
+
+class SettingsOverrides(TypedDict, total=False):
+    """
+    The fields of `CollectorSettings` but the service, as arguments; `None` means not given.
+    """
+
+    bootstrap_servers: str | None
+    topic_prefix: str | None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None
+    sasl_username: str | None
+    sasl_password: SecretStr | str | None
+    ssl_cafile: str | None
+    environment: str | None
+    metadata: dict[str, str] | str | None
+    capture_content: bool | None
+    stream_tokens: bool | None
+    buffer_bytes: int | None
+    spool_dir: str | None
+    spool_bytes: int | None
+    signals: Literal["on", "off"] | None
 
 
 class CollectorSettings(ConnectionSettings):

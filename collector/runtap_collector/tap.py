@@ -18,7 +18,7 @@ from runtap_collector.handler import RunTapHandler
 from runtap_collector.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.recorded import UsageCounts, recorded_call, usage_of
 from runtap_collector.records import Session, View
-from runtap_collector.settings import CollectorSettings
+from runtap_collector.settings import CollectorSettings, SettingsOverrides
 from runtap_collector.translate import dollars_of, word_of
 from runtap_schemas.events import MAX_DURATION_NS
 
@@ -53,7 +53,7 @@ class RunTap:
         self.handler = RunTapHandler(_capture=self._capture)
 
     @classmethod
-    def from_env(cls, *, service: str | None = None, **overrides: Any) -> Self:
+    def from_env(cls, *, service: str | None = None, **overrides: Unpack[SettingsOverrides]) -> Self:
         """
         A tap with settings from the environment.
 

@@ -237,8 +237,7 @@ def main() -> None:
     with EmbeddedKafka() as kafka:
         settings = ConsumerSettings.load(bootstrap_servers=kafka.bootstrap_servers, topic_prefix=_PREFIX)
         asyncio.run(create_topics(settings, partitions=6, replication_factor=1))
-        connection = {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": _PREFIX}
-        with RunTap.from_env(service="bench", **connection) as tap:
+        with RunTap.from_env(service="bench", bootstrap_servers=kafka.bootstrap_servers, topic_prefix=_PREFIX) as tap:
             for title, run in (("Chain of three steps, sync", make_chain()), ("LangGraph agent, async", make_agent())):
                 measured = measure(run, tap, arguments.rounds, arguments.round_seconds)
                 print_measured(console, title, measured)

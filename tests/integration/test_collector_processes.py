@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,23 @@ delivery = tap.close(10)
 assert (delivery.waiting, delivery.dropped) == (0, {}), delivery
 """
 
+_POOL = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from langchain_core.runnables import RunnableLambda
+from runtap_collector import RunTap
+
+def run(number, handler, name):
+    return RunnableLambda(lambda x: x, name=name).invoke(number, {"callbacks": [handler]})
+
+if __name__ == "__main__":
+    with RunTap.from_env(service="checkout", environment="pool", metadata={"team": "red"}) as tap:
+        run(0, tap.handler, "parent")
+        for how in ("spawn", "fork"):
+            with ProcessPoolExecutor(2, multiprocessing.get_context(how)) as pool:
+                assert list(pool.map(run, range(50), [tap.handler] * 50, [how] * 50)) == list(range(50))
+"""
+
 _INSTALLED = """
 import threading
 from langchain_core.runnables import RunnableLambda
@@ -169,7 +187,9 @@ print(len(received), bodies.count(b'"one"') > 0 and bodies.count(b'"two"') > 0)
 """
 
 
-def _run(script: str, kafka: str, prefix: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+def _run(
+    script: str, kafka: str, prefix: str, timeout: float = 30, *, is_file: bool = False
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RUNTAP_", "LANG"))},
         "RUNTAP_BOOTSTRAP_SERVERS": kafka,
@@ -177,7 +197,12 @@ def _run(script: str, kafka: str, prefix: str, timeout: float = 30) -> subproces
         "RUNTAP_SERVICE": "script",
     }
     return subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *([] if is_file else ["-c"]), script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -240,6 +265,29 @@ async def test_forked_children_are_emitters_of_their_own(
     assert runs == [{"step": 10}] * 5 + [{"step": 106, "forks": 1}]
     for entries in by_emitter.values():
         check_ledger(entries)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+async def test_handler_in_the_processes_of_a_pool_reports_to_their_emitters(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
+) -> None:
+    topic = await events_topic()
+    script = tmp_path / "pool.py"
+    script.write_text(_POOL)
+    done = _run(str(script), kafka, topic_prefix, is_file=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    logged = await read_topic(kafka, topic)
+    assert _names(logged) == {"parent": 1, "spawn": 50, "fork": 50}
+    emitters = {entry.event.emitter for entry in logged}
+    # A worker of a pool may be too quick for the other one.
+    assert 3 <= len(emitters) <= 5
+    for emitter in emitters:
+        check_ledger([entry for entry in logged if entry.event.emitter == emitter])
+    for entry in logged:
+        if isinstance(entry.event, RunEnded):
+            # The tap's, not the environment's.
+            assert (entry.event.service, entry.event.environment) == ("checkout", "pool")
+            assert entry.event.metadata == {"team": "red"}
 
 
 async def test_installed_hook_taps_every_thread_until_it_is_switched_off(

@@ -40,6 +40,15 @@ def attach_to_everything(chain: Runnable[str, str], question: str) -> str:
         return chain.invoke(question)
 
 
+def attach_with_settings() -> None:
+    with RunTap.from_env(environment="production", metadata={"team": "red"}, capture_content=True, signals="off"):
+        runtap_collector.install(service="checkout", bootstrap_servers="kafka-1:9092", spool_dir="off")
+    # A misspelled setting, and a value of another type, are errors before the process starts.
+    RunTap.from_env(sevice="checkout")  # type: ignore[call-arg]
+    RunTap.from_env(buffer_bytes="lots")  # type: ignore[arg-type]
+    runtap_collector.install(enviroment="production")  # type: ignore[call-arg]
+
+
 def attach_to_fastapi(chain: Runnable[str, str]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

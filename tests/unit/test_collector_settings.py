@@ -7,12 +7,17 @@ from __future__ import annotations
 import pytest
 
 from runtap_collector import CollectorSettings, RunTapHandler, SettingsError
+from runtap_collector.settings import SettingsOverrides
 
 
 def test_defaults_capture_no_content_and_hold_32_mebibytes() -> None:
     settings = CollectorSettings.load()
     assert (settings.service, settings.environment, settings.metadata) == ("unnamed", "default", {})
     assert (settings.capture_content, settings.buffer_bytes) == (False, 32 * 1024 * 1024)
+
+
+def test_every_setting_is_a_typed_argument() -> None:
+    assert {"service", *SettingsOverrides.__annotations__} == set(CollectorSettings.model_fields)
 
 
 def test_environment_is_read_and_overrides_win(monkeypatch: pytest.MonkeyPatch) -> None:
