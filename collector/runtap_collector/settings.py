@@ -32,6 +32,7 @@ class SettingsOverrides(TypedDict, total=False):
     environment: str | None
     metadata: dict[str, str] | str | None
     capture_content: bool | None
+    error_messages: bool | None
     stream_tokens: bool | None
     buffer_bytes: int | None
     spool_dir: str | None
