@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from runtap_collector import CollectorSettings, RunTapHandler
-from runtap_collector.capture import Capture
-from runtap_collector.emitter import Emitter
-from runtap_collector.records import View
+from runtap_collector.capture.capture import Capture
+from runtap_collector.send.emitter import Emitter
+from runtap_collector.send.records import View
 from runtap_schemas import Event, RunEnded, Skipped, Unreadable, decode_event, number_event
 
 E = TypeVar("E", bound=Event)

@@ -23,9 +23,9 @@ import sqlalchemy
 from aiokafka.admin import AIOKafkaAdminClient
 from psycopg import sql
 
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_consumers.kafka.topics import create_topics
 from runtap_demo.errors import KafkaJarsMissingError
+from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import all_topics
 from runtap_schemas.topics import events_topic as events_topic_name

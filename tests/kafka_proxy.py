@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 from aiokafka.protocol.api import RequestHeader_v1
 from aiokafka.protocol.produce import ProduceRequest_v7, ProduceResponse_v7
 
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 
 Mode = Literal["pass", "refuse", "swallow", "reset"]
 T = TypeVar("T")

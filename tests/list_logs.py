@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from runtap_consumers.partition_reader import LostToRetentionError
+from runtap_consumers.kafka.partition_reader import LostToRetentionError
 from samples import Log, LogRecord
 
 

@@ -19,8 +19,8 @@ from typer.main import get_command
 
 from runtap_collector import CollectorSettings, Delivery, EmitterHealth, Stats
 from runtap_consumers.cli import app
-from runtap_consumers.health import Health
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.worker.health import Health
 from runtap_schemas import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -85,8 +85,8 @@ def test_functions_that_a_readme_names_exist(folder: str) -> None:
     ]
     # Lines of a table of the way: what is called, and in which file.
     paths += [
-        f"{module}.{called}"
-        for called, module in re.findall(r"\b([A-Z]\w+\.\w+) +(\w+)\.py", text_of(f"{folder}/README.md"))
+        f"{module.replace('/', '.')}.{called}"
+        for called, module in re.findall(r"\b([A-Z]\w+\.\w+) +([\w/]+)\.py", text_of(f"{folder}/README.md"))
     ]
     assert len(paths) >= 5
     for path in paths:

@@ -7,10 +7,10 @@ Taps every LangChain and LangGraph run into Kafka.
         await chain.ainvoke(question, config={"callbacks": [tap.handler]})
 """
 
+from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.errors import ConnectionConflictError, RuntapError, SettingsError
-from runtap_collector.handler import RunTapHandler
 from runtap_collector.install import Installation, install
-from runtap_collector.ledger import Delivery, EmitterHealth, Stats
+from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.tap import RunTap
 

@@ -11,10 +11,10 @@ from typing import Any, Self, Unpack
 
 from langchain_core.tracers.context import register_configure_hook
 
-from runtap_collector import emitter as emitters
-from runtap_collector.capture import Capture
-from runtap_collector.handler import RunTapHandler
-from runtap_collector.records import View
+from runtap_collector.capture.capture import Capture
+from runtap_collector.capture.handler import RunTapHandler
+from runtap_collector.send import emitter as emitters
+from runtap_collector.send.records import View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
 from runtap_collector.tap import FLUSH_SECONDS
 

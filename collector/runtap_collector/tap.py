@@ -11,15 +11,15 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from runtap_collector import emitter as emitters
-from runtap_collector.capture import Capture, current_session, make_session
-from runtap_collector.encoding import session_of
-from runtap_collector.handler import RunTapHandler
-from runtap_collector.ledger import Delivery, EmitterHealth, Stats
-from runtap_collector.recorded import UsageCounts, recorded_call, usage_of
-from runtap_collector.records import Session, View
+from runtap_collector.capture.capture import Capture, current_session, make_session
+from runtap_collector.capture.handler import RunTapHandler
+from runtap_collector.capture.recorded import UsageCounts, recorded_call, usage_of
+from runtap_collector.capture.translate import dollars_of, word_of
+from runtap_collector.send import emitter as emitters
+from runtap_collector.send.encoding import session_of
+from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
+from runtap_collector.send.records import Session, View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
-from runtap_collector.translate import dollars_of, word_of
 from runtap_schemas.events import MAX_DURATION_NS
 
 FLUSH_SECONDS = 5.0

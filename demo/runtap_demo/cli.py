@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 
 from runtap_consumers.cli.lines import say
-from runtap_demo.broker import EmbeddedKafka
 from runtap_demo.demo import DemoOptions, run_demo
 from runtap_demo.dev import DEFAULT_PORT, run_dev
 from runtap_demo.errors import DemoError
-from runtap_demo.termination import unwound_by_signals
+from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_demo.kafka.termination import unwound_by_signals
 
 
 @contextmanager

@@ -24,20 +24,20 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from runtap_consumers.cli.printing import print_report
 from runtap_consumers.errors import StoreError
-from runtap_consumers.printing import print_report
-from runtap_consumers.report import build_report
-from runtap_consumers.runs import describe_run
+from runtap_consumers.figures.report import build_report
+from runtap_consumers.figures.runs import describe_run
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.store.read_runs import RunFilter, stream_runs
-from runtap_consumers.store.reads import open_snapshot
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
-from runtap_demo.child_processes import Child, end, spawn
+from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_demo.comparison import Comparison, reported_figures, served_figures
 from runtap_demo.errors import DemoError
-from runtap_demo.ports import free_ports
+from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_demo.kafka.child_processes import Child, end, spawn
+from runtap_demo.kafka.ports import free_ports
 from runtap_schemas.topics import all_topics
 
 _PARTITIONS = 6

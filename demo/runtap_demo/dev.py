@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
-from runtap_demo.child_processes import Child, end, spawn
+from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_demo.kafka.child_processes import Child, end, spawn
 
 FOLDER = Path(".runtap")
 DEFAULT_PORT = 9092

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from process_tree import descendants, wait_until_gone
-from runtap_demo.ports import free_ports
+from runtap_demo.kafka.ports import free_ports
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),

@@ -27,9 +27,9 @@ from measurement import print_machine, spread
 from rich.console import Console
 from rich.table import Table
 
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 
 # Long enough that the clock's and the machine's noise is small beside what is measured.
 _INVOCATIONS = {"a": 2_000, "b": 5_000, "c": 200, "d": 200, "e": 1_000, "p": 2_000}

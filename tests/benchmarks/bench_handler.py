@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from runtap_collector import RunTap
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 
 VARIANTS = ("none", "empty", "runtap")
 _PREFIX = "bench"

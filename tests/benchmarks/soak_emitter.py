@@ -24,9 +24,9 @@ from measurement import print_machine
 from rich.console import Console
 
 from runtap_collector import RunTap
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import EmitterReported, RunEnded, RunStarted, Skipped, Unreadable, decode_event
 
 _MEMORY_BYTES = 32 * 1024 * 1024

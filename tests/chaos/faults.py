@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from chaos.plan import MORTAL, Fault
 from chaos.processes import TOPIC, Processes
-from runtap_demo.broker import Node
+from runtap_demo.kafka.broker import Node
 
 _ADMIN_TRIES = 20
 _LEADER_TRIES = 4

@@ -17,8 +17,8 @@ from chaos.plan import ASKING, EMITTERS, MORTAL, Plan
 from chaos.proxy import Proxies
 from chaos.servers import Database, ProxiedKafka, plain_environment
 from chaos.takeovers import Takeovers
-from runtap_consumers.kafka import TopicEnds
-from runtap_consumers.topics import create_topics
+from runtap_consumers.kafka.client import TopicEnds
+from runtap_consumers.kafka.topics import create_topics
 from runtap_schemas import ConnectionSettings
 
 HERE = Path(__file__).parent

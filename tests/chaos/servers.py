@@ -20,8 +20,8 @@ import psycopg
 
 from chaos.proxy import Proxies
 from process_tree import descendants
-from runtap_demo.broker import EmbeddedKafka
-from runtap_demo.kafka_cache import KafkaFiles
+from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_demo.kafka.kafka_cache import KafkaFiles
 
 _START_SECONDS = 60.0
 

@@ -14,9 +14,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from partition_setting import WorkerTools
-from runtap_consumers.ledger_report import build_ledger
+from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.reads import open_snapshot
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_schemas import SkippedRange
 from samples import SECOND_NS, START_NS, Log, model_call, report
 

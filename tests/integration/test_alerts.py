@@ -18,15 +18,15 @@ from structlog.testing import capture_logs
 
 from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator
 from runtap_consumers.alerts.loop import run_alerts
-from runtap_consumers.dead_letters import publish_dead_letters
-from runtap_consumers.kafka import Publisher
-from runtap_consumers.record_tail import Record, tail_records
-from runtap_consumers.rollups import HOUR_NS, MINUTE_NS
+from runtap_consumers.alerts.statements import DeadLetter
+from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.kafka.record_tail import Record, tail_records
+from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
-from runtap_consumers.store.alert_rows import DeadLetter
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import SqliteWriter, Writer
+from runtap_consumers.worker.dead_letters import publish_dead_letters
 from runtap_schemas import Alert, decode_alert
 from worker_process import wait_until
 
@@ -499,7 +499,7 @@ async def test_the_store_is_not_closed_under_a_mark_of_a_cancelled_publishing(
         may_end.wait(10)
         done.append("marked")
 
-    monkeypatch.setattr("runtap_consumers.dead_letters._mark", mark)
+    monkeypatch.setattr("runtap_consumers.worker.dead_letters._mark", mark)
     monkeypatch.setattr(SqliteWriter, "close", lambda writer: done.append("closed"))
     publishing = asyncio.create_task(publish_dead_letters(store, AsyncMock(), "dead-letters", [3]))
     await asyncio.to_thread(begun.wait, 10)

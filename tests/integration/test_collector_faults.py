@@ -17,10 +17,11 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from kafka_proxy import Answer, ProxiedKafka, proxied_kafka
-from runtap_collector import RunTap, link
-from runtap_collector import sender as sender_module
-from runtap_consumers.topics import create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_collector import RunTap
+from runtap_collector.send import link
+from runtap_collector.send import sender as sender_module
+from runtap_consumers.kafka.topics import create_topics
+from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 

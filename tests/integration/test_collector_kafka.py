@@ -17,7 +17,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from runtap_collector import ConnectionConflictError, RunTap, SettingsError
-from runtap_collector.partitions import partition_of
+from runtap_collector.send.partitions import partition_of
 from runtap_schemas import RunEnded, RunStarted, SessionEnded, SessionStarted
 from topic_log import check_ledger, read_topic
 

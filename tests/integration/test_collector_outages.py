@@ -19,7 +19,7 @@ from pathlib import Path
 import cramjam
 import pytest
 
-from runtap_collector import spool
+from runtap_collector.spool import spool
 from runtap_schemas import EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 
@@ -29,8 +29,9 @@ MakeTopic = Callable[..., Awaitable[str]]
 _SERVICE = """
 import os, signal, socket, sys, time
 from langchain_core.runnables import RunnableLambda
-from runtap_collector import RunTap, link
-from runtap_collector.spool import SpoolFile
+from runtap_collector import RunTap
+from runtap_collector.send import link
+from runtap_collector.spool.spool import SpoolFile
 
 how, runs = sys.argv[1], int(sys.argv[2])
 if how == "away":
@@ -183,7 +184,8 @@ def note():
 # Registered first, called last.
 atexit.register(note)
 from langchain_core.runnables import RunnableLambda
-from runtap_collector import RunTapHandler, link
+from runtap_collector import RunTapHandler
+from runtap_collector.send import link
 
 how, kafka = sys.argv[1:]
 if kafka != "up":

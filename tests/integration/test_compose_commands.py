@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import yaml
 
-from runtap_consumers.kafka import Publisher
+from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.kafka.record_tail import tail_records
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.record_tail import tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
 from runtap_schemas import Alert, decode_alert, encode_event, number_event

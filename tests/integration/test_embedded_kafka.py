@@ -18,9 +18,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from runtap_demo import kafka_cache
-from runtap_demo.broker import EmbeddedKafka
 from runtap_demo.errors import BrokerError, KafkaJarsMissingError, PortTakenError
+from runtap_demo.kafka import kafka_cache
+from runtap_demo.kafka.broker import EmbeddedKafka
 
 
 async def _create_topic(servers: str, replicas: int = 1) -> str:
@@ -149,7 +149,7 @@ async def test_three_nodes_replicate_and_outlive_the_loss_of_one() -> None:
 def test_broker_dies_with_a_killed_parent_and_not_with_the_thread_that_started_it(in_a_thread: bool) -> None:
     program = f"""
 import threading, time
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 kafka = EmbeddedKafka()
 if {in_a_thread}:
     thread = threading.Thread(target=kafka.start)

@@ -14,15 +14,15 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from runtap_consumers import partition as partitions
-from runtap_consumers import worker as workers
 from runtap_consumers.errors import StoreError, StoreVersionError, WorkerStoppedError
-from runtap_consumers.health import Health
-from runtap_consumers.partition_reader import PartitionReader
+from runtap_consumers.kafka.partition_reader import PartitionReader
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, migrate_store, open_store
 from runtap_consumers.store.writer import Commit, Move, Writer
-from runtap_consumers.worker import Worker, _Turn
+from runtap_consumers.worker import partition as partitions
+from runtap_consumers.worker import worker as workers
+from runtap_consumers.worker.health import Health
+from runtap_consumers.worker.worker import Worker, _Turn
 from samples import model_call
 from worker_process import numbered, produce
 

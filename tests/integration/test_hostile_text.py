@@ -22,9 +22,9 @@ import pytest
 import typer
 
 from runtap_consumers.cli import app
+from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.topics import create_topics
 from runtap_schemas import Alert, ConnectionSettings, RunStreamed, SkippedRange, encode_alert, encode_event
 from samples import SECOND_NS, chain_end, failure, model_call, report, session_start
 from worker_process import WorkerSetting, produce

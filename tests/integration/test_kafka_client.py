@@ -17,12 +17,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.record.util import calc_crc32c
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
-from runtap_consumers.kafka import Publisher, TopicEnds, check_reading, within
-from runtap_consumers.places import Places
-from runtap_consumers.record_tail import Record, tail_records
+from runtap_consumers.kafka.client import Publisher, TopicEnds, check_reading, within
+from runtap_consumers.kafka.places import Places
+from runtap_consumers.kafka.record_tail import Record, tail_records
+from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.topics import check_topics, create_topics
-from runtap_demo.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka
 
 MakeTopic = Callable[..., Awaitable[str]]
 

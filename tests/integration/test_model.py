@@ -26,20 +26,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import text
 
-import runtap_consumers.partition_reader
-import runtap_consumers.worker
+import runtap_consumers.kafka.partition_reader
+import runtap_consumers.worker.worker
 from runtap_consumers.errors import StoreError
-from runtap_consumers.health import Health
-from runtap_consumers.ledger import Books, work_out_completeness, work_out_sums
-from runtap_consumers.partition import Record, fingerprint_of
+from runtap_consumers.figures.ledger import Books, work_out_completeness, work_out_sums
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.rollups import MINUTE_NS
+from runtap_consumers.projections.rollups import MINUTE_NS
+from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read_books import read_books
-from runtap_consumers.store.reads import open_snapshot
-from runtap_consumers.worker import Worker
+from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.worker.health import Health
+from runtap_consumers.worker.partition import Record, fingerprint_of
+from runtap_consumers.worker.worker import Worker
 from samples import Log, LogRecord
 from simulation import TOPIC, CommitFaults, Emitter, Place, SimulatedClient, World
 
@@ -76,8 +76,8 @@ def _be_silent(*_: object) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def _simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtap_consumers.partition_reader, "AIOKafkaConsumer", SimulatedClient)
-        patch.setattr(runtap_consumers.worker, "PriceSource", _Prices)
+        patch.setattr(runtap_consumers.kafka.partition_reader, "AIOKafkaConsumer", SimulatedClient)
+        patch.setattr(runtap_consumers.worker.worker, "PriceSource", _Prices)
         # A thousand warnings are what it is about.
         structlog.configure(processors=[_be_silent])
         yield

@@ -21,8 +21,8 @@ from langchain_openai import ChatOpenAI
 from openai import OpenAIError
 
 from runtap_demo import model_server
-from runtap_demo.child_processes import end, spawn
-from runtap_demo.ports import free_ports
+from runtap_demo.kafka.child_processes import end, spawn
+from runtap_demo.kafka.ports import free_ports
 
 Start = Callable[[int], str]
 

@@ -23,10 +23,10 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from runtap_collector import RunTap
-from runtap_consumers.kafka import Publisher
+from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.topics import check_topics, create_topics
 from runtap_schemas import Alert, encode_alert, encode_event, number_event
 from samples import START_NS, chain_end, failure, model_call, session_start
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from partition_setting import WorkerTools
-from runtap_consumers.archive import Archive
-from runtap_consumers.places import Places
-from runtap_consumers.record_tail import Record
+from runtap_consumers.cli.archive import Archive
+from runtap_consumers.kafka.places import Places
+from runtap_consumers.kafka.record_tail import Record
 from runtap_consumers.store.engine import open_store
 from runtap_schemas import decode_event
 from samples import Log, model_call

@@ -17,18 +17,19 @@ from sqlalchemy import text
 
 from list_logs import ListLogs, trimmed
 from partition_setting import ALL, PRICES, WorkerTools, rows
+from runtap_consumers.correct import generations
+from runtap_consumers.correct.generations import exclusively, tables_of
+from runtap_consumers.correct.rebuild import Difference, compare, first_whole_day, rebuild
 from runtap_consumers.errors import FencedError, RebuildError
-from runtap_consumers.ledger_report import build_ledger
-from runtap_consumers.partition import Partition
+from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.rebuild import Difference, compare, first_whole_day, rebuild
-from runtap_consumers.rollups import DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store import generations, tables
+from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.generations import exclusively, tables_of
-from runtap_consumers.store.reads import open_snapshot
+from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.worker.partition import Partition
 from runtap_schemas import Usage
 from samples import (
     SECOND_NS,

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from runtap_consumers.batch import price_call
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.rollups import COST_MEASURES
+from runtap_consumers.projections.batch import price_call
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_schemas import Usage
 from samples import model_call
 

@@ -16,20 +16,27 @@ import pytest
 from sqlalchemy import text
 
 from list_logs import ListLogs, trimmed
-from runtap_consumers.dimensions import Dimensions
+from runtap_consumers.correct import (
+    Outcome,
+    Request,
+    apply_repricing,
+    preview_repricing,
+    rows,
+    stored_costs,
+    transactions,
+)
+from runtap_consumers.correct.rebuild import Rebuilt, rebuild
 from runtap_consumers.errors import FencedError
-from runtap_consumers.partition import Partition, Tools
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.rebuild import Rebuilt, rebuild
-from runtap_consumers.repricing import Outcome, Request, apply_repricing, preview_repricing, rows, transactions
-from runtap_consumers.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.projections.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store import stored_costs
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.worker.dimensions import Dimensions
+from runtap_consumers.worker.partition import Partition, Tools
 from runtap_schemas import RunEnded, Usage
 from samples import START_NS, Log, model_call
 

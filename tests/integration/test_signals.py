@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from kafka_proxy import KafkaProxy
-from runtap_demo.ports import free_ports
+from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from topic_log import LoggedEvent, check_ledger, read_topic
 from worker_process import wait_until

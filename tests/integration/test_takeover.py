@@ -16,13 +16,13 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from runtap_consumers import partition_reader
-from runtap_consumers.health import Health
-from runtap_consumers.kafka import abandon
-from runtap_consumers.partition_reader import PartitionReader
+from runtap_consumers.kafka import partition_reader
+from runtap_consumers.kafka.client import abandon
+from runtap_consumers.kafka.partition_reader import PartitionReader
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.worker import Worker
+from runtap_consumers.worker.health import Health
+from runtap_consumers.worker.worker import Worker
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
 

@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.record.util import calc_crc32c
 from sqlalchemy import create_engine, text
 
-from runtap_demo.ports import free_ports
+from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until

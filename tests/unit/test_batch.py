@@ -7,9 +7,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.batch import add_up, add_up_by_value, believed_time, price_call
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.rollups import COST_MEASURES, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
+from runtap_consumers.projections.batch import add_up, add_up_by_value, believed_time, price_call
+from runtap_consumers.projections.rollups import COST_MEASURES, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
 from runtap_schemas import Usage
 from samples import model_call
 

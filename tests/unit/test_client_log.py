@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtap_consumers import client_log
-from runtap_consumers.client_log import ClientLog, watch_client_log
+from runtap_consumers.kafka import client_log
+from runtap_consumers.kafka.client_log import ClientLog, watch_client_log
 
 
 @pytest.fixture

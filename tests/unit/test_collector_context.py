@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 
-from runtap_collector import context as context_module
-from runtap_collector.context import context_of
-from runtap_collector.parts import encode_shared
-from runtap_collector.records import Context, OpenRun, Route, Session, View
+from runtap_collector.capture import context as context_module
+from runtap_collector.capture.context import context_of
+from runtap_collector.send.parts import encode_shared
+from runtap_collector.send.records import Context, OpenRun, Route, Session, View
 
 _VIEW = View("s", "e", {}, captures_content=False)
 

@@ -17,7 +17,7 @@ from langchain_core.tools import ToolException
 from langgraph.errors import GraphInterrupt, GraphRecursionError, ParentCommand
 from langgraph.types import Command
 
-from runtap_collector.failures import describe_error, status_of
+from runtap_collector.capture.failures import describe_error, status_of
 
 _REQUEST = httpx.Request("POST", "http://127.0.0.1/")
 _OPENAI_REQUEST: Any = _REQUEST

@@ -16,8 +16,8 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 
 from runtap_collector import Delivery, RunTap
-from runtap_collector import emitter as emitter_module
-from runtap_collector import sender as sender_module
+from runtap_collector.send import emitter as emitter_module
+from runtap_collector.send import sender as sender_module
 from runtap_schemas import RunEnded, decode_event
 from unit.test_collector_sender import FakeLink
 

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableLambda
 
 from captured_events import Captured
 from runtap_collector import RunTap
-from runtap_collector.text import text_of
+from runtap_collector.capture.text import text_of
 from runtap_schemas import RunEnded, RunNoted, RunStarted, Usage
 
 _ID, _CHILD = UUID(int=1), UUID(int=2)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from runtap_collector.lanes import Batch, NumberedEvent
-from runtap_collector.records import REPORT, Record, Route
+from runtap_collector.send.lanes import Batch, NumberedEvent
+from runtap_collector.send.records import REPORT, Record, Route
 from runtap_schemas import number_event
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import uuid
 
 from captured_events import Captured
-from runtap_collector.open_runs import MAX_AGE_SECONDS, OpenRuns, RouteMemory
-from runtap_collector.records import OpenRun, Route, View
+from runtap_collector.capture.open_runs import MAX_AGE_SECONDS, OpenRuns, RouteMemory
+from runtap_collector.send.records import OpenRun, Route, View
 
 _VIEW = View("s", "e", {}, captures_content=False)
 

@@ -8,7 +8,7 @@ from aiokafka.partitioner import murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_collector.partitions import partition_of, partitions_of
+from runtap_collector.send.partitions import partition_of, partitions_of
 
 
 @given(st.lists(st.binary(max_size=80), max_size=60), st.integers(1, 1_000))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from runtap_collector import ledger as ledger_module
-from runtap_collector.encoding import report_of
-from runtap_collector.lanes import Lane
-from runtap_collector.link import BatchRefusedError
+from runtap_collector.send import ledger as ledger_module
+from runtap_collector.send.encoding import report_of
+from runtap_collector.send.lanes import Lane
+from runtap_collector.send.link import BatchRefusedError
 from runtap_schemas import EmitterReported, decode_event, number_event
 from unit.test_collector_sender import Sending
 from unit.test_collector_spool import _Outage, quick

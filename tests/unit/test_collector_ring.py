@@ -9,9 +9,9 @@ import uuid
 
 import pytest
 
-from runtap_collector.encoding import note_of, start_of
-from runtap_collector.records import EVENT_BYTES, START_BYTES, Note, OpenRun, Record, Route, View
-from runtap_collector.ring import ENCODED_AT_ONCE, Ring
+from runtap_collector.send.encoding import note_of, start_of
+from runtap_collector.send.records import EVENT_BYTES, START_BYTES, Note, OpenRun, Record, Route, View
+from runtap_collector.send.ring import ENCODED_AT_ONCE, Ring
 
 _VIEW = View("s", "e", {}, captures_content=True)
 
@@ -71,7 +71,7 @@ def test_interrupt_while_encoding_costs_one_event_which_is_counted(monkeypatch: 
     for _ in range(3):
         ring.offer_end(_run())
     with monkeypatch.context() as patch:
-        patch.setattr("runtap_collector.ring.end_of", interrupted)
+        patch.setattr("runtap_collector.send.ring.end_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ring.take()
     assert (len(ring.take()), ring.dropped) == (2, {("internal_error", "run.ended"): 1})
@@ -118,7 +118,7 @@ def test_start_whose_run_ends_while_it_is_read_is_superseded(monkeypatch: pytest
             assert run.metadata is None
         return start_of(run)
 
-    monkeypatch.setattr("runtap_collector.ring.start_of", start_of_ended)
+    monkeypatch.setattr("runtap_collector.send.ring.start_of", start_of_ended)
     taken = ring.take()
     assert [record.run for record in taken] == [runs[1]]
     assert ring.superseded == 1

@@ -12,7 +12,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from captured_events import Captured
-from runtap_collector.open_runs import identity_of
+from runtap_collector.capture.open_runs import identity_of
 from runtap_schemas import RunNoted, RunStreamed
 
 

@@ -16,21 +16,21 @@ from typing import Any
 
 import pytest
 
-from runtap_collector import sender as sender_module
-from runtap_collector.lanes import Builder, Lane
-from runtap_collector.ledger import Ledger
-from runtap_collector.link import (
+from runtap_collector.send import sender as sender_module
+from runtap_collector.send.lanes import Builder, Lane
+from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.link import (
     BatchRefusedError,
     PartitionUnknownError,
     SendDeniedError,
     SendError,
     SendFailedError,
 )
-from runtap_collector.partitions import partition_of as partition_of_key
-from runtap_collector.records import OpenRun, Route, View
-from runtap_collector.ring import Ring
-from runtap_collector.sender import Sender
-from runtap_collector.spool import Spool
+from runtap_collector.send.partitions import partition_of as partition_of_key
+from runtap_collector.send.records import OpenRun, Route, View
+from runtap_collector.send.ring import Ring
+from runtap_collector.send.sender import Sender
+from runtap_collector.spool.spool import Spool
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
 
 _VIEW = View("s", "e", {}, captures_content=False)

@@ -22,9 +22,9 @@ from langchain_core.prompts import ChatPromptTemplate
 from msgspec import UNSET
 
 from captured_events import Captured
-from runtap_collector import encoding
-from runtap_collector.content import content_of
-from runtap_collector.encoding import MAX_EVENT_BYTES
+from runtap_collector.capture.content import content_of
+from runtap_collector.send import encoding
+from runtap_collector.send.encoding import MAX_EVENT_BYTES
 from runtap_schemas import encode_event
 
 

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from runtap_collector import Delivery, Stats
-from runtap_collector import replay as replay_module
-from runtap_collector import sender as sender_module
-from runtap_collector import spool as spool_module
-from runtap_collector.encoding import end_of
-from runtap_collector.lanes import Lane, NumberedEvent
-from runtap_collector.link import SendDeniedError, SendError
-from runtap_collector.partitions import partition_of
-from runtap_collector.records import OpenRun, Record, Route, View
-from runtap_collector.spool import MAX_AGE_NS, NumberedBatch, Spool, SpoolError, SpoolFile
+from runtap_collector.send import sender as sender_module
+from runtap_collector.send.encoding import end_of
+from runtap_collector.send.lanes import Lane, NumberedEvent
+from runtap_collector.send.link import SendDeniedError, SendError
+from runtap_collector.send.partitions import partition_of
+from runtap_collector.send.records import OpenRun, Record, Route, View
+from runtap_collector.spool import replay as replay_module
+from runtap_collector.spool import spool as spool_module
+from runtap_collector.spool.spool import MAX_AGE_NS, NumberedBatch, Spool, SpoolError, SpoolFile
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
 from unit.test_collector_sender import FakeLink, Sending, _run
 
@@ -178,7 +178,7 @@ import resource, sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from unit.test_collector_spool import _record, _spool
-from runtap_collector.spool import SpoolError
+from runtap_collector.spool.spool import SpoolError
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 spool = _spool(Path(sys.argv[1]))
 written = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtap_collector.spool import SpoolError
+from runtap_collector.spool.spool import SpoolError
 from unit.test_collector_spool import _die, _Outage, _record, _spool, quick
 
 __all__ = ["quick"]

@@ -11,8 +11,8 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from runtap_collector.records import OpenRun, Outcome, Route, View
-from runtap_collector.translate import add_response, request_of, run_name
+from runtap_collector.capture.translate import add_response, request_of, run_name
+from runtap_collector.send.records import OpenRun, Outcome, Route, View
 from runtap_schemas import Usage
 
 _BASE: Any = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtap_consumers.doctor import (
+from runtap_consumers.cli.doctor import (
     Finding,
     LangSmithVariables,
     Level,
@@ -19,9 +19,9 @@ from runtap_consumers.doctor import (
     check_topic,
     masked,
 )
+from runtap_consumers.kafka.topics import ClusterState, TopicState
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.topics import ClusterState, TopicState
 from runtap_schemas.topics import all_topics
 
 SETTINGS = ConsumerSettings.load(bootstrap_servers="kafka-1:9092")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.grains import Calendar, SketchBook, rows_of_grain
-from runtap_consumers.rollups import COST, DAY_NS, HOUR_NS, MINUTE_NS, PERFORMANCE
-from runtap_consumers.sketch import Sketch, quantiles_ns
+from runtap_consumers.projections.grains import Calendar, SketchBook, rows_of_grain
+from runtap_consumers.projections.rollups import COST, DAY_NS, HOUR_NS, MINUTE_NS, PERFORMANCE
+from runtap_consumers.projections.sketch import Sketch, quantiles_ns
 
 
 def nanoseconds(text: str) -> int:

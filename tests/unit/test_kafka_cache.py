@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from runtap_demo import kafka_cache
 from runtap_demo.errors import KafkaJarsMissingError
-from runtap_demo.kafka_cache import Jar, KafkaFiles, kafka_files, listed_jars
+from runtap_demo.kafka import kafka_cache
+from runtap_demo.kafka.kafka_cache import Jar, KafkaFiles, kafka_files, listed_jars
 
 CONTENT = b"a jar"
 JARS = [Jar("group", f"artifact-{number}", "1.0", hashlib.sha256(CONTENT).hexdigest()) for number in range(5)]

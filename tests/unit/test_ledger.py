@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtap_consumers.lane_marks import LaneMarks
-from runtap_consumers.ledger import (
+from runtap_consumers.figures.ledger import (
     LANE_RETENTION_NS,
     SILENCE_NS,
     Books,
@@ -24,6 +23,7 @@ from runtap_consumers.ledger import (
     work_out_sums,
     worst_of,
 )
+from runtap_consumers.worker.lane_marks import LaneMarks
 
 PROJECTIONS = ("cost", "ledger")
 PARTITIONS = (0, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.places import Place, Places
+from runtap_consumers.kafka.places import Place, Places
 
 TOPIC = "runtap.events"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtap_consumers.printing import print_report, print_runs, print_sessions
+from runtap_consumers.cli.printing import print_report, print_runs, print_sessions
 
 AT = "2025-06-20T12:00:00.000000+02:00"
 DURATIONS = {

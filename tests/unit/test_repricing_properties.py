@@ -22,11 +22,11 @@ from genai_prices.types import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as some
 
+from runtap_consumers.correct.rows import price_row
+from runtap_consumers.correct.stored_costs import StoredRow
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.history import price_sum, read_class
-from runtap_consumers.repricing.rows import price_row
-from runtap_consumers.rollups import COST_MEASURES, HOUR_NS, TOKEN_CLASSES
-from runtap_consumers.store.stored_costs import StoredRow
+from runtap_consumers.projections.rollups import COST_MEASURES, HOUR_NS, TOKEN_CLASSES
 from runtap_schemas import Usage
 
 # An hour before midnight, UTC.

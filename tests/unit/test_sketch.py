@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.sketch import Sketch, bucket_of, bucket_value_ns, quantiles_ns
+from runtap_consumers.projections.sketch import Sketch, bucket_of, bucket_value_ns, quantiles_ns
 
 
 @given(st.integers(1, 2**62))

@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from runtap_consumers.archive import Archive
+from runtap_consumers.cli.archive import Archive
+from runtap_consumers.cli.tail import Decoded, TailFilter, Tokens, describe_alert, describe_event, event_types
 from runtap_consumers.errors import InputError
-from runtap_consumers.record_tail import Record
-from runtap_consumers.tail import Decoded, TailFilter, Tokens, describe_alert, describe_event, event_types
+from runtap_consumers.kafka.record_tail import Record
 from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable, encode_event, number_event
 from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from runtap_consumers.terminal import one_line, print_line, visible, visible_json
+from runtap_consumers.cli.terminal import one_line, print_line, visible, visible_json
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 

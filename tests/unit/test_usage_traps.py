@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from captured_events import Captured
 from runtap_collector import RunTap
-from runtap_collector.capture import Capture
-from runtap_collector.records import Outcome, View
-from runtap_collector.translate import add_response
-from runtap_consumers.batch import price_call
+from runtap_collector.capture.capture import Capture
+from runtap_collector.capture.translate import add_response
+from runtap_collector.send.records import Outcome, View
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.rollups import COST_MEASURES
+from runtap_consumers.projections.batch import price_call
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_schemas import RunEnded, Usage
 
 PRICES = PriceTable.load()

@@ -11,10 +11,10 @@ from typing import NamedTuple, Self
 import structlog
 
 from runtap_consumers.alerts import rules
-from runtap_consumers.rollups import HOUR_NS, MINUTE_NS
+from runtap_consumers.alerts import statements as alert_rows
+from runtap_consumers.alerts.statements import OutboxRow
+from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store import alert_rows
-from runtap_consumers.store.alert_rows import OutboxRow
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 from runtap_schemas import Alert, encode_alert

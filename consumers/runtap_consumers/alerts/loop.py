@@ -18,7 +18,7 @@ import structlog
 
 from runtap_consumers.alerts.evaluator import AlertEvaluator
 from runtap_consumers.errors import KafkaUnavailableError, StoreError
-from runtap_consumers.kafka import Publisher, TopicEnds
+from runtap_consumers.kafka.client import Publisher, TopicEnds
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_schemas.topics import alerts_topic

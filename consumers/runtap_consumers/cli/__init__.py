@@ -12,8 +12,8 @@ import typer
 from runtap_consumers.cli import account, look, operate, prices, rebuild, reprice, streams, work
 from runtap_consumers.cli.commands import CommandGroup
 from runtap_consumers.cli.lines import say
+from runtap_consumers.cli.terminal import one_line
 from runtap_consumers.errors import InputError, PriceFileError
-from runtap_consumers.terminal import one_line
 from runtap_schemas import RuntapError, SettingsError
 from runtap_schemas.masking import without_passwords
 

@@ -17,14 +17,14 @@ import typer
 
 from runtap_consumers.cli.lines import say, write_json, write_lines
 from runtap_consumers.cli.options import Limit, takes_settings
+from runtap_consumers.cli.terminal import visible, visible_json
 from runtap_consumers.errors import InputError
-from runtap_consumers.instants import format_instant
+from runtap_consumers.figures.instants import format_instant
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.store.read_dead_letters import find_dead_letters, list_dead_letters, stream_dead_letters
-from runtap_consumers.store.reads import Snapshot, open_snapshot
-from runtap_consumers.terminal import visible, visible_json
+from runtap_consumers.store.read.dead_letters import find_dead_letters, list_dead_letters, stream_dead_letters
+from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 
 dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)
 
@@ -46,8 +46,8 @@ def ledger(
     """
     Where every captured event is: applied, in flight, dropped, lost or unreadable, by service, emitter and reason.
     """
-    from runtap_consumers.ledger_report import build_ledger
-    from runtap_consumers.printing_ledger import print_ledger
+    from runtap_consumers.cli.printing_ledger import print_ledger
+    from runtap_consumers.figures.ledger_report import build_ledger
 
     with _opened(settings) as snapshot:
         figures = build_ledger(snapshot, settings.zone())
@@ -74,7 +74,7 @@ def list_letters(
     """
     Where they lay and what was wrong with them, the newest first.
     """
-    from runtap_consumers.printing_ledger import print_dead_letters
+    from runtap_consumers.cli.printing_ledger import print_dead_letters
 
     zone = settings.zone()
     with _opened(settings) as snapshot:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import typer
 
-from runtap_consumers.terminal import visible, visible_json
+from runtap_consumers.cli.terminal import visible, visible_json
 
 
 def say(text: str, err: bool = False) -> None:

@@ -12,22 +12,22 @@ from typing import Annotated
 import orjson
 import typer
 
-from runtap_consumers import runs as run_rows
-from runtap_consumers import sessions as session_rows
-from runtap_consumers.attribution import build_attribution
 from runtap_consumers.cli.lines import write_json, write_lines
 from runtap_consumers.cli.options import Limit, takes_settings
+from runtap_consumers.cli.printing import print_report, print_runs, print_sessions
+from runtap_consumers.cli.printing_costs import print_attribution
 from runtap_consumers.errors import InputError
-from runtap_consumers.instants import EXPECTED, parse_instant
-from runtap_consumers.printing import print_report, print_runs, print_sessions
-from runtap_consumers.printing_costs import print_attribution
+from runtap_consumers.figures import runs as run_rows
+from runtap_consumers.figures import sessions as session_rows
+from runtap_consumers.figures.attribution import build_attribution
+from runtap_consumers.figures.instants import EXPECTED, parse_instant
+from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.private_files import private_opener
-from runtap_consumers.report import build_report, read_completeness
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read_runs import RunFilter, stream_runs
-from runtap_consumers.store.read_sessions import read_sessions
-from runtap_consumers.store.reads import open_snapshot
+from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.sessions import read_sessions
+from runtap_consumers.store.read.snapshot import open_snapshot
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]

@@ -12,9 +12,9 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.client_log import watch_client_log
+from runtap_consumers.cli.terminal import one_line
+from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.terminal import one_line
 
 topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def create(
     """
     Makes the topics that do not exist yet; those that do are left as they are.
     """
-    from runtap_consumers.topics import create_topics, print_topics
+    from runtap_consumers.kafka.topics import create_topics, print_topics
 
     if prints:
         for line in print_topics(settings, partitions, replication_factor):
@@ -74,7 +74,7 @@ async def _examine(settings: ConsumerSettings) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from runtap_consumers.doctor import Level, examine
+    from runtap_consumers.cli.doctor import Level, examine
 
     styles = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
     console = Console(highlight=False)

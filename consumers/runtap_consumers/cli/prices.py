@@ -54,9 +54,9 @@ def show(
     """
     Today's prices of a model, by price class, in dollars per million tokens.
     """
+    from runtap_consumers.cli.printing_costs import print_rates
     from runtap_consumers.pricing.listing import list_rates
     from runtap_consumers.pricing.source import load_prices
-    from runtap_consumers.printing_costs import print_rates
 
     table = load_prices(settings)
     found = list_rates(table, provider, model, time.time_ns())
@@ -79,11 +79,11 @@ def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
     """
     Models with calls that have usage and no price, with the nearest known names.
     """
+    from runtap_consumers.cli.printing_costs import print_unmatched
     from runtap_consumers.pricing.source import load_prices
-    from runtap_consumers.printing_costs import print_unmatched
     from runtap_consumers.store.engine import open_store
-    from runtap_consumers.store.read_costs import read_unpriced
-    from runtap_consumers.store.reads import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.unmatched import read_unpriced
 
     sellers = load_prices(settings).sellers
     store = open_store(settings.database_url)

@@ -16,7 +16,7 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError, RepriceRefusedError
-from runtap_consumers.instants import EXPECTED, parse_instant
+from runtap_consumers.figures.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 
 _REASONS_SHOWN = 5
@@ -42,9 +42,9 @@ def reprice(
     """
     Prices past calls again: costs, sessions and runs. Workers may run; give them the same prices first.
     """
+    from runtap_consumers.cli.printing_costs import print_repricing
+    from runtap_consumers.correct import Request, apply_repricing, preview_repricing
     from runtap_consumers.pricing.source import load_prices
-    from runtap_consumers.printing_costs import print_repricing
-    from runtap_consumers.repricing import Request, apply_repricing, preview_repricing
     from runtap_consumers.store.engine import open_store
 
     table = load_prices(settings)

@@ -15,8 +15,8 @@ import typer
 
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.errors import InputError
+from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
 
@@ -54,9 +54,9 @@ def tail(
     The live stream of events, one line each. Ctrl-C ends it.
     """
     # The Kafka client takes a moment to load, which other commands need not wait for.
-    from runtap_consumers.archive import Archive
-    from runtap_consumers.places import Places
-    from runtap_consumers.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
+    from runtap_consumers.cli.archive import Archive
+    from runtap_consumers.cli.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
+    from runtap_consumers.kafka.places import Places
 
     known = (*event_types(), *RUN_TYPES)
     unknown = [name for name in types or () if name not in known]
@@ -91,7 +91,7 @@ def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: 
     """
     Alerts as they are raised, one line each. Ctrl-C ends it.
     """
-    from runtap_consumers import tail as streams
+    from runtap_consumers.cli import tail as streams
 
     _run(streams.tail_alerts(settings, json, from_beginning))
 

@@ -12,8 +12,8 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.client_log import watch_client_log
 from runtap_consumers.errors import InputError
+from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import migrate_store
@@ -46,7 +46,7 @@ def worker(
     # What keeps the client from connecting is told once, by the error.
     watch_client_log(is_silent=True)
     # The worker brings the Kafka client along, which the other commands need not wait for.
-    from runtap_consumers.worker import run_worker
+    from runtap_consumers.worker.worker import run_worker
 
     raise typer.Exit(asyncio.run(run_worker(settings, projections, alerts=alerts, drain=drain, health_port=health)))
 

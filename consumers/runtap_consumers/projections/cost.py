@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.batch import Batch, add_row, add_up, add_up_by_value
-from runtap_consumers.rollups import COST, COST_BY_ATTRIBUTE, HOUR_NS, Changes
+from runtap_consumers.projections.batch import Batch, add_row, add_up, add_up_by_value
+from runtap_consumers.projections.rollups import COST, COST_BY_ATTRIBUTE, HOUR_NS, Changes
 
 
 def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.batch import Batch, minute_of
-from runtap_consumers.rollups import (
+from runtap_consumers.projections.batch import Batch, minute_of
+from runtap_consumers.projections.rollups import (
     ERROR_GROUPS,
     ERRORS,
     RECENT_ERRORS,

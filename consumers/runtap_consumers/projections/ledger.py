@@ -1,6 +1,6 @@
 """
 Ledger: what emitters say of themselves. What became of their events stands in every projection's lane marks; the sums
-are worked out at read (`runtap_consumers.ledger`).
+are worked out at read (`runtap_consumers.figures.ledger`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from runtap_consumers.batch import Batch
-from runtap_consumers.rollups import EMITTER_REPORTS, REPORT_CHAINS, SKIPPED_TYPES, Changes
+from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.rollups import EMITTER_REPORTS, REPORT_CHAINS, SKIPPED_TYPES, Changes
 from runtap_schemas import EmitterReported
 
 

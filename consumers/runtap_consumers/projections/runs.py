@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from runtap_consumers.batch import Batch, Call
-from runtap_consumers.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
+from runtap_consumers.projections.batch import Batch, Call
+from runtap_consumers.projections.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
 from runtap_schemas import RunEnded
 
 _encode = msgspec.json.Encoder().encode

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.batch import Batch, add_row, add_up_by_value
-from runtap_consumers.rollups import COST_MEASURES, SESSION_COSTS, SESSION_USERS, SESSIONS, Changes
+from runtap_consumers.projections.batch import Batch, add_row, add_up_by_value
+from runtap_consumers.projections.rollups import COST_MEASURES, SESSION_COSTS, SESSION_USERS, SESSIONS, Changes
 from runtap_schemas import SessionStarted
 
 _FIRST, _LAST, _STARTS, _ENDS, _TRACES, _LLM, _TOOLS, _ERRORS, _INPUT, _OUTPUT, _SERVICE, _LOG_TIME = range(12)

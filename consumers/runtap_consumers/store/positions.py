@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy import Connection, select
 
-from runtap_consumers.lane_marks import Lane
 from runtap_consumers.store.tables import lane_marks, positions
+from runtap_consumers.worker.lane_marks import Lane
 
 
 @dataclass(frozen=True)

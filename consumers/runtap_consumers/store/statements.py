@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from sqlalchemy import LargeBinary, Table, Text
 
-from runtap_consumers.rollups import Merge
+from runtap_consumers.projections.rollups import Merge
 
 _SQLITE_MERGES = {
     Merge.ADD: "{table}.{column} + excluded.{column}",

@@ -1,8 +1,8 @@
 """
 Every table, declared once.
 
-The rollups come from `runtap_consumers.rollups`; what stands here besides are the tables that belong to the store, the
-worker and the alert evaluator. All instants are `…_ns`, Unix nanoseconds.
+The rollups come from `runtap_consumers.projections.rollups`; what stands here besides are the tables that belong to the
+store, the worker and the alert evaluator. All instants are `…_ns`, Unix nanoseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
-from runtap_consumers.rollups import GRAINS, ROLLUPS, RUN_COLUMNS, Rollup
+from runtap_consumers.projections.rollups import GRAINS, ROLLUPS, RUN_COLUMNS, Rollup
 
 metadata = MetaData()
 # STRICT tables of SQLite know INTEGER alone, which holds 64 bits there.

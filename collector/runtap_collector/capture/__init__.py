@@ -1,0 +1,1 @@
+"""LangChain's arguments to records: what runs in every callback."""

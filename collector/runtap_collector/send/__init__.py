@@ -1,0 +1,1 @@
+"""Records to Kafka: everything that the sender's thread does."""

@@ -1,0 +1,331 @@
+"""
+The process's one emitter: what all taps and handlers share.
+
+    Emitter.offer -> Ring.offer -> (first event after a pause) Sender.wake
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing import parent_process
+from multiprocessing import util as multiprocessing_util
+from typing import Any, cast
+
+from runtap_collector import signals
+from runtap_collector.capture.open_runs import OpenRuns, RouteMemory
+from runtap_collector.errors import ConnectionConflictError
+from runtap_collector.logs import log
+from runtap_collector.send.ledger import Delivery, EmitterHealth, Ledger, Stats
+from runtap_collector.send.records import Record, View
+from runtap_collector.send.ring import Ring
+from runtap_collector.send.sender import TASK_RETRY_SECONDS, Sender
+from runtap_collector.settings import CollectorSettings
+from runtap_collector.spool.spool import Spool
+from runtap_schemas import ConnectionSettings
+
+EXIT_SECONDS = 2.0
+
+
+class Emitter:
+    """
+    Ring, open runs and sender. Made anew in place after a fork, and when it is used again after its close.
+    """
+
+    def __init__(self, settings: CollectorSettings) -> None:
+        self._settings = settings
+        self._views = 0
+        self._begin_anew(settings)
+
+    def _begin_anew(self, settings: CollectorSettings) -> None:
+        self._settings = settings
+        # Reentrant for the same reason as the ring's.
+        self._lock = threading.RLock()
+        self._sender: Sender | None = None
+        self._sender_deaths = 0
+        self.ring = Ring(settings.buffer_bytes)
+        self.open_runs = OpenRuns()
+        self.session_routes = RouteMemory()
+        self.spool = Spool(settings.spool_directory, settings, settings.spool_bytes)
+        self.ledger = Ledger(self.ring, View.of(settings), self.spool)
+
+    def offer(self, record: Record) -> None:
+        """
+        Hands a record to the sender, or counts why not. Never waits.
+        """
+        if self.ring.offer(record):
+            self.wake()
+
+    def wake(self) -> None:
+        """
+        Tells the sender that there is something, and starts it if there is none.
+        """
+        sender = self._sender
+        if sender is None:
+            with self._lock:
+                sender = self._sender or self._start_sender()
+        if sender is not None:
+            sender.wake()
+
+    def _make_sender(self) -> Sender:
+        return Sender(self.ring, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
+
+    def _start_sender(self) -> Sender | None:
+        # Here as well: in a forked child the server may have reset what its parent installed.
+        _chain_on_signals(self._settings)
+        sender = self._make_sender()
+        try:
+            sender.start()
+        except RuntimeError as error:
+            # An interpreter that is leaving starts no threads: what is in the ring is counted at close.
+            log.warning("sender_not_started", reason=str(error))
+            return None
+        self._sender = sender
+        return sender
+
+    def _replace_sender(self) -> None:
+        """
+        Makes the sender anew that a fault of ours ended; ring, lanes and spool are as it left them.
+        """
+        time.sleep(TASK_RETRY_SECONDS)
+        with self._lock:
+            self._sender_deaths += 1
+            self._sender = None
+            self._start_sender()
+
+    def health(self) -> EmitterHealth:
+        """
+        Whether events get to Kafka.
+        """
+        sender = self._sender
+        away_seconds = 0.0 if sender is None else sender.down_seconds
+        problems = [
+            word
+            for word, is_so in (
+                ("kafka_away", away_seconds > 0),
+                ("spool_not_written", self.spool.has_failed_lately),
+                ("sender_down", sender is None and self.ring.count_waiting() > 0),
+                ("closed", self.ring.is_closed),
+            )
+            if is_so
+        ]
+        return EmitterHealth(not problems, problems, away_seconds, self._sender_deaths, self.spool.failures)
+
+    def evict_runs(self) -> None:
+        """
+        Forgets runs beyond the table's bounds, and counts the ends that will not be seen.
+        """
+        for run in self.open_runs.evict():
+            # Its children may hold it for longer.
+            inputs, run.inputs = run.inputs, None
+            self.ring.release(len(inputs or b""))
+            self.ring.count_lost("run.ended", "evicted")
+
+    def flush(self, timeout_seconds: float) -> Delivery:
+        """
+        Waits until everything captured so far is in Kafka, or given up, or time is up.
+        """
+        if self._sender is not None:
+            self._sender.flush(timeout_seconds)
+        return self.ledger.delivery()
+
+    def secure(self, timeout_seconds: float) -> None:
+        """
+        Sends everything captured so far, or puts it into the spool where Kafka does not answer.
+        """
+        if self._sender is not None:
+            self._sender.secure(timeout_seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """
+        Whether it is closed, and its sender gone.
+        """
+        return self.ring.is_closed and (self._sender is None or self._sender.is_over)
+
+    @property
+    def is_busy(self) -> bool:
+        """
+        Whether this thread holds a lock that the sender may need. For signal handlers, which interrupt it anywhere.
+        """
+        return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.ring.lock))
+
+    def stats(self) -> Stats:
+        """
+        The emitter's side of the ledger.
+        """
+        return self.ledger.stats(len(self.open_runs))
+
+    def attach(self, settings: CollectorSettings) -> None:
+        """
+        Adds a view.
+
+        Raises:
+            ConnectionConflictError: the emitter is at work with another connection.
+        """
+        with self._lock:
+            if self._views == 0 and self.ring.is_closed:
+                self._begin_anew(settings)
+            elif differences := _differences(self._settings, settings):
+                raise ConnectionConflictError(differences)
+            self._views += 1
+
+    def detach(self, timeout_seconds: float) -> Delivery:
+        """
+        Takes a view away: the last one closes the emitter, others wait until their events are sent.
+        """
+        with self._lock:
+            self._views = max(0, self._views - 1)
+            is_last = self._views == 0
+        return self.close(timeout_seconds) if is_last else self.flush(timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> Delivery:
+        """
+        Sends what there is, reports for the last time, and takes no more events.
+        """
+        self.ring.close()
+        if self._sender is not None:
+            self._sender.close(timeout_seconds)
+        elif self.ring.captured:
+            # None could be started: an interpreter that is leaving starts no threads.
+            self._make_sender().put_rest_away()
+        return self.ledger.delivery()
+
+    def go_on_as_another(self) -> None:
+        """
+        After a close: begins anew with an id of its own, for the taps that there are.
+        """
+        with self._lock:
+            if self._views and self.ring.is_closed:
+                self._begin_anew(self._settings)
+
+    def leave_parent_process(self) -> None:
+        """
+        In a forked child: begins anew, with an id of its own and without what the parent still holds.
+        """
+        self.spool.leave()
+        # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
+        _inherited.append((self._sender, self.ring, self.ledger, self.open_runs))
+        was_closed = self.ring.is_closed
+        self._begin_anew(self._settings)
+        if was_closed:
+            self.ring.close()
+
+
+def _differences(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
+    names = [*ConnectionSettings.model_fields, "buffer_bytes", "spool_dir", "spool_bytes"]
+    return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+
+
+_lock = threading.RLock()
+_emitter: Emitter | None = None
+_is_attached_for_life = False
+_inherited: list[object] = []
+
+
+def attach(settings: CollectorSettings) -> Emitter:
+    """
+    A view on the process's emitter, which is made if there is none. Every view is to be detached.
+
+    Raises:
+        ConnectionConflictError: the emitter is at work with another connection.
+        SettingsError: the connection's files cannot be read.
+    """
+    global _emitter
+    # Now, where it is an error that somebody sees, rather than in the sender's thread.
+    settings.client_options()
+    with _lock:
+        if _emitter is None:
+            _emitter = Emitter(settings)
+            atexit.register(_close_at_exit)
+            _close_at_exit_of_child()
+            multiprocessing_util.register_after_fork(_emitter, _close_at_exit_of_child)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_after_fork)
+            _end_with_snapshots()
+        _emitter.attach(settings)
+        _chain_on_signals(settings)
+        return _emitter
+
+
+def attach_for_life(settings: CollectorSettings) -> Emitter:
+    """
+    The process's emitter, closed at exit: for handlers that nobody closes.
+    """
+    global _is_attached_for_life
+    with _lock:
+        if _is_attached_for_life and _emitter is not None:
+            if differences := _differences(_emitter._settings, settings):
+                raise ConnectionConflictError(differences)
+            _chain_on_signals(settings)
+            return _emitter
+        emitter = attach(settings)
+        _is_attached_for_life = True
+        return emitter
+
+
+def attach_as_it_is() -> Emitter:
+    """
+    The process's emitter whatever its settings, closed at exit; where there is none, one of the environment's settings.
+    """
+    with _lock:
+        return attach_for_life(CollectorSettings.load() if _emitter is None else _emitter._settings)
+
+
+def _chain_on_signals(settings: CollectorSettings) -> None:
+    if settings.signals == "on":
+        signals.chain(signals.Actions(_close_at_exit, _secure, _is_busy))
+
+
+def _secure() -> None:
+    if _emitter is not None and not _emitter.ring.is_closed:
+        with suppress(Exception):
+            _emitter.secure(EXIT_SECONDS)
+
+
+def _is_busy() -> bool:
+    return _emitter is not None and _emitter.is_busy
+
+
+def _close_at_exit() -> None:
+    if _emitter is not None and not _emitter.is_over:
+        # Nothing that goes wrong here may change how the app exits.
+        with suppress(Exception):
+            _emitter.close(EXIT_SECONDS)
+
+
+def _close_at_exit_of_child(_: object = None) -> None:
+    """
+    A forked child of `multiprocessing` leaves without running what is registered with `atexit`.
+    """
+    if parent_process() is not None:
+        multiprocessing_util.Finalize(None, _close_at_exit, exitpriority=0)
+
+
+def _end_with_snapshots() -> None:
+    """
+    Where the platform restores snapshots of running processes, and says so, every copy is an emitter of its own.
+    """
+    try:
+        # AWS Lambda's runtime brings it.
+        hooks = import_module("snapshot_restore_py")
+    except ImportError:
+        return
+    hooks.register_before_snapshot(_close_at_exit)
+    hooks.register_after_restore(_after_restore)
+
+
+def _after_restore() -> None:
+    if _emitter is not None:
+        _emitter.go_on_as_another()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    if _emitter is not None:
+        _emitter.leave_parent_process()

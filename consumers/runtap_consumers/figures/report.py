@@ -1,0 +1,247 @@
+"""
+The report: every figure of a range of time, as JSON with fixed names (`build_report`).
+
+Unknown is null and never 0: a cost without any priced call, an average of nothing, a rate without runs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from runtap_consumers.figures.instants import average_dollars, dollars, format_instant, seconds
+from runtap_consumers.figures.ledger import Books, Completeness, work_out_completeness, work_out_ledger, worst_of
+from runtap_consumers.figures.ranges import DEFAULT_NS, TimeRange, snap_range
+from runtap_consumers.figures.sessions import describe_session
+from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.sketch import quantiles_ns
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.figures import (
+    ComponentFigures,
+    CostRow,
+    read_components,
+    read_costs,
+    read_ended_roots,
+    read_error_groups,
+    read_recent_errors,
+    sum_figures,
+)
+from runtap_consumers.store.read.sessions import read_sessions
+from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_alerts
+
+# Whose figures the report shows: it is complete to where the last of them is.
+SHOWN = ("cost", "performance", "errors", "sessions")
+RUN_TYPES = ("llm", "chain", "tool", "retriever")
+RECENT_ERRORS_SHOWN = 10
+_ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
+
+Components = dict[tuple[str, str, str], ComponentFigures]
+
+
+def build_report(
+    store: Store, since: int | None, until: int | None, service: str | None, zone: ZoneInfo, now_ns: int
+) -> dict[str, Any]:
+    """
+    Reads one state of the store.
+
+    Args:
+        store: where from.
+        since: begin, Unix nanoseconds; `None`: 24 hours before the end. It snaps outward to the grain that is kept.
+        until: end, likewise; `None`: now.
+        service: only this service's figures; `None`: all. The ledger and `complete_to` are always of all.
+        zone: of the times in it.
+        now_ns: the present.
+    """
+    # Clocks up to a minute fast are believed: what they wrote belongs into a report of now.
+    end_ns = now_ns + SKEW_AHEAD_NS if until is None else until
+    begin_ns = (now_ns if until is None else until) - DEFAULT_NS if since is None else since
+    with open_snapshot(store) as snapshot:
+        time_range = snap_range(begin_ns, end_ns, snapshot.newest_log_time_ns, store.zone)
+        books = read_books(snapshot, SHOWN)
+        complete = work_out_completeness(books, SHOWN)
+        elapsed_ns = min(time_range.to_ns, max(now_ns, time_range.from_ns + MINUTE_NS)) - time_range.from_ns
+        components = read_components(snapshot, time_range, service)
+        return {
+            "generated_at": format_instant(now_ns, zone),
+            "range": {"from": format_instant(time_range.from_ns, zone), "to": format_instant(time_range.to_ns, zone)},
+            "complete_to": format_instant(complete.at_ns, zone),
+            "cost": _cost_section(read_costs(snapshot, time_range, service)),
+            "performance_by_run_type": _run_types_section(components, elapsed_ns / MINUTE_NS),
+            "performance": _performance_section(components, elapsed_ns / MINUTE_NS),
+            "errors": _errors_section(snapshot, time_range, service, zone),
+            "sessions": [
+                describe_session(row, complete.at_ns, zone)
+                for row in read_sessions(snapshot, time_range.from_ns, time_range.to_ns, service)
+            ],
+            "alerts": [
+                {
+                    "id": alert.id,
+                    "rule": alert.rule,
+                    "state": alert.state,
+                    "at": format_instant(alert.at_ns, zone),
+                    "summary": alert.summary,
+                }
+                for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
+            ],
+            "ledger": _ledger_section(books, snapshot),
+        }
+
+
+def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Completeness:
+    """
+    `complete_to` of figures of some projections, with the emitters that fell silent.
+    """
+    return work_out_completeness(read_books(snapshot, projections), projections)
+
+
+def _cost_section(rows: list[CostRow]) -> dict[str, Any]:
+    counts, picodollars = _sum_costs(rows)
+    by_model = [
+        {
+            "provider": provider or None,
+            "model": model or None,
+            **{name: summed[name] for name in ("calls", "unpriced_calls", "input_tokens", "cache_read_tokens")},
+            "cache_write_tokens": summed["cache_write_5m_tokens"] + summed["cache_write_1h_tokens"],
+            **{name: summed[name] for name in ("output_tokens", "reasoning_tokens")},
+            "cost_usd": _cost(summed, cost),
+        }
+        for (provider, model), summed, cost in _group_costs(rows, "provider", "model")
+    ]
+    by_service = [
+        {
+            "service": service or None,
+            "environment": environment or None,
+            **{name: summed[name] for name in ("calls", "unpriced_calls")},
+            "cost_usd": _cost(summed, cost),
+        }
+        for (service, environment), summed, cost in _group_costs(rows, "service", "environment")
+    ]
+    return {
+        **{name: counts[name] for name in ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")},
+        **{name: counts[name] for name in ("input_tokens", "output_tokens")},
+        "total_tokens": counts["input_tokens"] + counts["output_tokens"],
+        "cost_usd": _cost(counts, picodollars),
+        "average_cost_per_call_usd": average_dollars(picodollars, counts["priced_calls"]),
+        "by_model": by_model,
+        "by_service": by_service,
+    }
+
+
+def _sum_costs(rows: Iterable[CostRow]) -> tuple[dict[str, int], int]:
+    counts: dict[str, int] = defaultdict(int)
+    picodollars = 0
+    for row in rows:
+        picodollars += row.cost_picodollars
+        for name, count in row.counts.items():
+            counts[name] += count
+    return counts, picodollars
+
+
+def _group_costs(rows: list[CostRow], *keys: str) -> list[tuple[tuple[str, ...], dict[str, int], int]]:
+    grouped: dict[tuple[str, ...], list[CostRow]] = defaultdict(list)
+    for row in rows:
+        grouped[tuple(getattr(row, key) for key in keys)].append(row)
+    summed = [(key, *_sum_costs(members)) for key, members in grouped.items()]
+    return sorted(summed, key=lambda group: (-group[2], -group[1]["calls"], group[0]))
+
+
+def _cost(counts: dict[str, int], picodollars: int) -> str | None:
+    return None if counts["calls"] and not counts["priced_calls"] else dollars(picodollars)
+
+
+def _performance_section(components: Components, minutes: float) -> list[dict[str, Any]]:
+    slowest_first = sorted(components.items(), key=lambda component: (-component[1].total_ns, component[0]))
+    return [
+        {"run_type": run_type, "name": name or None, "model": model or None, **_describe_figures(figures, minutes)}
+        for (run_type, name, model), figures in slowest_first
+    ]
+
+
+def _run_types_section(components: Components, minutes: float) -> dict[str, Any]:
+    by_type: dict[str, list[tuple[Any, ...]]] = {run_type: [] for run_type in RUN_TYPES}
+    for (run_type, _, _), figures in components.items():
+        by_type.setdefault(run_type, []).append(astuple(figures))
+    return {run_type: _describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
+
+
+def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, Any]:
+    judged = figures.ok + figures.errors
+    p50, p95, p99 = quantiles_ns(figures.sketch, (0.5, 0.95, 0.99))
+    first_p50, first_p95 = quantiles_ns(figures.first_token_sketch, (0.5, 0.95))
+    return {
+        "count": figures.count,
+        "errors": figures.errors,
+        "success_rate": figures.ok / judged if judged else None,
+        "calls_per_minute": figures.count / minutes,
+        "total_seconds": seconds(figures.total_ns),
+        "avg_seconds": seconds(figures.total_ns / figures.count) if figures.count else None,
+        "min_seconds": seconds(figures.min_ns),
+        "max_seconds": seconds(figures.max_ns),
+        "p50_seconds": _within(p50, figures),
+        "p95_seconds": _within(p95, figures),
+        "p99_seconds": _within(p99, figures),
+        "first_token_p50_seconds": seconds(first_p50),
+        "first_token_p95_seconds": seconds(first_p95),
+        "output_tokens_per_second": figures.output_tokens / (figures.output_ns / 1e9) if figures.output_ns else None,
+    }
+
+
+def _within(quantile_ns: float | None, figures: ComponentFigures) -> float | None:
+    # A sketch is off by up to 1 %; no quantile lies outside of what was measured.
+    if quantile_ns is None or figures.min_ns is None or figures.max_ns is None:
+        return seconds(quantile_ns)
+    return seconds(min(max(quantile_ns, figures.min_ns), figures.max_ns))
+
+
+def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo) -> dict[str, Any]:
+    groups = read_error_groups(snapshot, time_range, service)
+    roots = read_ended_roots(snapshot, time_range, service)
+    types: dict[tuple[str, str], int] = defaultdict(int)
+    for group in groups:
+        types[group.type, group.category] += group.count
+    recent = read_recent_errors(snapshot, time_range.from_ns, time_range.to_ns, service, RECENT_ERRORS_SHOWN)
+    return {
+        "total": sum(types.values()),
+        "by_type": [
+            {"type": name, "category": category, "count": count, "rate": count / roots if roots else None}
+            for (name, category), count in sorted(types.items(), key=lambda kind: (-kind[1], kind[0]))
+        ],
+        "groups": [
+            {
+                **{name: getattr(group, name) for name in ("fingerprint", "type", *_ERROR_FACTS, "run_type")},
+                "service": group.service,
+                "count": group.count,
+                "first_seen": format_instant(group.first_at_ns, zone),
+                "last_seen": format_instant(group.last_at_ns, zone),
+                "sample_run_id": group.sample_run_id,
+            }
+            for group in groups
+        ],
+        "recent": [
+            {
+                **{
+                    name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *_ERROR_FACTS)
+                },
+                "at": format_instant(error.at_ns, zone),
+                "service": error.service or None,
+            }
+            for error in recent
+        ],
+    }
+
+
+def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
+    sums = worst_of(work_out_ledger(books, snapshot.projections))
+    return {
+        # Starts that were not sent since their ends say it all are nobody's loss.
+        "captured": sums.captured - sums.superseded,
+        "applied": sums.applied,
+        "in_flight": sums.in_flight,
+        "dropped": dict(sorted(sums.dropped.items())),
+        "lost": sums.lost,
+        "quarantined": sums.quarantined,
+    }

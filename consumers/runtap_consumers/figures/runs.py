@@ -1,0 +1,82 @@
+"""
+Single runs as people and JSON see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from runtap_consumers.figures.instants import dollars, format_instant, seconds
+
+ABANDONED_NS = 3600 * 10**9
+STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")
+PROJECTION = "runs"
+
+
+def abandoned_before(complete_to_ns: int | None) -> int | None:
+    """
+    A run that started before that instant and has not ended is abandoned; `None` where nothing can be said.
+    """
+    return None if complete_to_ns is None else complete_to_ns - ABANDONED_NS
+
+
+def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: ZoneInfo) -> dict[str, Any]:
+    """
+    One run in the shape of `runtap runs --json`: null where unknown.
+
+    Args:
+        row: of the table of ended runs, or of that of open ones.
+        abandoned_before_ns: what `abandoned_before` returned.
+        zone: of its times.
+    """
+    status = row.get("status")
+    if status is None:
+        is_abandoned = abandoned_before_ns is not None and row["started_at_ns"] < abandoned_before_ns
+        status = "abandoned" if is_abandoned else "open"
+    origin = row.get("error_origin")
+    return {
+        **{name: row[name] or None for name in _IDENTITY},
+        "model": row.get("model") or None,
+        "status": status,
+        **{name: row.get(name) or None for name in ("finish_reason", "error_type", "error_category")},
+        **{name: row.get(name) for name in ("error_status_code", "error_code", "error_raised_at", "error_message")},
+        "error_origin": None if origin is None else bool(origin),
+        "started_at": format_instant(row["started_at_ns"], zone),
+        "duration_seconds": seconds(row.get("duration_ns")),
+        "first_token_seconds": seconds(row.get("first_token_ns")),
+        **{name: row.get(name) for name in ("input_tokens", "output_tokens", "cache_read_tokens")},
+        "cache_write_tokens": _known_sum(row.get("cache_write_5m_tokens"), row.get("cache_write_1h_tokens")),
+        "reasoning_tokens": row.get("reasoning_tokens"),
+        "usage_source": row.get("usage_source") or None,
+        "cost_usd": dollars(row.get("cost_picodollars")),
+        "tags": _parse(row.get("tags")),
+        "metadata": _parse(row.get("metadata")),
+    }
+
+
+_IDENTITY = (
+    "run_id",
+    "parent_run_id",
+    "trace_id",
+    "session_id",
+    "user_id",
+    "service",
+    "environment",
+    "run_type",
+    "name",
+    "provider",
+    "request_model",
+)
+
+
+def _known_sum(*parts: int | None) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
+def _parse(text: str | None) -> Any:
+    return None if text is None else orjson.loads(text)

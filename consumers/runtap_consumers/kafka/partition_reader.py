@@ -1,0 +1,312 @@
+"""
+The worker's Kafka client: partitions of the events topic, one polled at a time.
+
+Positions live in the store, so nothing here remembers any: whoever polls seeks first. A second client without a group
+looks at single records and log ends, so that a look never disturbs the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from runtap_consumers.kafka.client import METADATA_MAX_AGE_MS, START_SECONDS, abandon, partitions_of, translated, within
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.worker.partition import Record, UndecodableRecord
+
+logger = structlog.get_logger(__name__)
+
+_DEADLINE_SECONDS = 10.0
+_STOP_SECONDS = 1.5
+# While the group is balanced, a client can leave it only afterwards. After a stay: less than `run_worker` gives.
+_STOP_BALANCED_SECONDS = 2.5
+_STAY_SECONDS = 1.0
+# Of a partition at once, as compressed as they are: enough for a whole commit where a worker is behind, and what bounds
+# its memory, since the client holds that much of each partition.
+_FETCH_BYTES = 2 * 1024 * 1024
+# How soon a worker learns that the group is balanced anew: a part of how long a killed one's partitions stand still.
+_HEARTBEAT_MS = 500
+# How long a group that is balanced waits for members that do not come, in sessions; they answer within a heartbeat. A
+# whole session, which is the client's default, is what each further death during a balance would add. One that died
+# when it had just asked to join is found dead a session later still: half a session makes that 2.4 s more than one.
+_BALANCE_SESSIONS, _SHORTEST_BALANCE_MS = 1 / 3, 1_000
+# How long a worker may not poll before it gives its partitions up.
+_SILENT_SESSIONS, _LEAST_SILENT_MS = 6, 60_000
+# Records that are read one by one after a poll raised, so that the one that cannot be decoded is found.
+_CAREFUL_RECORDS = 2_000
+
+
+class LostToRetentionError(Exception):
+    """
+    The offset asked for is not in the log: retention was quicker, or the log was made again.
+    """
+
+
+class PartitionReader:
+    """
+    Reads the partitions that the consumer group assigns to this process.
+    """
+
+    def __init__(
+        self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            settings: how to reach Kafka.
+            topic: the events topic.
+            group: the consumer group's name; `None`: of no group, `take` says which partitions to read.
+            on_change: called, on the event loop, when the assignment has changed; nothing may be polled any more
+                before it was loaded and sought again.
+        """
+        self._settings = settings
+        self._topic = topic
+        self._on_change = on_change
+        self._group = group
+        self._careful: dict[int, int] = {}
+        session_ms = int(settings.session_timeout_seconds * 1000)
+        options = settings.client_options()
+        self._consumer = AIOKafkaConsumer(
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(session_ms // 5, _HEARTBEAT_MS),
+            rebalance_timeout_ms=max(int(session_ms * _BALANCE_SESSIONS), _SHORTEST_BALANCE_MS),
+            max_poll_interval_ms=max(session_ms * _SILENT_SESSIONS, _LEAST_SILENT_MS),
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
+            max_partition_fetch_bytes=_FETCH_BYTES,
+            fetch_max_wait_ms=200,
+            **options,
+        )
+        self._inspector = AIOKafkaConsumer(
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
+            max_partition_fetch_bytes=64 * 1024,
+            fetch_max_wait_ms=200,
+            **options,
+        )
+        self._listener = _Listener(self._consumer, self._on_change)
+        self._looking = asyncio.Lock()
+
+    async def start(self) -> None:
+        """
+        Connects and joins the group, if there is one.
+
+        Raises:
+            KafkaUnavailableError: Kafka cannot be reached, or the topic does not exist.
+        """
+        with translated(self._settings, self._topic):
+            await within(START_SECONDS, self._inspector.start())
+        with translated(self._settings, self._topic):
+            await self.partition_numbers()
+        if self._group is not None:
+            self._consumer.subscribe([self._topic], listener=self._listener)
+        with translated(self._settings, self._topic):
+            # Joining waits for the members that are there, so for up to their session.
+            await within(START_SECONDS + self._settings.session_timeout_seconds, self._consumer.start())
+
+    async def stop(self) -> None:
+        """
+        Leaves the group. Bounded: a client whose brokers are away may hang in its own stop.
+        """
+        leave_seconds = _STOP_BALANCED_SECONDS if self.is_rebalancing else _STOP_SECONDS
+        for client, seconds in ((self._consumer, leave_seconds), (self._inspector, _STOP_SECONDS)):
+            try:
+                await within(seconds, client.stop())
+            except (KafkaError, TimeoutError) as error:
+                logger.warning("kafka_client_abandoned", error=repr(error))
+                abandon(client)
+
+    def take(self, offsets: dict[int, int]) -> None:
+        """
+        Reads these partitions, each from its offset; for readers without a group.
+        """
+        self._consumer.assign([self._place(partition) for partition in offsets])
+        # Before the first await: the client has no other idea of where to begin.
+        for partition, offset in offsets.items():
+            self._consumer.seek(self._place(partition), offset)
+
+    def assigned(self) -> set[int]:
+        """
+        The partitions that are this process's now.
+        """
+        return {place.partition for place in self._consumer.assignment()}
+
+    @property
+    def is_rebalancing(self) -> bool:
+        """
+        Whether the group's partitions are being shared out anew.
+        """
+        return self._group is not None and self._listener.is_rebalancing
+
+    async def stay(self) -> None:
+        """
+        Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good. Returns
+        at once, or when the group is balanced, or after a second.
+
+        Raises:
+            KafkaError: try again after a pause.
+        """
+        with contextlib.suppress(TimeoutError):
+            await within(_STAY_SECONDS, self._consumer.getmany(timeout_ms=0))
+
+    async def partition_numbers(self) -> set[int]:
+        """
+        All partitions of the topic.
+
+        Raises:
+            UnknownTopicOrPartitionError: it does not exist (any more).
+            KafkaError: Kafka did not say.
+        """
+        return await within(_DEADLINE_SECONDS, partitions_of(self._inspector, self._topic))
+
+    def seek(self, partition: int, offset: int) -> None:
+        """
+        Makes an offset the next to be polled, and lets polls of the partition return records.
+        """
+        place = self._place(partition)
+        self._consumer.seek(place, offset)
+        self._consumer.resume(place)
+
+    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
+        """
+        The records that are there now; none while the group is balanced.
+
+        Args:
+            partition: one that is assigned, loaded and sought.
+            next_offset: where the caller stands; where it is sought back to after a failure.
+            at_most: how many.
+
+        Raises:
+            LostToRetentionError: the log does not hold `next_offset`.
+            KafkaError: try again after a pause.
+        """
+        if self.is_rebalancing:
+            # The client would wait for the end of that, and the worker with it, however long it takes.
+            return []
+        place = self._place(partition)
+        careful = self._careful.get(partition, 0)
+        try:
+            polled = await self._consumer.getmany(place, timeout_ms=0, max_records=1 if careful else at_most)
+        except OffsetOutOfRangeError as error:
+            raise LostToRetentionError(str(error)) from error
+        except KafkaError:
+            self._seek_back(place, next_offset)
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Not Kafka's: a record that this client cannot decode (a header that is not UTF-8) raises for ever. It is
+            # found by reading one at a time, then stepped over.
+            self._careful[partition] = _CAREFUL_RECORDS
+            if not careful:
+                self._seek_back(place, next_offset)
+                return []
+            self._seek_back(place, next_offset + 1)
+            return [UndecodableRecord(next_offset, 0, f"the Kafka client cannot decode it: {error!r}"[:500])]
+        if careful:
+            self._careful[partition] = careful - 1
+        return list(polled.get(place, ()))
+
+    def highwater(self, partition: int) -> int | None:
+        """
+        The partition's end as the last fetch saw it; `None` where there was none, or it is no longer assigned.
+        """
+        place = self._place(partition)
+        if place not in self._consumer.assignment():
+            return None
+        end: int | None = self._consumer.highwater(place)
+        return end
+
+    async def log_range(self, partition: int) -> tuple[int, int]:
+        """
+        Offsets of the log's start and end (the next to be written).
+
+        Raises:
+            KafkaError: Kafka did not say.
+        """
+        place = self._place(partition)
+        starts = await within(_DEADLINE_SECONDS, self._inspector.beginning_offsets([place]))
+        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets([place]))
+        return starts[place], ends[place]
+
+    async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """
+        Offsets of several partitions' ends.
+
+        Raises:
+            KafkaError: Kafka did not say.
+        """
+        places = [self._place(partition) for partition in partitions]
+        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets(places))
+        return {place.partition: end for place, end in ends.items()}
+
+    async def record_at(self, partition: int, offset: int) -> Record | None:
+        """
+        One record; `None` where the log does not hold that offset any more, or it is no data record.
+
+        Raises:
+            KafkaError: Kafka did not say.
+        """
+        place = self._place(partition)
+        async with self._looking:
+            self._inspector.assign([place])
+            self._inspector.seek(place, offset)
+            try:
+                polled = await within(
+                    _DEADLINE_SECONDS, self._inspector.getmany(place, timeout_ms=5_000, max_records=1)
+                )
+            except (KafkaError, TimeoutError):
+                raise
+            except Exception as error:  # noqa: BLE001
+                # One that `poll` stepped over: where it ended a commit, every owner of the partition looks at it.
+                return UndecodableRecord(offset, 0, repr(error))
+        records = polled.get(place, ())
+        return records[0] if records and records[0].offset == offset else None
+
+    async def publish_progress(self, offsets: dict[int, int]) -> None:
+        """
+        Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced: the
+        request would wait behind that of joining, arrive with a generation that is over, and make the client forget
+        who it is; the group then waits for the one that it was until its session ends.
+
+        Raises:
+            KafkaError: they were not taken.
+        """
+        if self.is_rebalancing:
+            return
+        await within(
+            _DEADLINE_SECONDS,
+            self._consumer.commit({self._place(partition): offset for partition, offset in offsets.items()}),
+        )
+
+    def _seek_back(self, place: TopicPartition, offset: int) -> None:
+        if place in self._consumer.assignment():
+            self._consumer.seek(place, offset)
+
+    def _place(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, consumer: AIOKafkaConsumer, on_change: Callable[[], None]) -> None:
+        self._consumer = consumer
+        self._on_change = on_change
+        self.is_rebalancing = True
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self.is_rebalancing = True
+        self._on_change()
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        # Before the first await: records must not be fetched at Kafka's idea of the position.
+        self._consumer.pause(*assigned)
+        self.is_rebalancing = False
+        self._on_change()

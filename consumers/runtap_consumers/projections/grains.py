@@ -1,0 +1,152 @@
+"""
+From a commit's minute deltas to the rows of every grain.
+
+Minutes are what a fold makes; hours, days and totals are derived from them once a commit. Sums stay deltas. Sketches
+become absolute values: the worker holds the sketches of the buckets it is filling, which saves reading them before each
+write.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from runtap_consumers.projections.rollups import GRAINS, HOUR_NS, RETENTION_NS, Measure, Merge, Rollup
+from runtap_consumers.projections.sketch import Sketch
+
+Key = tuple[Any, ...]
+Rows = dict[Key, list[Any]]
+# (table, bucket) -> the sketch columns of every row there is, by the rollup's keys.
+LoadSketches = Callable[[str, int], dict[Key, list[bytes | None]]]
+# Buckets of one table whose sketches stay in memory: the current ones, and a few that late events reach.
+_BUCKETS_KEPT = 4
+
+
+class Calendar:
+    """
+    Days of the store's time zone.
+    """
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._zone = zone
+        self._until_ns = self._day_ns = 0
+
+    def day_of(self, at_ns: int) -> int:
+        """
+        Start of the local day that holds an instant, Unix nanoseconds.
+        """
+        if not self._day_ns <= at_ns < self._until_ns:
+            local = datetime.fromtimestamp(at_ns // 10**9, self._zone)
+            midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+            self._day_ns = int(midnight.timestamp()) * 10**9
+            following = (midnight.replace(tzinfo=None) + timedelta(days=1)).replace(tzinfo=self._zone)
+            self._until_ns = int(following.timestamp()) * 10**9
+        return self._day_ns
+
+
+class SketchBook:
+    """
+    The sketches that one partition's writer holds. Forgotten whole when the partition is lost.
+    """
+
+    def __init__(self, load: LoadSketches) -> None:
+        self._load = load
+        self._buckets: dict[str, OrderedDict[int, dict[Key, list[Sketch | None]]]] = {}
+
+    def grow(self, table: str, bucket: int, key: Key, additions: list[list[int]]) -> list[bytes | None]:
+        """
+        Adds to a row's sketches.
+
+        Returns:
+            Their new stored forms, `None` for one that never had an entry.
+        """
+        buckets = self._buckets.setdefault(table, OrderedDict())
+        if bucket not in buckets:
+            buckets[bucket] = {
+                found: [None if blob is None else Sketch(blob) for blob in blobs]
+                for found, blobs in self._load(table, bucket).items()
+            }
+        buckets.move_to_end(bucket)
+        sketches = buckets[bucket].setdefault(key, [None] * len(additions))
+        for place, added in enumerate(additions):
+            if added:
+                sketch = sketches[place] or Sketch()
+                sketch.add(added)
+                sketches[place] = sketch
+        return [None if sketch is None else sketch.to_bytes() for sketch in sketches]
+
+    def trim(self) -> None:
+        """
+        Forgets all but the buckets used last.
+        """
+        for buckets in self._buckets.values():
+            while len(buckets) > _BUCKETS_KEPT:
+                buckets.popitem(last=False)
+
+
+def rows_of_grain(
+    rollup: Rollup,
+    grain: str,
+    minutes: Rows,
+    calendar: Calendar,
+    log_time_ns: int,
+    sketches: SketchBook,
+    not_before_ns: int = 0,
+) -> Rows:
+    """
+    The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
+
+    Deltas of buckets past the grain's retention are left out: their row is gone. So are those of buckets that begin
+    before `not_before_ns`.
+    """
+    measures = rollup.measures
+    horizon = max(log_time_ns - RETENTION_NS.get(grain, log_time_ns), not_before_ns)
+    merged: Rows = {}
+    for (minute, *keys), delta in minutes.items():
+        bucket = _bucket(grain, minute, calendar)
+        if bucket is not None and bucket < horizon:
+            continue
+        key = tuple(keys) if bucket is None else (bucket, *keys)
+        row = merged.get(key)
+        merged[key] = list(delta) if row is None else _merge(measures, row, delta)
+    places = [place for place, measure in enumerate(measures) if measure.kind == "bytes"]
+    if places:
+        for key, row in merged.items():
+            if grain != "total":
+                grown = sketches.grow(rollup.table_name(grain), key[0], key[1:], [row[place] for place in places])
+                for place, blob in zip(places, grown, strict=True):
+                    row[place] = blob
+            else:
+                del row[places[0] : places[-1] + 1]
+    return merged
+
+
+def _bucket(grain: str, minute: int, calendar: Calendar) -> int | None:
+    if grain == "minute":
+        return minute
+    if grain == "hour":
+        return minute - minute % HOUR_NS
+    if grain == "day":
+        return calendar.day_of(minute)
+    assert grain in GRAINS
+    return None
+
+
+def _merge(measures: tuple[Measure, ...], row: list[Any], delta: list[Any]) -> list[Any]:
+    merged = []
+    for measure, old, new in zip(measures, row, delta, strict=True):
+        if measure.merge is Merge.ADD or measure.merge is Merge.REPLACE:
+            # A sketch is a list of buckets here, so adding is right for it too.
+            merged.append(old + new)
+        elif old is None or new is None:
+            merged.append(new if old is None else old)
+        elif measure.merge is Merge.MIN:
+            merged.append(min(old, new))
+        elif measure.merge is Merge.MAX:
+            merged.append(max(old, new))
+        else:
+            merged.append(old)
+    return merged

@@ -1,0 +1,1 @@
+"""Reading figures back: one snapshot, no writes."""

@@ -1,0 +1,243 @@
+"""
+Reading what costs, performance and errors add up to in a range of time.
+
+A range is read segment by segment (`runtap_consumers.figures.ranges`), each from the table of its grain.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Select, Table, func, select
+
+from runtap_consumers.figures.ranges import TimeRange
+from runtap_consumers.projections.rollups import TOKEN_CLASSES
+from runtap_consumers.store import tables
+from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+
+_CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """
+    What the calls of one model in one service used. `counts`: calls by kind, and tokens by class.
+    """
+
+    provider: str
+    model: str
+    service: str
+    environment: str
+    counts: dict[str, int]
+    cost_picodollars: int
+
+
+@dataclass
+class ComponentFigures:
+    """
+    How the runs of one component went. Sketches are concatenated.
+    """
+
+    count: int = 0
+    ok: int = 0
+    errors: int = 0
+    total_ns: int = 0
+    min_ns: int | None = None
+    max_ns: int | None = None
+    output_tokens: int = 0
+    output_ns: int = 0
+    sketch: bytes = b""
+    first_token_sketch: bytes = b""
+
+
+def sum_figures(rows: Iterable[Sequence[Any]]) -> ComponentFigures:
+    """
+    One component of many rows; a row has the fields of `ComponentFigures` in their order.
+    """
+    columns = list(zip(*rows, strict=True))
+    if not columns:
+        return ComponentFigures()
+    count, ok, errors, total_ns, min_ns, max_ns, output_tokens, output_ns, sketches, first_token_sketches = columns
+    return ComponentFigures(
+        count=sum(count),
+        ok=sum(ok),
+        errors=sum(errors),
+        total_ns=sum(total_ns),
+        min_ns=min(min_ns),
+        max_ns=max(max_ns),
+        output_tokens=sum(output_tokens),
+        output_ns=sum(output_ns),
+        sketch=b"".join(filter(None, sketches)),
+        first_token_sketch=b"".join(filter(None, first_token_sketches)),
+    )
+
+
+@dataclass
+class ErrorGroup:
+    """
+    An error group of a service: what it is, when it was ever seen, and how often in the range.
+    """
+
+    fingerprint: str
+    service: str
+    type: str
+    category: str
+    message: str | None
+    run_type: str
+    status_code: int | None
+    code: str | None
+    raised_at: str | None
+    first_at_ns: int
+    last_at_ns: int
+    sample_run_id: str
+    count: int = 0
+    _sample_at_ns: int = -1
+
+    def occur(self, count: int, last_at_ns: int, sample_run_id: str | None) -> None:
+        """
+        Adds a stored row of the range; the newest one's sample stands for the group.
+        """
+        self.count += count
+        if sample_run_id and last_at_ns > self._sample_at_ns:
+            self.sample_run_id, self._sample_at_ns = sample_run_id, last_at_ns
+
+
+def _select_segments(
+    snapshot: Snapshot, rollup: str, time_range: TimeRange, service: str | None
+) -> Iterator[tuple[Table, Select[Any]]]:
+    for segment in time_range.segments:
+        table = tables.metadata.tables[f"{rollup}_{segment.grain}"]
+        statement = select().where(
+            table.c.bucket_ns >= segment.from_ns, table.c.bucket_ns < segment.to_ns, snapshot.is_live(table)
+        )
+        yield table, statement if service is None else statement.where(table.c.service == service)
+
+
+def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
+    """
+    Calls, tokens and money by model and service. A segment has rows of its own: the same key may come more than once.
+    """
+    counted = (*_CALL_COUNTS, *TOKEN_CLASSES)
+    rows = []
+    for table, statement in _select_segments(snapshot, "cost", time_range, service):
+        keys = (table.c.provider, table.c.model, table.c.service, table.c.environment)
+        summed = statement.add_columns(
+            *keys,
+            *(func.sum(table.c[name]).label(name) for name in counted),
+            *wide_sum(table.c.cost_picodollars, "cost"),
+        ).group_by(*keys)
+        rows += [
+            CostRow(
+                row.provider,
+                row.model,
+                row.service,
+                row.environment,
+                {name: int(getattr(row, name)) for name in counted},
+                widen(row, "cost"),
+            )
+            for row in snapshot.connection.execute(summed)
+        ]
+    return rows
+
+
+def read_components(
+    snapshot: Snapshot, time_range: TimeRange, service: str | None
+) -> dict[tuple[str, str, str], ComponentFigures]:
+    """
+    Figures by run type, name and model ('' where a component has none).
+    """
+    names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
+    rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
+    for table, statement in _select_segments(snapshot, "performance", time_range, service):
+        # Rows as they are: concatenating sketches is quicker here than in either database.
+        for run_type, name, model, *measures in snapshot.connection.execute(
+            statement.add_columns(*(table.c[column] for column in names))
+        ):
+            rows[run_type, name, model].append(measures)
+    return {component: sum_figures(measures) for component, measures in rows.items()}
+
+
+def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> int:
+    """
+    Root runs that ended ok or in error: what error rates are counted against.
+    """
+    total = 0
+    for table, statement in _select_segments(snapshot, "roots", time_range, service):
+        total += int(
+            snapshot.connection.execute(
+                statement.add_columns(func.coalesce(func.sum(table.c.ok + table.c.errors), 0))
+            ).scalar_one()
+        )
+    return total
+
+
+def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[ErrorGroup]:
+    """
+    The error groups that occurred in the range, most frequent first.
+    """
+    groups = _known_groups(snapshot, service)
+    for table, statement in _select_segments(snapshot, "errors", time_range, service):
+        columns = (table.c[name] for name in ("service", "fingerprint", "count", "last_at_ns", "sample_run_id"))
+        for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)):
+            groups[of_service, fingerprint].occur(*occurrence)
+    occurred = [group for group in groups.values() if group.count]
+    return sorted(occurred, key=lambda group: (-group.count, group.service, group.fingerprint))
+
+
+def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, str], ErrorGroup]:
+    table = tables.metadata.tables["error_groups"]
+    # Whichever partition and environment saw a group first names it.
+    statement = select(table).where(snapshot.is_live(table)).order_by(table.c.first_at_ns, table.c.partition)
+    if service is not None:
+        statement = statement.where(table.c.service == service)
+    groups: dict[tuple[str, str], ErrorGroup] = {}
+    for row in snapshot.connection.execute(statement):
+        group = groups.get((row.service, row.fingerprint))
+        if group is None:
+            names = ErrorGroup.__dataclass_fields__.keys() - {"count", "_sample_at_ns"}
+            groups[row.service, row.fingerprint] = ErrorGroup(**{name: getattr(row, name) for name in names})
+        else:
+            group.last_at_ns = max(group.last_at_ns, row.last_at_ns)
+            # One service may send messages from one environment only.
+            group.message = group.message or row.message
+    return groups
+
+
+@dataclass(frozen=True)
+class RecentError:
+    """
+    One error origin.
+    """
+
+    run_id: str
+    run_type: str
+    name: str
+    type: str
+    category: str | None
+    message: str | None
+    status_code: int | None
+    code: str | None
+    raised_at: str | None
+    at_ns: int
+    service: str
+
+
+def read_recent_errors(
+    snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None, limit: int
+) -> list[RecentError]:
+    """
+    The last error origins in [from_ns, to_ns), newest first.
+    """
+    table = tables.metadata.tables["recent_errors"]
+    statement = (
+        select(*(table.c[column.name] for column in fields(RecentError)))
+        .where(table.c.at_ns >= from_ns, table.c.at_ns < to_ns, snapshot.is_live(table))
+        .order_by(table.c.at_ns.desc(), table.c.run_id)
+        .limit(limit)
+    )
+    if service is not None:
+        statement = statement.where(table.c.service == service)
+    return [RecentError(*row) for row in snapshot.connection.execute(statement)]

@@ -1,0 +1,104 @@
+"""
+Reading single runs, newest first, as a stream: what is held in memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+from sqlalchemy import Result, Select, select
+
+from runtap_consumers.store import tables
+from runtap_consumers.store.read.snapshot import Snapshot
+
+_ROWS_A_FETCH = 1_000
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """
+    Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`.
+    """
+
+    session_id: str | None = None
+    trace_id: str | None = None
+    model: str | None = None
+    status: str | None = None
+    run_type: str | None = None
+    since_ns: int | None = None
+
+
+def stream_runs(
+    snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None, limit: int | None = None
+) -> Generator[Mapping[str, Any], None, None]:
+    """
+    Ended runs with the columns of `runs`, and open ones with those of `open_runs`, by start, newest first.
+
+    Args:
+        snapshot: what to read.
+        wanted: filters.
+        abandoned_before_ns: an open run that started before it is abandoned; `None`: none is.
+        limit: at most so many; `None`: all.
+    """
+    selected = []
+    if wanted.status not in ("open", "abandoned"):
+        selected.append(_select_ended(snapshot, wanted))
+    if wanted.status in (None, "open", "abandoned"):
+        selected.append(_select_open(snapshot, wanted, abandoned_before_ns))
+    with ExitStack() as cursors:
+        streams = []
+        for statement in selected:
+            result = snapshot.connection.execute(statement.limit(limit), execution_options={"yield_per": _ROWS_A_FETCH})
+            # A limit leaves rows behind, and a cursor that is open on the server.
+            cursors.callback(result.close)
+            streams.append(_as_mappings(result))
+        yield from islice(merge(*streams, key=itemgetter("started_at_ns"), reverse=True), limit)
+
+
+def _as_mappings(result: Result[Any]) -> Iterator[dict[str, Any]]:
+    names = tuple(result.keys())
+    return (dict(zip(names, row, strict=True)) for row in result)
+
+
+def _select_ended(snapshot: Snapshot, wanted: RunFilter) -> Select[Any]:
+    table = tables.runs
+    statement = _filter(select(table).where(snapshot.is_live(table)), table.c, wanted)
+    if wanted.model is not None:
+        statement = statement.where(table.c.model == wanted.model)
+    if wanted.status is not None:
+        statement = statement.where(table.c.status == wanted.status)
+    return statement.order_by(table.c.started_at_ns.desc(), table.c.run_id)
+
+
+def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None) -> Select[Any]:
+    table = tables.metadata.tables["open_runs"]
+    # Start and end may lie in different partitions once partitions were added.
+    runs = tables.runs.c
+    ended = select(runs.run_id).where(
+        runs.trace_id == table.c.trace_id, runs.run_id == table.c.run_id, snapshot.is_live(tables.runs)
+    )
+    statement = _filter(select(table).where(snapshot.is_live(table), ~ended.exists()), table.c, wanted)
+    if wanted.model is not None:
+        statement = statement.where(table.c.request_model == wanted.model)
+    boundary = abandoned_before_ns or 0
+    if wanted.status == "abandoned":
+        statement = statement.where(table.c.started_at_ns < boundary)
+    elif wanted.status == "open":
+        statement = statement.where(table.c.started_at_ns >= boundary)
+    return statement.order_by(table.c.started_at_ns.desc(), table.c.run_id)
+
+
+def _filter(statement: Select[Any], columns: Any, wanted: RunFilter) -> Select[Any]:
+    for name in ("session_id", "trace_id", "run_type"):
+        value = getattr(wanted, name)
+        if value is not None:
+            statement = statement.where(columns[name] == value)
+    if wanted.since_ns is not None:
+        statement = statement.where(columns.started_at_ns >= wanted.since_ns)
+    return statement

@@ -1,0 +1,113 @@
+"""
+Reading sessions: newest first, each added up over its partitions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from runtap_consumers.store import tables
+from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+
+# Below the number of variables that any SQLite takes in a statement.
+_IDS_A_STATEMENT = 500
+_SUMMED = ("starts", "ends", "traces", "llm_calls", "tool_calls", "errors", "input_tokens", "output_tokens")
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """
+    One session. `cost_picodollars` is the sum over its `priced_calls`; `calls` counts all its model calls.
+    """
+
+    session_id: str
+    first_at_ns: int
+    last_at_ns: int
+    counts: dict[str, int]
+    user_ids: tuple[str, ...]
+    calls: int
+    priced_calls: int
+    cost_picodollars: int
+
+
+def read_sessions(
+    snapshot: Snapshot,
+    from_ns: int = 0,
+    to_ns: int | None = None,
+    service: str | None = None,
+    limit: int | None = None,
+) -> Generator[SessionRow, None, None]:
+    """
+    Sessions with an event in [from_ns, to_ns), the one with the newest event first.
+
+    Args:
+        snapshot: what to read.
+        from_ns: begin.
+        to_ns: end; `None`: open.
+        service: only sessions with an event of that service.
+        limit: at most so many; `None`: all.
+    """
+    table = tables.metadata.tables["sessions"]
+    last_at = func.max(table.c.last_at_ns)
+    statement = (
+        select(
+            table.c.session_id,
+            func.min(table.c.first_at_ns).label("first_at_ns"),
+            last_at.label("last_at_ns"),
+            *(func.sum(table.c[name]).label(name) for name in _SUMMED),
+        )
+        .where(snapshot.is_live(table))
+        .group_by(table.c.session_id)
+        .order_by(last_at.desc(), table.c.session_id)
+        .limit(limit)
+    )
+    if from_ns:
+        recent = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
+        statement = statement.where(table.c.session_id.in_(recent))
+    if to_ns is not None:
+        statement = statement.having(func.min(table.c.first_at_ns) < to_ns)
+    if service is not None:
+        served = select(table.c.session_id).where(table.c.service == service, snapshot.is_live(table))
+        statement = statement.where(table.c.session_id.in_(served))
+    result = snapshot.connection.execute(statement, execution_options={"yield_per": _IDS_A_STATEMENT})
+    with closing(result):
+        for rows in result.partitions():
+            yield from _complete(snapshot, rows)
+
+
+def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionRow]:
+    ids = [row.session_id for row in rows]
+    users, costs = tables.metadata.tables["session_users"], tables.metadata.tables["session_costs"]
+    user_ids: dict[str, set[str]] = defaultdict(set)
+    of_users = select(users.c.session_id, users.c.user_id).where(users.c.session_id.in_(ids), snapshot.is_live(users))
+    for session_id, user_id in snapshot.connection.execute(of_users):
+        user_ids[session_id].add(user_id)
+    of_costs = (
+        select(
+            costs.c.session_id,
+            func.sum(costs.c.calls).label("calls"),
+            func.sum(costs.c.priced_calls).label("priced_calls"),
+            *wide_sum(costs.c.cost_picodollars, "cost"),
+        )
+        .where(costs.c.session_id.in_(ids), snapshot.is_live(costs))
+        .group_by(costs.c.session_id)
+    )
+    money = {row.session_id: row for row in snapshot.connection.execute(of_costs)}
+    for row in rows:
+        cost = money.get(row.session_id)
+        yield SessionRow(
+            row.session_id,
+            row.first_at_ns,
+            row.last_at_ns,
+            {name: int(getattr(row, name)) for name in _SUMMED},
+            tuple(sorted(user_ids[row.session_id])),
+            int(cost.calls) if cost else 0,
+            int(cost.priced_calls) if cost else 0,
+            widen(cost, "cost") if cost else 0,
+        )

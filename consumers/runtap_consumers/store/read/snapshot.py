@@ -1,0 +1,146 @@
+"""
+Reading the store: a snapshot, which of its rows count, and the alerts.
+
+The rest is read by `read_books` (what the ledger is worked out from), `read_figures`, `read_sessions`, `read_runs`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, false, func, literal_column, or_, select
+
+from runtap_consumers.figures.ledger import PositionState
+from runtap_consumers.projections.rollups import GRAINS
+from runtap_consumers.store import tables
+from runtap_consumers.store.engine import Store
+
+# Which projection writes a table, where it is not the one of the table's name.
+_OWNERS = {
+    "cost_by_attribute": "cost",
+    "roots": "errors",
+    "error_groups": "errors",
+    "recent_errors": "errors",
+    "touched_minutes": "errors",
+    "session_users": "sessions",
+    "session_costs": "sessions",
+    "open_runs": "runs",
+    "skipped_types": "ledger",
+    "emitter_reports": "ledger",
+    "report_chains": "ledger",
+    "skewed_events": "performance",
+}
+
+
+def owner_of(table: Table) -> str:
+    """
+    The projection that writes a table.
+    """
+    name = table.name
+    for grain in GRAINS:
+        name = name.removesuffix(f"_{grain}")
+    return _OWNERS.get(name, name)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """
+    A connection whose statements all see one state of the store, and the positions of that state.
+    """
+
+    connection: Connection
+    positions: tuple[PositionState, ...]
+    generations: dict[str, dict[int, list[int]]]
+
+    @property
+    def projections(self) -> list[str]:
+        """
+        The projections that have ever run.
+        """
+        return list(self.generations)
+
+    @property
+    def newest_log_time_ns(self) -> int:
+        """
+        Up to where the log was applied by whoever is furthest; 0 before anybody was.
+        """
+        return max((position.log_time_ns for position in self.positions), default=0)
+
+    def is_live(self, table: Table) -> ColumnElement[bool]:
+        """
+        The condition for rows of a table to count: of the live generation of their partition.
+        """
+        generations = self.generations.get(owner_of(table), {})
+        if len(generations) == 1:
+            return table.c.generation == next(iter(generations))
+        return or_(
+            false(),
+            *(
+                and_(table.c.generation == generation, table.c.partition.in_(partitions))
+                for generation, partitions in generations.items()
+            ),
+        )
+
+
+@contextmanager
+def open_snapshot(store: Store) -> Iterator[Snapshot]:
+    """
+    One state of the store to read from.
+    """
+    with store.read() as connection:
+        positions = connection.execute(select(tables.positions).order_by("projection", "partition")).all()
+        generations: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for row in positions:
+            generations[row.projection][row.generation].append(row.partition)
+        states = (PositionState(row.projection, row.partition, row.begun_at, row.log_time_ns) for row in positions)
+        yield Snapshot(connection, tuple(states), dict(generations))
+
+
+def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]:
+    """
+    A sum in two parts, for columns whose sum may pass 2^63: SQLite's own would fail. Put together by `widen`.
+    """
+    return [
+        func.sum(column.bitwise_rshift(literal_column("32"))).label(f"{label}_high"),
+        func.sum(column.bitwise_and(literal_column("4294967295"))).label(f"{label}_low"),
+    ]
+
+
+def widen(row: Row[Any], label: str) -> int:
+    """
+    The value of a `wide_sum`; 0 where nothing was summed.
+    """
+    high, low = getattr(row, f"{label}_high"), getattr(row, f"{label}_low")
+    return 0 if high is None else (int(high) << 32) + int(low)
+
+
+@dataclass(frozen=True)
+class AlertRow:
+    """
+    An alert that was raised.
+    """
+
+    id: str
+    rule: str
+    state: str
+    at_ns: int
+    summary: str
+
+
+def read_alerts(snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None) -> list[AlertRow]:
+    """
+    Alerts that were raised in [from_ns, to_ns), newest first.
+    """
+    outbox = tables.alert_outbox.c
+    statement = (
+        select(outbox.id, outbox.rule, outbox.state, outbox.at_ns, outbox.summary)
+        .where(outbox.at_ns >= from_ns, outbox.at_ns < to_ns)
+        .order_by(outbox.at_ns.desc(), outbox.id)
+    )
+    if service is not None:
+        statement = statement.where(outbox.service == service)
+    return [AlertRow(*row) for row in snapshot.connection.execute(statement)]

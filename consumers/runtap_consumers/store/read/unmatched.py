@@ -1,0 +1,98 @@
+"""
+Reading costs: what has no price, and costs by attribute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import case, func, select
+
+from runtap_consumers.store import tables
+from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+
+
+@dataclass(frozen=True)
+class UnpricedModel:
+    """
+    A model with calls that have usage and no price; tokens are those of the rows that these calls are in.
+
+    Of the `calls`, `impossible_calls` reported parts beyond their total.
+    """
+
+    provider: str
+    model: str
+    calls: int
+    impossible_calls: int
+    input_tokens: int
+    output_tokens: int
+
+
+def read_unpriced(snapshot: Snapshot) -> list[UnpricedModel]:
+    """
+    The models with unpriced calls since the store was made, the most called first.
+    """
+    table = tables.metadata.tables["cost_total"]
+    calls = func.sum(table.c.unpriced_calls)
+    impossible = func.sum(case((table.c.price_class.contains("impossible"), table.c.unpriced_calls), else_=0))
+    statement = (
+        select(
+            table.c.provider,
+            table.c.model,
+            calls,
+            impossible,
+            func.sum(table.c.input_tokens),
+            func.sum(table.c.output_tokens),
+        )
+        .where(snapshot.is_live(table), table.c.unpriced_calls > 0)
+        .group_by(table.c.provider, table.c.model)
+        .order_by(calls.desc(), table.c.provider, table.c.model)
+    )
+    return [UnpricedModel(*row[:2], *map(int, row[2:])) for row in snapshot.connection.execute(statement)]
+
+
+@dataclass(frozen=True)
+class AttributeRow:
+    """
+    What calls with one value of an attribute used.
+    """
+
+    value: str
+    counts: dict[str, int]
+    cost_picodollars: int
+
+
+_COUNTED = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input_tokens", "output_tokens")
+
+
+def read_attributes(snapshot: Snapshot) -> list[str]:
+    """
+    The attributes that costs were ever attributed to, as far as hours are kept.
+    """
+    table = tables.metadata.tables["cost_by_attribute"]
+    return list(snapshot.connection.execute(select(table.c.attribute).distinct()).scalars())
+
+
+def read_attribute_costs(snapshot: Snapshot, attribute: str, from_ns: int, to_ns: int) -> list[AttributeRow]:
+    """
+    Costs by value in the hours that begin in [from_ns, to_ns).
+    """
+    table = tables.metadata.tables["cost_by_attribute"]
+    statement = (
+        select(
+            table.c.value,
+            *(func.sum(table.c[name]).label(name) for name in _COUNTED),
+            *wide_sum(table.c.cost_picodollars, "cost"),
+        )
+        .where(
+            table.c.attribute == attribute,
+            table.c.bucket_ns >= from_ns,
+            table.c.bucket_ns < to_ns,
+            snapshot.is_live(table),
+        )
+        .group_by(table.c.value)
+    )
+    return [
+        AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, widen(row, "cost"))
+        for row in snapshot.connection.execute(statement)
+    ]

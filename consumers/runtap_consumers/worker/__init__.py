@@ -1,0 +1,1 @@
+"""Fetch, fold, commit: the loop of a worker process."""

@@ -1,0 +1,92 @@
+"""
+Records that could not be read go on to a topic of their own, as they were, from the table that a worker put them in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from runtap_consumers.alerts import statements as alert_rows
+from runtap_consumers.alerts.statements import DeadLetter
+from runtap_consumers.errors import RecordTooLargeError, StoreError
+from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.writer import Writer
+
+# Of a record that no topic takes with our headers added; the table has it whole.
+_CUT_BYTES = 100_000
+
+_logger = structlog.get_logger(__name__)
+
+
+async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:
+    """
+    Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
+
+    Each is marked after its acknowledgement: it is published at least once, a repeat (of a worker that was killed, or
+    lost the partition meanwhile) with the same `id` header.
+
+    Args:
+        store: where they are.
+        publisher: what publishes them.
+        topic: where to.
+        partitions: whose; each worker publishes those of its own.
+
+    Returns:
+        How many were published.
+
+    Raises:
+        KafkaUnavailableError: Kafka did not take one; those before it are marked.
+        StoreError: the store cannot be read or written.
+    """
+    letters = await asyncio.to_thread(_read, store, partitions)
+    if not letters:
+        return 0
+    writer, thread = Writer.of(store), ThreadPoolExecutor(1, thread_name_prefix="runtap-dead-letters")
+    try:
+        for letter in letters:
+            await _publish(publisher, topic, letter, store.events_topic)
+            await asyncio.get_running_loop().run_in_executor(thread, _mark, writer, letter)
+    finally:
+        # In turn: cancelled, this leaves a mark behind that is still at work, and SQLite crashes the process when its
+        # connection is closed under it.
+        thread.submit(writer.close)
+        thread.shutdown(wait=False)
+    _logger.info("dead_letters_published", topic=topic, records=len(letters))
+    return len(letters)
+
+
+async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_topic: str) -> None:
+    headers = [
+        ("id", letter.id.encode()),
+        ("topic", events_topic.encode()),
+        ("partition", str(letter.partition).encode()),
+        ("offset", str(letter.log_offset).encode()),
+        ("cause", letter.cause.encode()),
+    ]
+    try:
+        # The client refuses a record that has neither key nor value.
+        value = b"" if letter.key is None and letter.value is None else letter.value
+        await publisher.publish(topic, letter.key, value, headers)
+    except RecordTooLargeError:
+        size = str(len(letter.value or b"")).encode()
+        cut = (letter.value or b"")[:_CUT_BYTES]
+        await publisher.publish(topic, None, cut, [*headers, ("original_bytes", size)])
+
+
+def _read(store: Store, partitions: Collection[int]) -> list[DeadLetter]:
+    try:
+        with store.read() as connection:
+            return alert_rows.read_dead_letters(connection, partitions)
+    except SQLAlchemyError as error:
+        raise StoreError(f"the dead letters cannot be read: {error}") from error
+
+
+def _mark(writer: Writer, letter: DeadLetter) -> None:
+    with writer.transaction():
+        alert_rows.mark_published(writer, "dead_letters", letter.id)

@@ -1,0 +1,515 @@
+"""
+One partition in the hands of one worker: load, fold, commit. Synchronous; runs in the worker's one folding thread.
+
+Everything here is memory of what the store says. After any failed commit the object is thrown away and loaded anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from runtap_consumers.errors import StoreError, WorkerStoppedError
+from runtap_consumers.pricing import PriceTable
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.grains import Calendar, Key, Rows, SketchBook, rows_of_grain
+from runtap_consumers.projections.rollups import (
+    DAY_NS,
+    GRAINS,
+    OPEN_RUNS,
+    RECENT_ERRORS,
+    RECENT_ERRORS_KEPT,
+    ROLLUPS,
+    Changes,
+)
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store import retention, tables
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.positions import Position, lane_row, load_lanes, load_positions
+from runtap_consumers.store.writer import Commit, Move, Row, Writer
+from runtap_consumers.worker.dimensions import Dimensions
+from runtap_consumers.worker.lane_marks import LaneMarks
+from runtap_schemas import (
+    AnyEvent,
+    EmitterReported,
+    RunEnded,
+    RunNoted,
+    RunStarted,
+    SessionEnded,
+    SessionStarted,
+    Skipped,
+    Unreadable,
+    decode_event,
+)
+
+logger = structlog.get_logger(__name__)
+
+_ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
+_NO_TAGS: list[str] = []
+_NO_METADATA: dict[str, Any] = {}
+_RETENTION_EVERY_NS = 60 * 10**9
+# Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
+_MAX_OPEN_RUNS_KNOWN = 100_000
+
+
+class Record(Protocol):
+    """
+    What is needed of a Kafka record. `timestamp` is the append time in milliseconds.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class UndecodableRecord:
+    """
+    Stands for a record that the Kafka client itself cannot hand out.
+    """
+
+    def __init__(self, offset: int, timestamp: int, cause: str) -> None:
+        self.offset = offset
+        self.timestamp = timestamp
+        self.key: bytes | None = None
+        self.value: bytes | None = None
+        self.cause = cause
+
+
+@dataclass
+class Tools:
+    """
+    What all partitions of a worker share. `prices` may become another table between two batches.
+    """
+
+    store: Store
+    writer: Writer
+    prices: PriceTable
+    dimensions: Dimensions
+    settings: ConsumerSettings
+
+
+@dataclass
+class Cursor:
+    """
+    Projections in lockstep: the same next offset, the same marks; their records are sorted once.
+    """
+
+    projections: list[str]
+    next_offset: int
+    fingerprint: str
+    log_time_ns: int
+    marks: LaneMarks
+
+
+def fingerprint_of(record: Record) -> str:
+    """
+    Identifies a record among all that a partition's offset ever held.
+    """
+    digest = hashlib.blake2b(record.key or b"", digest_size=12)
+    digest.update(b"\0")
+    digest.update(record.value or b"")
+    return digest.hexdigest()
+
+
+class Partition:
+    """
+    A partition's positions, marks and sketches, and what a batch makes of them.
+    """
+
+    def __init__(self, number: int, projections: Iterable[str], tools: Tools) -> None:
+        self.number = number
+        self._projections = sorted(projections)
+        self._tools = tools
+        self._keeps_labels = "runs" in self._projections or bool(tools.settings.cost_attributes)
+        self._calendar = Calendar(tools.store.zone)
+        self._sketches: dict[str, SketchBook] = {}
+        self._positions: dict[str, Position] = {}
+        self._retention_due_ns = 0
+        # Runs with a row in `open_runs`, `None`: too many. Nearly no end has one, and looking costs a microsecond.
+        self._open_run_ids: set[str] | None = None
+        # Buckets that begin before it are not written: a rebuild has them from elsewhere.
+        self._not_before_ns = 0
+        # Append time of the oldest record that the log still holds, as last seen; 0: not known.
+        self.log_start_ns = 0
+        self.cursors: list[Cursor] = []
+        # Projections whose fold raised: their position stays, and they stay out until the process ends.
+        self.failed: dict[str, Exception] = {}
+
+    @property
+    def next_offset(self) -> int:
+        """
+        The smallest next offset of the projections: where to fetch from.
+        """
+        return min(cursor.next_offset for cursor in self.cursors)
+
+    @property
+    def opened_gap(self) -> bool:
+        """
+        Whether the batch folded last found numbers missing.
+        """
+        return any(cursor.marks.opened_gap for cursor in self.cursors)
+
+    def places(self) -> list[tuple[int, str]]:
+        """
+        The next offset of each cursor, and the fingerprint of the record before it.
+        """
+        return [(cursor.next_offset, cursor.fingerprint) for cursor in self.cursors]
+
+    def load(self, log_start: int) -> None:
+        """
+        Reads positions and marks in one snapshot; a projection that is new here begins at the log's start.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._add_missing_positions(log_start)
+        with self._tools.store.read() as connection:
+            self._positions = load_positions(connection, self.number, self._projections)
+            lanes = {name: load_lanes(connection, self.number, name) for name in self._positions}
+        self.cursors = []
+        for name, position in sorted(self._positions.items()):
+            for cursor in self.cursors:
+                twin = self._positions[cursor.projections[0]]
+                if _state(twin) == _state(position) and lanes[name] == cursor.marks.lanes:
+                    cursor.projections.append(name)
+                    break
+            else:
+                marks = LaneMarks(position.begun_at, lanes[name])
+                self.cursors.append(
+                    Cursor([name], position.next_offset, position.fingerprint, position.log_time_ns, marks)
+                )
+        self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}
+        self._open_run_ids = self._load_open_run_ids() if "runs" in self._positions else None
+
+    def _load_open_run_ids(self) -> set[str] | None:
+        rows = self._tools.writer.read(
+            "SELECT run_id FROM open_runs WHERE partition = ? AND generation = ? LIMIT ?",
+            (self.number, self._positions["runs"].generation, _MAX_OPEN_RUNS_KNOWN + 1),
+        )
+        return {run_id for (run_id,) in rows} if len(rows) <= _MAX_OPEN_RUNS_KNOWN else None
+
+    def _add_missing_positions(self, log_start: int) -> None:
+        table = tables.positions
+        statement = (
+            f"INSERT INTO {table.name} ({', '.join(column.name for column in table.columns)}) "
+            "VALUES (?, ?, ?, 1, 1, 0, ?, '', 0) ON CONFLICT DO NOTHING"
+        )
+        with self._tools.writer.transaction():
+            known = {
+                name
+                for (name,) in self._tools.writer.query(
+                    "SELECT projection FROM positions WHERE partition = ?", (self.number,)
+                )
+            }
+            for name in self._projections:
+                if name not in known:
+                    self._tools.writer.execute(statement, (name, self.number, log_start, log_start))
+
+    def fold(self, records: Sequence[Record]) -> Commit:
+        """
+        Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
+
+        Args:
+            records: in the order of the log, beginning at `next_offset` or before.
+
+        Raises:
+            StoreError: what the fold needs of the store cannot be read.
+            WorkerStoppedError: no projection is left that folds.
+        """
+        # Read once for all.
+        events = decode_records(records, keeps_labels=self._keeps_labels)
+        decoded = events if len(self.cursors) == 1 else list(events)
+        commit = Commit(self.number, [])
+        last = records[-1]
+        following, fingerprint = last.offset + 1, fingerprint_of(last)
+        for cursor in self.cursors:
+            cursor.marks.opened_gap = False
+            if cursor.next_offset >= following:
+                continue
+            batch = self._sort(cursor, records, decoded, commit)
+            self._fold_projections(cursor, batch, commit)
+            for name in cursor.projections:
+                position = self._positions[name]
+                commit.moves.append(
+                    Move(
+                        name,
+                        expected_offset=cursor.next_offset,
+                        epoch=position.epoch,
+                        next_offset=following,
+                        fingerprint=fingerprint,
+                        log_time_ns=batch.log_time_ns,
+                        incarnation=position.incarnation,
+                        next_epoch=position.epoch,
+                    )
+                )
+            self._add_marks(cursor, commit)
+            cursor.next_offset, cursor.fingerprint, cursor.log_time_ns = following, fingerprint, batch.log_time_ns
+        self.cursors = [cursor for cursor in self.cursors if cursor.projections]
+        if not self.cursors:
+            raise WorkerStoppedError(f"no projection of partition {self.number} can go on: {self.failed}")
+        self._add_deletions(commit)
+        return commit
+
+    def _sort(self, cursor: Cursor, records: Sequence[Record], decoded: Iterable[Any], commit: Commit) -> Batch:
+        batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
+        take = cursor.marks.take
+        dead_letters: list[Row] = []
+        for record, event in zip(records, decoded, strict=True):
+            if record.offset < cursor.next_offset:
+                continue
+            log_time = record.timestamp * 1_000_000
+            if log_time > batch.log_time_ns:
+                batch.log_time_ns = log_time
+            kind = type(event)
+            if kind is Unreadable:
+                if event.emitter is None or event.sequence is None:
+                    is_new = True
+                else:
+                    is_new = take(event.emitter, event.sequence, log_time, log_time, quarantined=True)
+                if is_new:
+                    dead_letters.append(self._dead_letter(record, event, log_time))
+                continue
+            at_ns = log_time if kind is Skipped else event.at_ns
+            if take(event.emitter, event.sequence, at_ns, log_time):
+                add_event(batch, event, log_time)
+            elif kind is EmitterReported:
+                batch.repeated_reports.append((event, log_time))
+        self._tools.dimensions.cap(batch)
+        if "ledger" in cursor.projections and dead_letters:
+            commit.new_rows.append((tables.dead_letters, dead_letters))
+        return batch
+
+    def _dead_letter(self, record: Record, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
+        topic = self._tools.store.events_topic
+        return (
+            f"{topic}/{self.number}/{record.offset}/{fingerprint_of(record)}",
+            self.number,
+            record.offset,
+            log_time_ns,
+            event.cause,
+            event.emitter,
+            event.sequence,
+            record.key,
+            record.value,
+            0,
+        )
+
+    def _fold_projections(self, cursor: Cursor, batch: Batch, commit: Commit) -> None:
+        for name in list(cursor.projections):
+            try:
+                changes = PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
+                rows = self._whole_rows(name, changes, batch.log_time_ns)
+            except StoreError:
+                raise
+            except Exception as error:
+                # A fold that raises is a bug: that projection stops, alone, and its position stays.
+                cursor.projections.remove(name)
+                self.failed[name] = error
+                logger.exception(
+                    "projection_failed", projection=name, partition=self.number, next_offset=cursor.next_offset
+                )
+            else:
+                commit.upserts += rows.upserts
+                if rows.runs:
+                    commit.runs, commit.runs_generation = rows.runs, rows.runs_generation
+                commit.ended_run_ids += self._with_open_row(changes)
+                commit.deletions += rows.deletions
+
+    def _with_open_row(self, changes: Changes) -> list[str]:
+        """
+        Of the runs that ended those that stand among the open ones.
+        """
+        known, ended = self._open_run_ids, changes.ended_run_ids
+        if known is None:
+            return ended
+        found = [run_id for run_id in ended if run_id in known]
+        known.difference_update(found)
+        known.update(run_id for (run_id,) in changes.rows.get(OPEN_RUNS.name, ()))
+        if len(known) > _MAX_OPEN_RUNS_KNOWN:
+            self._open_run_ids = None
+        return found
+
+    def _whole_rows(self, name: str, changes: Changes, log_time_ns: int) -> Commit:
+        tail = (self.number, self._positions[name].generation)
+        deltas: list[tuple[str, Rows]] = list(changes.rows.items())
+        for rollup_name, minutes in changes.minutes.items():
+            rollup = _ROLLUPS[rollup_name]
+            for grain in GRAINS:
+                rows = rows_of_grain(
+                    rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name], self._not_before_ns
+                )
+                deltas.append((rollup.table_name(grain), rows))
+        self._sketches[name].trim()
+        part = Commit(self.number, [])
+        for table_name, rows in deltas:
+            if rows:
+                # In key order, so that whoever else locks rows of a table meets them in the same order.
+                whole: list[Row] = [(*key, *tail, *rows[key]) for key in sorted(rows)]
+                part.upserts.append((tables.metadata.tables[table_name], whole))
+        part.runs, part.runs_generation = changes.runs, self._positions[name].generation
+        part.ended_run_ids = changes.ended_run_ids
+        if changes.rows.get(RECENT_ERRORS.name):
+            part.deletions.append(retention.surplus_recent_errors(*tail, RECENT_ERRORS_KEPT))
+        return part
+
+    def _add_marks(self, cursor: Cursor, commit: Commit) -> None:
+        changed = sorted(cursor.marks.changed)
+        cursor.marks.changed.clear()
+        rows: list[Row] = [
+            lane_row(name, self.number, emitter, cursor.marks.lanes[emitter])
+            for name in cursor.projections
+            for emitter in changed
+        ]
+        if rows:
+            commit.upserts.append((tables.lane_marks, rows))
+
+    def _add_deletions(self, commit: Commit) -> None:
+        settings, dialect = self._tools.settings, self._tools.writer.dialect
+        moved = {move.projection: move.log_time_ns for move in commit.moves}
+        if commit.runs:
+            commit.deletions += retention.expired_runs(
+                self.number,
+                moved["runs"],
+                int(settings.runs_retention_days * DAY_NS),
+                len(commit.runs) + 500,
+                dialect,
+            )
+        log_time_ns = max(moved.values(), default=0)
+        if log_time_ns < self._retention_due_ns:
+            return
+        self._retention_due_ns = log_time_ns + _RETENTION_EVERY_NS
+        for name, at_ns in moved.items():
+            commit.deletions += retention.expired_buckets(name, self.number, at_ns, self.log_start_ns)
+        if "sessions" in moved:
+            kept_ns = int(settings.sessions_retention_days * DAY_NS)
+            generation = self._positions["sessions"].generation
+            commit.deletions += retention.expired_sessions(self.number, generation, moved["sessions"], kept_ns)
+
+    def commit(self, commit: Commit) -> None:
+        """
+        Writes what `fold` worked out.
+
+        Raises:
+            FencedError: another worker owns the partition; forget this object.
+            StoreError: nothing was written, or the outcome is unknown; forget this object.
+        """
+        self._tools.writer.commit(commit)
+
+    def begin_incarnation(self, log_start: int, now_ns: int) -> None:
+        """
+        Turns to a log that was made again: its start, with a new incarnation. Figures and marks stay.
+
+        Raises:
+            FencedError: another worker was quicker.
+            StoreError: nothing was written.
+        """
+        self._jump("recreated", list(self._positions.values()), log_start, now_ns, new_incarnation=1)
+
+    def skip_lost(self, log_start: int, now_ns: int) -> None:
+        """
+        Steps over what retention deleted before it was read, and records which offsets those were.
+
+        Raises:
+            FencedError: another worker was quicker.
+            StoreError: nothing was written.
+        """
+        behind = [position for position in self._positions.values() if position.next_offset < log_start]
+        self._jump("retention", behind, log_start, now_ns, new_incarnation=0)
+
+    def _jump(self, kind: str, positions: list[Position], log_start: int, now_ns: int, new_incarnation: int) -> None:
+        commit = Commit(self.number, [])
+        incidents: list[Row] = []
+        for position in positions:
+            incarnation = position.incarnation + new_incarnation
+            commit.moves.append(
+                Move(
+                    position.projection,
+                    expected_offset=position.next_offset,
+                    epoch=position.epoch,
+                    next_offset=log_start,
+                    fingerprint="",
+                    log_time_ns=position.log_time_ns,
+                    incarnation=incarnation,
+                    # A worker that still follows the old log must be fenced, whatever the new offsets are.
+                    next_epoch=position.epoch + 1,
+                )
+            )
+            last = position.next_offset - 1 if kind == "recreated" else log_start - 1
+            first = position.next_offset
+            incidents.append((position.projection, self.number, incarnation, first, kind, last, now_ns))
+            logger.error(
+                "log_recreated" if kind == "recreated" else "log_lost_to_retention",
+                projection=position.projection,
+                partition=self.number,
+                expected_offset=position.next_offset,
+                log_start=log_start,
+                incarnation=incarnation,
+            )
+        commit.new_rows.append((tables.log_incidents, incidents))
+        self._tools.writer.commit(commit)
+
+    def _sketch_loader(self, projection: str) -> Any:
+        generation = self._positions[projection].generation
+
+        def load(table_name: str, bucket: int) -> dict[Key, list[bytes | None]]:
+            table = tables.metadata.tables[table_name]
+            keys = [column.name for column in table.primary_key.columns][1:-2]
+            blobs = [column.name for column in table.columns if column.name.endswith("sketch")]
+            rows = self._tools.writer.read(
+                f"SELECT {', '.join(keys + blobs)} FROM {table_name} "
+                "WHERE bucket_ns = ? AND partition = ? AND generation = ?",
+                (bucket, self.number, generation),
+            )
+            return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
+
+        return load
+
+
+def _state(position: Position) -> tuple[int, str, bool]:
+    return position.next_offset, position.fingerprint, position.begun_at > 0
+
+
+def decode_records(
+    records: Sequence[Record], *, keeps_labels: bool = True
+) -> Iterator[AnyEvent | Skipped | Unreadable]:
+    """
+    Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for: what
+    is done with an event at once finds it in the processor's cache.
+
+    Args:
+        records: in the order of the log.
+        keeps_labels: whether anything reads the tags and the metadata of ended runs. What is dropped at once, though
+            checked all the same, leaves room in that cache for what is read.
+    """
+    for record in records:
+        event = Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_event(record.value)
+        if not keeps_labels and isinstance(event, RunEnded):
+            event.tags, event.metadata = _NO_TAGS, _NO_METADATA
+        yield event
+
+
+def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
+    """
+    Puts an event that is new where its kind belongs.
+    """
+    if isinstance(event, RunEnded):
+        # First, since nearly all are.
+        batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))
+    elif isinstance(event, Skipped):
+        batch.skipped_types.append(event.type)
+    elif isinstance(event, EmitterReported):
+        batch.reports.append((event, log_time_ns))
+    else:
+        at_ns = batch.instant_of(event, log_time_ns)
+        if isinstance(event, RunStarted):
+            batch.started.append((event, at_ns))
+        elif isinstance(event, RunNoted):
+            batch.noted.append((event, at_ns))
+        elif isinstance(event, SessionStarted | SessionEnded):
+            batch.sessions.append((event, at_ns))

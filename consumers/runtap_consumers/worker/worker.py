@@ -1,0 +1,578 @@
+"""
+The worker: poll a partition, fold, commit, poll again.
+
+One event loop speaks to Kafka, one thread folds and speaks to the store. The store holds the truth about positions: on
+every doubt (a rebalance, a fence, a failed commit) all memory of a partition is thrown away and loaded again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+
+from runtap_consumers.alerts.loop import run_alerts
+from runtap_consumers.errors import (
+    FencedError,
+    KafkaUnavailableError,
+    StoreError,
+    StoreVersionError,
+    WorkerStoppedError,
+)
+from runtap_consumers.kafka.client import Publisher, TopicEnds
+from runtap_consumers.kafka.client_log import watch_client_log
+from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
+from runtap_consumers.pricing.source import PriceSource
+from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.dimension_values import admit_values
+from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.writer import Writer
+from runtap_consumers.worker.dead_letters import publish_dead_letters
+from runtap_consumers.worker.dimensions import Dimensions
+from runtap_consumers.worker.health import Health, serve_health
+from runtap_consumers.worker.partition import Partition, Record, Tools, fingerprint_of
+from runtap_consumers.worker.shared_emitters import tell_shared_emitters
+from runtap_consumers.worker.thinning import thin_reports
+from runtap_schemas import SettingsError
+from runtap_schemas.topics import dead_letters_topic, events_topic
+
+logger = structlog.get_logger(__name__)
+
+_IDLE_SECONDS = 0.02
+# How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
+_PATIENCE_BEHIND = 4
+# kafka.md section 5: clients that failed are left alone for a moment, or the failure becomes a busy loop.
+_BACK_OFF_SECONDS = 0.2
+_LONGEST_BACK_OFF_SECONDS = 5.0
+# How often a running partition's log is compared with what was read of it, and the topic is looked for.
+_SAME_LOG_EVERY_SECONDS = 10.0
+_PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
+_REFRESH_PRICES_EVERY_SECONDS = 3.0
+_THIN_REPORTS_EVERY_SECONDS = 600.0
+# So often in a row, and another set of workers moves the projection on the same store: they would starve each other.
+_FENCES_UNTIL_AWAY = 3
+_AWAY_SECONDS = 60.0
+_LOG_START_EVERY_SECONDS = 3_600.0
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Turn:
+    """
+    A partition in hand. `partition` is `None` until it is loaded.
+    """
+
+    partition: Partition | None = None
+    records: list[Record] = field(default_factory=list)
+    since: float = 0.0
+    checked: float = 0.0
+    log_start_read: float = -math.inf
+    failures: int = 0
+    rest_until: float = 0.0
+    # Fences of a projection since the last commit; and those left to others, with where they stood and when to look.
+    fences: Counter[str] = field(default_factory=Counter)
+    away: dict[str, tuple[int | None, float]] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """
+        Throws all memory away: what counts stands in the store.
+        """
+        self.partition = None
+        self.records = []
+        self.log_start_read = -math.inf
+
+    def rest(self) -> None:
+        """
+        Waits before the next attempt, longer after each failure in a row.
+        """
+        self.failures += 1
+        longest = min(_BACK_OFF_SECONDS * 2**self.failures, _LONGEST_BACK_OFF_SECONDS)
+        self.rest_until = time.monotonic() + _BACK_OFF_SECONDS + random.uniform(0, longest)
+
+
+async def run_worker(
+    settings: ConsumerSettings,
+    projections: tuple[str, ...],
+    *,
+    alerts: bool,
+    drain: bool = False,
+    health_port: int | None = None,
+) -> int:
+    """
+    Runs projections, and the alert evaluator if wanted, until SIGTERM or SIGINT.
+
+    Args:
+        settings: where Kafka and the store are.
+        projections: names of `runtap_consumers.projections.PROJECTIONS`; empty for the alert evaluator alone.
+        alerts: whether to evaluate alerts.
+        drain: stop when every partition is applied up to the end that it had at the start.
+        health_port: where to serve health, `None` for nowhere.
+
+    Returns:
+        The process's exit code.
+
+    Raises:
+        SettingsError: a projection of that name does not exist.
+        StoreError: the store cannot be used.
+        KafkaUnavailableError: Kafka, or the events topic, cannot be used.
+        HealthPortError: health cannot be served at that port.
+        WorkerStoppedError: nothing makes progress any more.
+    """
+    unknown = sorted(set(projections) - set(PROJECTIONS))
+    if unknown:
+        raise SettingsError(f"there is no projection {', '.join(unknown)}: expected of {', '.join(PROJECTIONS)}")
+    # A batch keeps a hundred thousand objects alive and makes no cycles; with the defaults a third of the fold is spent
+    # looking for some.
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    topic = events_topic(settings.topic_prefix)
+    # Looked for first: a store made for a topic that was only misspelt would refuse the right one afterwards.
+    async with TopicEnds(settings, topic) as ends:
+        await ends.read()
+    # From here on the worker goes on without Kafka: the client's log is what says why.
+    watch_client_log(is_silent=False)
+    health = Health(projections)
+    server = serve_health(health, health_port) if health_port is not None else None
+    store = open_store(settings.database_url, topic, settings.timezone)
+    try:
+        tasks = []
+        if projections:
+            worker = Worker(settings, projections, store, health, stop)
+            tasks.append(asyncio.create_task(worker.run(drain), name="projections"))
+        if alerts:
+            # Beside projections it is their loop that health watches.
+            on_round = _do_nothing if projections else health.turned
+            tasks.append(asyncio.create_task(run_alerts(store, settings, stop, on_round), name="alerts"))
+        await _run_together(tasks, stop, health)
+    finally:
+        if server is not None:
+            server.should_exit = True
+        store.close()
+        logger.info("worker_stopped", projections=projections, events_applied=health.events_applied)
+    return 1 if health.failed else 0
+
+
+def _do_nothing() -> None: ...
+
+
+async def _run_together(tasks: list[asyncio.Task[None]], stop: asyncio.Event, health: Health) -> None:
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    # A drained worker ends its evaluator with it; one that failed ends the other, and the process says why.
+    stop.set()
+    if others:
+        health.last_turn = time.monotonic()
+        await asyncio.wait(others, timeout=4)
+    for task in (*done, *others):
+        if not task.done():
+            task.cancel()
+        elif task.exception() is not None:
+            raise task.exception()  # type: ignore[misc]
+
+
+class Worker:
+    """
+    Runs a set of projections over the partitions that the group assigns.
+    """
+
+    def __init__(
+        self,
+        settings: ConsumerSettings,
+        projections: tuple[str, ...],
+        store: Store,
+        health: Health,
+        stop: asyncio.Event,
+    ) -> None:
+        self._settings = settings
+        self._projections = projections
+        self._store = store
+        self._health = health
+        self._stop = stop
+        self._writer = Writer.of(store)
+        self._prices = PriceSource(settings)
+        self._prices_checked = time.monotonic()
+        self._tools = Tools(
+            store,
+            self._writer,
+            self._prices.table,
+            Dimensions(lambda day, values: admit_values(self._writer, day, values), settings.cost_attributes),
+            settings,
+        )
+        # Two stores on one Kafka must not share work, nor two sets of projections.
+        group = f"{settings.topic_prefix}.{'-'.join(sorted(projections))}.{store.store_id}"
+        self._reader = PartitionReader(settings, store.events_topic, group, self._assignment_changed)
+        self._assignments = 0
+        self._seen_assignment = -1
+        self._turns: dict[int, _Turn] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
+        self._side_tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, drain: bool) -> None:
+        """
+        Works until told to stop, or drained.
+
+        Raises:
+            KafkaUnavailableError: the topic cannot be read, or is no longer there.
+            WorkerStoppedError: there is lag and no projection moves.
+        """
+        try:
+            await self._reader.start()
+            ends = await self._reader.log_ends(await self._reader.partition_numbers()) if drain else None
+            logger.info("worker_started", projections=self._projections, topic=self._store.events_topic, drain=drain)
+            self._start_side_task(self._look_after_topic(), "topic")
+            self._start_side_task(self._publish_progress(), "progress")
+            if "ledger" in self._projections:
+                self._start_side_task(self._publish_dead_letters(), "dead-letters")
+                self._start_side_task(self._thin_reports(), "thinning")
+                self._start_side_task(tell_shared_emitters(self._store), "shared-emitters")
+            await self._turn_until_stopped(ends)
+        finally:
+            for task in self._side_tasks:
+                task.cancel()
+            await self._reader.stop()
+            self._thread.shutdown(wait=True)
+            self._writer.close()
+
+    async def _turn_until_stopped(self, ends: dict[int, int] | None) -> None:
+        drained_checked = 0.0
+        while not self._stop.is_set():
+            if self._reader.is_rebalancing or not self._turns:
+                await self._stay()
+            self._take_assignment()
+            await self._refresh_prices()
+            moved = False
+            for number, turn in list(self._turns.items()):
+                if self._must_turn_away():
+                    break
+                moved |= await self._take_turn(number, turn)
+            self._update_health()
+            for task in [task for task in self._side_tasks if task.done()]:
+                # A side task ends only by failing: its failure is the worker's.
+                task.result()
+            if moved:
+                continue
+            if ends is not None and time.monotonic() - drained_checked > 0.2:
+                drained_checked = time.monotonic()
+                with contextlib.suppress(StoreError):
+                    if await self._in_thread(lambda: self._is_drained(ends)):
+                        return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _IDLE_SECONDS)
+
+    def _must_turn_away(self) -> bool:
+        return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
+
+    async def _refresh_prices(self) -> None:
+        """
+        Turns to other prices where their files have changed: here, between two batches.
+        """
+        if time.monotonic() - self._prices_checked < _REFRESH_PRICES_EVERY_SECONDS:
+            return
+        self._prices_checked = time.monotonic()
+        if await self._in_thread(self._prices.refresh):
+            self._tools.prices = self._prices.table
+
+    def _assignment_changed(self) -> None:
+        self._assignments += 1
+
+    def _take_assignment(self) -> None:
+        if self._seen_assignment == self._assignments:
+            return
+        self._seen_assignment = self._assignments
+        # Whatever stayed with this worker was sought to Kafka's idea of its position: all of it is loaded again.
+        self._turns = {number: _Turn() for number in sorted(self._reader.assigned())}
+        self._health.partitions = list(self._turns)
+        logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
+
+    async def _stay(self) -> None:
+        """
+        Stays in the group, and waits while that is balanced: what would be loaded now may be another's in a moment.
+        """
+        try:
+            await self._reader.stay()
+        except KafkaError as error:
+            logger.warning("worker_rested", reason=str(error) or repr(error))
+            await asyncio.sleep(_BACK_OFF_SECONDS)
+
+    async def _take_turn(self, number: int, turn: _Turn) -> bool:
+        """
+        Polls a partition, and commits what has gathered once it is enough or old enough.
+
+        Returns:
+            Whether something happened; else the loop may rest.
+        """
+        if time.monotonic() < turn.rest_until:
+            return False
+        try:
+            await self._call_back(number, turn)
+            if turn.partition is None:
+                running = [name for name in self._running() if name not in turn.away]
+                if not running:
+                    return False
+                await self._load(number, turn, running)
+            assert turn.partition is not None
+            polled = await self._poll(number, turn)
+            if turn.records and self._is_due(number, turn):
+                await self._commit(number, turn)
+                return True
+            return polled > 0
+        except LostToRetentionError:
+            turn.forget()
+        except FencedError as error:
+            self._health.fenced += 1
+            logger.warning("worker_fenced", partition=number, reason=str(error))
+            turn.forget()
+            turn.rest()
+            turn.fences[error.projection] += 1
+            if turn.fences[error.projection] >= _FENCES_UNTIL_AWAY:
+                self._leave(number, turn, error.projection)
+        except StoreVersionError as error:
+            raise WorkerStoppedError(str(error)) from error
+        except (StoreError, KafkaError, TimeoutError) as error:
+            logger.warning(
+                "partition_rested", partition=number, failures=turn.failures + 1, reason=str(error) or repr(error)
+            )
+            turn.forget()
+            turn.rest()
+        return False
+
+    def _leave(self, number: int, turn: _Turn, projection: str) -> None:
+        logger.error(
+            "projection_left_to_others",
+            projection=projection,
+            partition=number,
+            reason="another worker moves it: stop one of the two, or give each a store of its own",
+            tried_again_after_seconds=_AWAY_SECONDS,
+        )
+        del turn.fences[projection]
+        turn.away[projection] = (None, time.monotonic())
+
+    async def _call_back(self, number: int, turn: _Turn) -> None:
+        """
+        Takes projections back that nobody has moved for a minute.
+        """
+        for name, (stood_at, look_at) in list(turn.away.items()):
+            if time.monotonic() < look_at:
+                continue
+            query = "SELECT next_offset FROM positions WHERE projection = ? AND partition = ?"
+            ((next_offset,),) = await self._in_thread(
+                lambda name=name, query=query: self._writer.read(query, (name, number))  # type: ignore[misc]
+            )
+            if next_offset == stood_at:
+                logger.info("projection_taken_back", projection=name, partition=number)
+                del turn.away[name]
+                turn.forget()
+            else:
+                turn.away[name] = (next_offset, time.monotonic() + _AWAY_SECONDS)
+
+    async def _poll(self, number: int, turn: _Turn) -> int:
+        assert turn.partition is not None
+        room = self._settings.commit_events - len(turn.records)
+        if room <= 0:
+            return 0
+        following = turn.records[-1].offset + 1 if turn.records else turn.partition.next_offset
+        polled = await self._reader.poll(number, following, room)
+        if self._seen_assignment != self._assignments:
+            return 0
+        if polled:
+            if not turn.records:
+                turn.since = time.monotonic()
+            turn.records += polled
+        elif not turn.records and time.monotonic() - turn.checked > _SAME_LOG_EVERY_SECONDS:
+            await self._check_log(number, turn)
+        return len(polled)
+
+    def _is_due(self, number: int, turn: _Turn) -> bool:
+        commit_events, longest = self._settings.commit_events, self._settings.commit_seconds
+        end = self._reader.highwater(number)
+        if turn.partition is not None and end is not None and end - turn.partition.next_offset >= commit_events:
+            # Far behind: a whole commit is on its way, and costs half as much an event as several small ones.
+            longest *= _PATIENCE_BEHIND
+        return len(turn.records) >= commit_events or time.monotonic() - turn.since >= longest
+
+    async def _load(self, number: int, turn: _Turn, projections: list[str]) -> None:
+        # Whoever was fenced may have been so by a migration.
+        await self._in_thread(self._store.check_version)
+        partition = Partition(number, projections, self._tools)
+        for _ in range(2 + len(self._projections)):
+            log_start, _ = await self._reader.log_range(number)
+            await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
+            # After the position, which others may move beyond an end that was asked before.
+            _, log_end = await self._reader.log_range(number)
+            now_ns = time.time_ns()
+            if not await self._is_same_log(number, partition.places(), log_start, log_end):
+                await self._in_thread(lambda start=log_start, now=now_ns: partition.begin_incarnation(start, now))  # type: ignore[misc]
+            elif partition.next_offset < log_start:
+                await self._in_thread(lambda start=log_start, now=now_ns: partition.skip_lost(start, now))  # type: ignore[misc]
+            else:
+                break
+        self._reader.seek(number, partition.next_offset)
+        turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
+
+    async def _read_log_start(self, number: int, turn: _Turn, partition: Partition) -> None:
+        """
+        Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one.
+        """
+        log_start, log_end = await self._reader.log_range(number)
+        record = await self._reader.record_at(number, log_start) if log_start < log_end else None
+        if record is not None:
+            partition.log_start_ns = record.timestamp * 1_000_000
+        elif log_start == log_end:
+            partition.log_start_ns = time.time_ns()
+        turn.log_start_read = time.monotonic()
+
+    async def _is_same_log(self, number: int, places: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
+        """
+        Compares the log with what was read of it: its end, and the record before each next offset.
+        """
+        for next_offset, fingerprint in places:
+            if next_offset > log_end:
+                return False
+            if not fingerprint and next_offset > log_start:
+                # Nothing was read yet, so it began at the log's start; and a log's start never goes back.
+                return False
+            if not fingerprint or next_offset - 1 < log_start:
+                continue
+            record = await self._reader.record_at(number, next_offset - 1)
+            if record is not None and fingerprint_of(record) != fingerprint:
+                return False
+        return True
+
+    async def _check_log(self, number: int, turn: _Turn) -> None:
+        assert turn.partition is not None
+        turn.checked = time.monotonic()
+        if not await self._is_same_log(number, turn.partition.places(), *await self._reader.log_range(number)):
+            # Loading begins the new incarnation.
+            turn.forget()
+
+    async def _commit(self, number: int, turn: _Turn) -> None:
+        partition, records = turn.partition, turn.records
+        assert partition is not None
+        before = partition.places()
+        if any(not fingerprint for _, fingerprint in before):
+            # Nothing of this log was read yet, so the batch itself must tell whether it is still there: what was polled
+            # of one that was made again meanwhile is not to be mixed with the new one.
+            first = await self._reader.record_at(number, records[0].offset)
+            if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
+                turn.forget()
+                return
+        commit = await self._in_thread(lambda: partition.fold(records))
+        due = time.monotonic() - turn.checked > _SAME_LOG_EVERY_SECONDS
+        if partition.opened_gap or due:
+            # Numbers missing may mean that this is another log, made again at a length beyond our offset.
+            if not await self._is_same_log(number, before, *await self._reader.log_range(number)):
+                turn.forget()
+                return
+            turn.checked = time.monotonic()
+            if turn.checked - turn.log_start_read > _LOG_START_EVERY_SECONDS:
+                await self._read_log_start(number, turn, partition)
+        await self._in_thread(lambda: partition.commit(commit))
+        self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
+        self._health.commits += 1
+        self._health.events_applied += len(records)
+        self._health.progressed()
+        turn.records, turn.failures = [], 0
+        turn.fences.clear()
+
+    def _running(self) -> list[str]:
+        running = [name for name in self._projections if name not in self._health.failed]
+        if not running:
+            raise WorkerStoppedError(f"every projection has stopped: {self._health.failed}")
+        return running
+
+    def _update_health(self) -> None:
+        self._health.last_turn = time.monotonic()
+        lag = 0
+        away: dict[str, list[int]] = {}
+        for number, turn in self._turns.items():
+            for name in turn.away:
+                away.setdefault(name, []).append(number)
+            end = self._reader.highwater(number)
+            if turn.partition is not None and end is not None:
+                lag += max(end - turn.partition.next_offset, 0)
+        self._health.lag, self._health.away = lag, away
+        if lag == 0 and all(turn.partition is not None for turn in self._turns.values()):
+            self._health.progressed()
+        if self._health.is_stalled():
+            raise WorkerStoppedError("; ".join(self._health.problems()))
+
+    def _is_drained(self, ends: dict[int, int]) -> bool:
+        names = ", ".join("?" * len(self._projections))
+        rows = self._writer.read(
+            f"SELECT partition, count(*), min(next_offset) FROM positions WHERE projection IN ({names}) "
+            "GROUP BY partition",
+            self._projections,
+        )
+        reached = {number: offset for number, count, offset in rows if count == len(self._projections)}
+        return all(reached.get(number, -1) >= end for number, end in ends.items())
+
+    async def _look_after_topic(self) -> None:
+        while True:
+            await asyncio.sleep(_SAME_LOG_EVERY_SECONDS / 2)
+            try:
+                await self._reader.partition_numbers()
+            except UnknownTopicOrPartitionError as error:
+                raise WorkerStoppedError(
+                    f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
+                ) from error
+            except (KafkaError, TimeoutError):
+                # Kafka is away, which says nothing about the topic.
+                continue
+
+    async def _publish_progress(self) -> None:
+        while True:
+            await asyncio.sleep(_PUBLISH_PROGRESS_EVERY_SECONDS)
+            offsets = {
+                number: turn.partition.next_offset for number, turn in self._turns.items() if turn.partition is not None
+            }
+            try:
+                if offsets:
+                    await self._reader.publish_progress(offsets)
+            except (KafkaError, TimeoutError) as error:
+                logger.debug("progress_not_published", reason=repr(error))
+
+    async def _publish_dead_letters(self) -> None:
+        topic = dead_letters_topic(self._settings.topic_prefix)
+        while True:
+            try:
+                async with Publisher(self._settings) as publisher:
+                    while True:
+                        await publish_dead_letters(self._store, publisher, topic, list(self._turns))
+                        await asyncio.sleep(1)
+            except (StoreError, KafkaUnavailableError) as error:
+                # They stay in the store, unpublished, and are tried again.
+                logger.warning("dead_letters_not_published", reason=str(error))
+                await asyncio.sleep(10)
+
+    async def _thin_reports(self) -> None:
+        while True:
+            # Workers of one store do it at different moments.
+            await asyncio.sleep(_THIN_REPORTS_EVERY_SECONDS * random.uniform(0.5, 1.5))
+            try:
+                deleted = await asyncio.to_thread(thin_reports, self._store)
+                logger.debug("reports_thinned", deleted=deleted)
+            except StoreError as error:
+                logger.warning("reports_not_thinned", reason=str(error))
+
+    def _start_side_task(self, work: object, name: str) -> None:
+        self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
