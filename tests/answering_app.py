@@ -1,5 +1,4 @@
-"""
-A web service whose every answer is a run, for tests of what is lost when its server is told to end.
+"""A web service whose every answer is a run, for tests of what is lost when its server is told to end.
 
 `ANSWERING_APP_TAPS` says where it attaches: `import`, or in each `request`.
 """
@@ -31,9 +30,7 @@ app = FastAPI()
 
 @app.get("/{number}")
 async def answer(number: int) -> int:
-    """
-    Answers with the number, which is metadata of the run.
-    """
+    """Answers with the number, which is metadata of the run."""
     await asyncio.sleep(0 if number % SLOW_EVERY else _SLOW_SECONDS)
     config: RunnableConfig = {"metadata": {"number": number}}
     if _TAPS == "request":

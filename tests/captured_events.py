@@ -1,5 +1,5 @@
-"""
-A collector without Kafka: what the handler captures, read from the ring and passed once through the wire contract.
+"""A collector without Kafka: what the handler captures, read from the ring and passed once through
+the wire contract.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ E = TypeVar("E", bound=Event)
 
 
 class SilentEmitter(Emitter):
-    """
-    An emitter that never starts its sender.
-    """
+    """An emitter that never starts its sender."""
 
     def wake(self) -> None:
         return
 
 
 class Captured:
-    """
-    A handler, and the events that it would have sent.
-    """
+    """A handler, and the events that it would have sent."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = CollectorSettings.load(**{"service": "tested", "environment": "tests", **settings})
@@ -36,28 +32,20 @@ class Captured:
         self._events: list[Event] = []
 
     def another_handler(self) -> RunTapHandler:
-        """
-        Another handler on the same emitter.
-        """
+        """Another handler on the same emitter."""
         return RunTapHandler(_capture=Capture(self.emitter, View.of(self.settings)))
 
     def begin_anew(self) -> None:
-        """
-        Forgets everything: the same handler on an emitter that has seen nothing.
-        """
+        """Forgets everything: the same handler on an emitter that has seen nothing."""
         self.emitter._begin_anew(self.settings)
         self._events = []
 
     def call(self, callback: str, *arguments: object, **keywords: object) -> None:
-        """
-        Calls the handler as LangChain does, which ignores what it returns.
-        """
+        """Calls the handler as LangChain does, which ignores what it returns."""
         getattr(self.handler, callback)(*arguments, **keywords)
 
     def events(self) -> list[Event]:
-        """
-        Everything captured so far, in order, as a worker would read it.
-        """
+        """Everything captured so far, in order, as a worker would read it."""
         for record in self.emitter.ring.take():
             value = number_event(record.body, self.emitter.ledger.emitter, len(self._events) + 1)
             event = decode_event(value)
@@ -66,20 +54,14 @@ class Captured:
         return self._events
 
     def of(self, kind: type[E]) -> list[E]:
-        """
-        The events of one kind.
-        """
+        """The events of one kind."""
         return [event for event in self.events() if isinstance(event, kind)]
 
     def ended(self) -> list[RunEnded]:
-        """
-        The ended runs, in the order of their ends.
-        """
+        """The ended runs, in the order of their ends."""
         return self.of(RunEnded)
 
     def ended_named(self, name: str) -> RunEnded:
-        """
-        The only ended run of that name.
-        """
+        """The only ended run of that name."""
         (run,) = [run for run in self.ended() if run.name == name]
         return run

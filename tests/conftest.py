@@ -1,5 +1,4 @@
-"""
-Servers for the tests: real Apache Kafka and real PostgreSQL, one of each a test run, nothing installed but Python.
+"""Servers for the tests: real Apache Kafka and real PostgreSQL, one of each a test run, nothing installed but Python.
 
 `RUNTAP_BOOTSTRAP_SERVERS` and `RUNTAP_TEST_POSTGRES_URL` name servers to use instead. Where one cannot be had, its
 tests are skipped on a laptop and fail under `CI`.
@@ -35,17 +34,13 @@ pytest.register_assert_rewrite("expected_figures", "worker_process")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """
-    Puts the chaos test last: it takes longest, and what fails before it says more.
-    """
+    """Puts the chaos test last: it takes longest, and what fails before it says more."""
     items.sort(key=lambda item: item.path.name == "test_chaos.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """
-    Keeps what this run's services spool, child processes included, out of the user's state folder.
-    """
+    """Keeps what this run's services spool, child processes included, out of the user's state folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -59,9 +54,7 @@ def _missing(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[str]:
-    """
-    Bootstrap servers of the test run's Kafka.
-    """
+    """Bootstrap servers of the test run's Kafka."""
     named = os.environ.get("RUNTAP_BOOTSTRAP_SERVERS")
     if named:
         yield named
@@ -79,17 +72,13 @@ def kafka() -> Iterator[str]:
 
 @pytest.fixture
 def topic_prefix() -> str:
-    """
-    First part of the names of this test's topics.
-    """
+    """First part of the names of this test's topics."""
     return f"test-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 async def events_topic(kafka: str, topic_prefix: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """
-    Makes this test's three topics, with `partitions` for the events (6), and returns the events topic's name.
-    """
+    """Makes this test's three topics, with `partitions` for the events (6), and returns the events topic's name."""
     settings = ConnectionSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
 
     async def make(partitions: int = 6) -> str:
@@ -107,9 +96,7 @@ async def events_topic(kafka: str, topic_prefix: str) -> AsyncIterator[Callable[
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """
-    SQLAlchemy URL of the test run's PostgreSQL, with a user who may make databases.
-    """
+    """SQLAlchemy URL of the test run's PostgreSQL, with a user who may make databases."""
     named = os.environ.get("RUNTAP_TEST_POSTGRES_URL")
     if named:
         yield sqlalchemy.make_url(named).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
@@ -140,9 +127,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
-    """
-    SQLAlchemy URL of an empty PostgreSQL database of this test's own.
-    """
+    """SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     server = sqlalchemy.make_url(postgres_url)
     libpq_url = server.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -154,9 +139,7 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """
-    SQLAlchemy URL of an empty store of this test's own, once on SQLite and once on PostgreSQL.
-    """
+    """SQLAlchemy URL of an empty store of this test's own, once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'runtap.db'}"
     url: str = request.getfixturevalue("postgres_database")

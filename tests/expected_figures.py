@@ -1,6 +1,5 @@
-"""
-The report that must come out, worked out without runtap: from what the fake model wrote down, the service's own books,
-and prices written by hand.
+"""The report that must come out, worked out without runtap: from what the fake model wrote down, the service's own
+books, and prices written by hand.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ _CLOCK_TOLERANCE = timedelta(seconds=3)
 
 @dataclass
 class Sums:
-    """
-    Calls, tokens and money of one slice.
-    """
+    """Calls, tokens and money of one slice."""
 
     calls: int = 0
     priced_calls: int = 0
@@ -44,9 +41,7 @@ class Sums:
     cost: Decimal = field(default_factory=Decimal)
 
     def add(self, line: dict[str, Any]) -> None:
-        """
-        Adds one call as the fake model wrote it down.
-        """
+        """Adds one call as the fake model wrote it down."""
         self.calls += 1
         usage, prices = line["usage"], PRICES.get(line["model"])
         if usage is None:
@@ -67,16 +62,12 @@ class Sums:
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """
-        Unknown, not zero, where no call had a price.
-        """
+        """Unknown, not zero, where no call had a price."""
         return self.cost if self.priced_calls or not self.calls else None
 
 
 class Expected:
-    """
-    Both sides' notes, and the checks of a report against them.
-    """
+    """Both sides' notes, and the checks of a report against them."""
 
     def __init__(self, answers: Path, book: Path) -> None:
         self.book = json.loads(book.read_text())
@@ -89,9 +80,7 @@ class Expected:
         assert Counter(root["status"] for root in self.book["roots"]) == roots, "roots were not as planned"
 
     def check(self, report: dict[str, Any]) -> None:
-        """
-        Compares every figure of the report.
-        """
+        """Compares every figure of the report."""
         self.check_cost(report["cost"])
         self.check_performance(report)
         self.check_errors(report["errors"])
@@ -239,9 +228,7 @@ class Expected:
         assert datetime.fromisoformat(report["complete_to"]) >= last
 
     def check_runs(self, runs: list[dict[str, Any]], report: dict[str, Any]) -> None:
-        """
-        Compares the single runs, and the report's durations with theirs.
-        """
+        """Compares the single runs, and the report's durations with theirs."""
         ended = [run for run in runs if run["status"] != "open"]
         assert len(runs) - len(ended) == self.book["open"]
         assert sorted((run["run_id"], run["run_type"], run["name"], run["status"]) for run in ended) == sorted(
@@ -268,9 +255,8 @@ class Expected:
 
 
 def _calls(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    Calls as LangChain sees them: an SDK's own retry takes the place of the attempt before it, and of a cancelled call
-    LangChain tells no end.
+    """Calls as LangChain sees them: an SDK's own retry takes the place of the attempt before it, and of a cancelled
+    call LangChain tells no end.
     """
     calls: list[dict[str, Any]] = []
     for line in lines:

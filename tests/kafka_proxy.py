@@ -1,6 +1,4 @@
-"""
-A Kafka node behind a proxy that does to its clients what networks and brokers do in an outage.
-"""
+"""A Kafka node behind a proxy that does to its clients what networks and brokers do in an outage."""
 
 from __future__ import annotations
 
@@ -22,18 +20,14 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """
-    What a produce request is answered with instead. `is_appended`: whether the node gets it all the same.
-    """
+    """What a produce request is answered with instead. `is_appended`: whether the node gets it all the same."""
 
     code: int
     is_appended: bool = False
 
 
 class Attempt(NamedTuple):
-    """
-    A produce request for one partition: its batch's bytes, and the error code of the answer that the client got.
-    """
+    """A produce request for one partition: its batch's bytes, and the error code of the answer that the client got."""
 
     partition: int
     batch: bytes
@@ -41,8 +35,7 @@ class Attempt(NamedTuple):
 
 
 class KafkaProxy:
-    """
-    Passes one connection's requests on one after another, as a node works on them, in a thread of its own.
+    """Passes one connection's requests on one after another, as a node works on them, in a thread of its own.
 
     `mode`: `pass`; `refuse` connections, and reset those there are; `swallow` what comes, so that those connections
     are dead for good; `reset` the connection in the middle of the answer to a produce request.
@@ -74,15 +67,11 @@ class KafkaProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def set_target(self, port: int) -> None:
-        """
-        Says where the node is.
-        """
+        """Says where the node is."""
         self._target = port
 
     def set_mode(self, mode: Mode) -> None:
-        """
-        Changes what happens from now on.
-        """
+        """Changes what happens from now on."""
 
         async def change() -> None:
             self._mode = mode
@@ -96,9 +85,7 @@ class KafkaProxy:
         self._call(change())
 
     def cut(self) -> None:
-        """
-        Resets every connection.
-        """
+        """Resets every connection."""
 
         async def abort() -> None:
             self._abort_all()
@@ -106,9 +93,7 @@ class KafkaProxy:
         self._call(abort())
 
     def close(self) -> None:
-        """
-        Ends the thread and all connections.
-        """
+        """Ends the thread and all connections."""
 
         async def end() -> None:
             if self._server is not None:
@@ -161,9 +146,7 @@ class KafkaProxy:
     async def _answer(
         self, request: bytes, node_reader: asyncio.StreamReader, node_writer: asyncio.StreamWriter
     ) -> bytes:
-        """
-        The answer as it goes to the client, with its length in front.
-        """
+        """The answer as it goes to the client, with its length in front."""
         instead = self.answers.pop(0) if self.answers and _is_produce(request) else None
         answer = b""
         if instead is None or instead.is_appended:
@@ -201,9 +184,7 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes:
 
 
 class ProxiedKafka(NamedTuple):
-    """
-    A node, its proxy, and how clients reach it: by a name, through the proxy.
-    """
+    """A node, its proxy, and how clients reach it: by a name, through the proxy."""
 
     node: EmbeddedKafka
     proxy: KafkaProxy
@@ -212,9 +193,7 @@ class ProxiedKafka(NamedTuple):
 
 @contextmanager
 def proxied_kafka() -> Iterator[ProxiedKafka]:
-    """
-    One node of real Kafka that is reached through a proxy alone.
-    """
+    """One node of real Kafka that is reached through a proxy alone."""
     proxy = KafkaProxy()
     try:
         address = f"localhost:{proxy.port}"

@@ -1,6 +1,4 @@
-"""
-Logs that are lists, as a rebuild reads them.
-"""
+"""Logs that are lists, as a rebuild reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from samples import Log, LogRecord
 
 
 class ListLogs:
-    """
-    Partitions' logs as the rebuild reads them. `on_poll` is what else happens at each poll.
-    """
+    """Partitions' logs as the rebuild reads them. `on_poll` is what else happens at each poll."""
 
     def __init__(self, logs: dict[int, Log], on_poll: Callable[[], None] = lambda: None) -> None:
         self.logs = logs
@@ -35,9 +31,7 @@ class ListLogs:
 
 
 def trimmed(log: Log, first_offset: int) -> Log:
-    """
-    What retention left of a log.
-    """
+    """What retention left of a log."""
     left = Log(first_offset)
     left.records = log.records[first_offset - log.first_offset :]
     return left

@@ -1,5 +1,4 @@
-"""
-Takes one rule of exactness away at a time, and looks which test notices.
+"""Takes one rule of exactness away at a time, and looks which test notices.
 
     python tests/mutants.py [NAME …]
 
@@ -40,9 +39,7 @@ _COLLECTOR = "collector/runtap_collector"
 
 @dataclass(frozen=True)
 class Mutant:
-    """
-    A change, and the tests that should see it. `old` must occur exactly once in the file.
-    """
+    """A change, and the tests that should see it. `old` must occur exactly once in the file."""
 
     name: str
     file: str
@@ -290,9 +287,7 @@ MUTANTS = (
 
 
 def copy_tree(target: Path) -> None:
-    """
-    Copies what the tests need.
-    """
+    """Copies what the tests need."""
     leave_out = shutil.ignore_patterns("__pycache__", ".hypothesis", ".*_cache")
     for folder in _FOLDERS:
         shutil.copytree(ROOT / folder, target / folder, ignore=leave_out)
@@ -301,8 +296,7 @@ def copy_tree(target: Path) -> None:
 
 
 def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[str, str]:
-    """
-    Runs tests in a copy of the tree, without servers.
+    """Runs tests in a copy of the tree, without servers.
 
     Returns:
         The first that failed, empty where none did, and what pytest printed.
@@ -328,9 +322,8 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[str, str]:
 
 
 def try_mutant(mutant: Mutant, scratch: Path) -> str:
-    """
-    Returns:
-        The test that caught it; empty where it survived.
+    """Returns:
+    The test that caught it; empty where it survived.
     """
     tree = scratch / re.sub(r"\W+", "-", mutant.name)
     copy_tree(tree)
@@ -346,9 +339,7 @@ def try_mutant(mutant: Mutant, scratch: Path) -> str:
 
 
 def main() -> int:
-    """
-    Tries all mutants, or those whose names hold one of the arguments.
-    """
+    """Tries all mutants, or those whose names hold one of the arguments."""
     chosen = [mutant for mutant in MUTANTS if any(word in mutant.name for word in sys.argv[1:] or [""])]
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="runtap-mutants-") as name:

@@ -1,6 +1,4 @@
-"""
-Partitions in one worker's hands, over logs that are lists: how tests fill a store the way workers do.
-"""
+"""Partitions in one worker's hands, over logs that are lists: how tests fill a store the way workers do."""
 
 from __future__ import annotations
 
@@ -24,18 +22,14 @@ PRICES = PriceTable.load()
 
 
 class WorkerTools:
-    """
-    The tools of workers on one store. Each call of `make` stands for another process.
-    """
+    """The tools of workers on one store. Each call of `make` stands for another process."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._writers: list[Writer] = []
 
     def make(self, prices: PriceTable = PRICES) -> Tools:
-        """
-        The tools of one worker.
-        """
+        """The tools of one worker."""
         writer = Writer.of(self.store)
         self._writers.append(writer)
         dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
@@ -44,9 +38,7 @@ class WorkerTools:
     def apply(
         self, log: Log, number: int = 0, projections: Iterable[str] = ALL, at_most: int | None = None, **tools: Any
     ) -> Partition:
-        """
-        Lets a new worker apply what is in a partition's log; in commits of `at_most` records.
-        """
+        """Lets a new worker apply what is in a partition's log; in commits of `at_most` records."""
         partition = Partition(number, projections, self.make(**tools))
         partition.load(log.first_offset)
         while records := log.since(partition.next_offset, at_most):
@@ -54,16 +46,12 @@ class WorkerTools:
         return partition
 
     def close(self) -> None:
-        """
-        Closes all connections.
-        """
+        """Closes all connections."""
         for writer in self._writers:
             writer.close()
 
 
 def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
-    """
-    What a query finds.
-    """
+    """What a query finds."""
     with store.read() as connection:
         return [tuple(row) for row in connection.execute(text(query))]

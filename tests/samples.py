@@ -1,6 +1,4 @@
-"""
-Events and records for tests: a log that is a list.
-"""
+"""Events and records for tests: a log that is a list."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ SECOND_NS = 10**9
 
 @dataclass
 class LogRecord:
-    """
-    One record as the worker's Kafka client hands it out.
-    """
+    """One record as the worker's Kafka client hands it out."""
 
     offset: int
     timestamp: int
@@ -38,41 +34,31 @@ class LogRecord:
 
 
 class Log:
-    """
-    One partition's log.
-    """
+    """One partition's log."""
 
     def __init__(self, first_offset: int = 0) -> None:
         self.first_offset = first_offset
         self.records: list[LogRecord] = []
 
     def append_value(self, value: bytes | None, at_ns: int = START_NS) -> LogRecord:
-        """
-        Appends raw bytes at a log time.
-        """
+        """Appends raw bytes at a log time."""
         record = LogRecord(self.first_offset + len(self.records), at_ns // 1_000_000, b"key", value)
         self.records.append(record)
         return record
 
     def append(self, event: Event, emitter: str, number: int, log_time_ns: int | None = None) -> LogRecord:
-        """
-        Appends an event under its number.
-        """
+        """Appends an event under its number."""
         value = number_event(encode_event(event), emitter, number)
         return self.append_value(value, event.at_ns if log_time_ns is None else log_time_ns)
 
     def since(self, offset: int, at_most: int | None = None) -> list[LogRecord]:
-        """
-        The records from an offset on.
-        """
+        """The records from an offset on."""
         first = offset - self.first_offset
         return self.records[first : None if at_most is None else first + at_most]
 
 
 def model_call(at_ns: int = START_NS, **changes: Any) -> RunEnded:
-    """
-    An ended call of gpt-4o-mini: 1,000 tokens in, 200 of them cached, 100 out; 0.000195 dollars.
-    """
+    """An ended call of gpt-4o-mini: 1,000 tokens in, 200 of them cached, 100 out; 0.000195 dollars."""
     facts: dict[str, Any] = {
         "at_ns": at_ns,
         "run_id": f"run-{at_ns}",
@@ -96,9 +82,7 @@ def model_call(at_ns: int = START_NS, **changes: Any) -> RunEnded:
 
 
 def chain_end(at_ns: int = START_NS, **changes: Any) -> RunEnded:
-    """
-    An ended root chain.
-    """
+    """An ended root chain."""
     facts: dict[str, Any] = {
         "at_ns": at_ns,
         "run_id": f"chain-{at_ns}",
@@ -116,18 +100,14 @@ def chain_end(at_ns: int = START_NS, **changes: Any) -> RunEnded:
 
 
 def failure(origin: bool = True, fingerprint: str = "f1") -> RunError:
-    """
-    A tool's error.
-    """
+    """A tool's error."""
     return RunError(
         type="ToolException", category="tool", message="no such order", fingerprint=fingerprint, origin=origin
     )
 
 
 def run_start(at_ns: int = START_NS, **changes: Any) -> RunStarted:
-    """
-    A start of the root chain.
-    """
+    """A start of the root chain."""
     facts: dict[str, Any] = {
         "at_ns": at_ns,
         "run_id": f"chain-{at_ns}",
@@ -142,23 +122,17 @@ def run_start(at_ns: int = START_NS, **changes: Any) -> RunStarted:
 
 
 def session_start(at_ns: int = START_NS, session_id: str = "s-1") -> SessionStarted:
-    """
-    A session that the service opened.
-    """
+    """A session that the service opened."""
     return SessionStarted(at_ns=at_ns, session_id=session_id, user_id="u-7", service="checkout", environment="test")
 
 
 def session_end(at_ns: int = START_NS, session_id: str = "s-1") -> SessionEnded:
-    """
-    The end of that session.
-    """
+    """The end of that session."""
     return SessionEnded(at_ns=at_ns, session_id=session_id, user_id="u-7", service="checkout", environment="test")
 
 
 def report(number: int, captured: int, lanes: dict[int, int], at_ns: int = START_NS, **changes: Any) -> EmitterReported:
-    """
-    What an emitter says of itself.
-    """
+    """What an emitter says of itself."""
     facts: dict[str, Any] = {
         "at_ns": at_ns,
         "number": number,

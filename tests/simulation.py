@@ -1,6 +1,5 @@
-"""
-A world without servers: logs that are lists, emitters that number as the real one does, and a Kafka client that reads
-those lists into the real worker. What it knows of every event is the oracle of the model test.
+"""A world without servers: logs that are lists, emitters that number as the real one does, and a Kafka client that
+reads those lists into the real worker. What it knows of every event is the oracle of the model test.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ Place = tuple[str, int, int]
 
 @dataclass
 class Capture:
-    """
-    An event, and where it is: without a number, numbered, or given up before that.
-    """
+    """An event, and where it is: without a number, numbered, or given up before that."""
 
     kind: str
     at_ns: int
@@ -38,23 +35,17 @@ class Capture:
 
     @property
     def input_tokens(self) -> int:
-        """
-        Another for each event, so that one too few and one too many do not make up for each other.
-        """
+        """Another for each event, so that one too few and one too many do not make up for each other."""
         return 1_000 + self.serial
 
     @property
     def picodollars(self) -> int:
-        """
-        What the call cost, by hand.
-        """
+        """What the call cost, by hand."""
         return self.input_tokens * INPUT_PICODOLLARS + 10 * OUTPUT_PICODOLLARS
 
 
 class World:
-    """
-    Clock, logs, and everything that was ever captured or written.
-    """
+    """Clock, logs, and everything that was ever captured or written."""
 
     def __init__(self, partitions: int) -> None:
         self.now_ns = START_NS
@@ -66,38 +57,28 @@ class World:
         self._serial = 0
 
     def tick(self, seconds: int) -> None:
-        """
-        Lets time pass.
-        """
+        """Lets time pass."""
         self.now_ns += seconds * SECOND_NS
 
     def next_serial(self) -> int:
-        """
-        A number for the next event, of all emitters.
-        """
+        """A number for the next event, of all emitters."""
         self._serial += 1
         return self._serial
 
     def append(self, partition: int, values: Iterable[bytes]) -> None:
-        """
-        The broker's side of a delivery.
-        """
+        """The broker's side of a delivery."""
         for value in values:
             self.logs[partition].append_value(value, self.now_ns)
 
     def places(self, records: Iterable[LogRecord]) -> set[Place]:
-        """
-        Whose events records are; those without a number, or that nobody can decode, are nobody's.
-        """
+        """Whose events records are; those without a number, or that nobody can decode, are nobody's."""
         found = (self.by_value.get(record.value or b"") for record in records if record.value not in self.poison)
         return {place for place in found if place is not None}
 
 
 @dataclass
 class Emitter:
-    """
-    Captures, numbers, sends, and reports as `runtap_collector` does.
-    """
+    """Captures, numbers, sends, and reports as `runtap_collector` does."""
 
     world: World
     name: str
@@ -114,9 +95,7 @@ class Emitter:
     is_closed: bool = False
 
     def capture(self, partition: int, kind: str) -> None:
-        """
-        Takes an event, or drops it at the door.
-        """
+        """Takes an event, or drops it at the door."""
         capture = Capture(kind, self.world.now_ns, self.world.next_serial(), partition)
         self.captured.append(capture)
         if kind == "dropped":
@@ -126,17 +105,13 @@ class Emitter:
             self.waiting.append(capture)
 
     def supersede(self) -> None:
-        """
-        Gives up the oldest start that waits.
-        """
+        """Gives up the oldest start that waits."""
         if self.waiting:
             self.waiting.pop(0).is_given_up = True
             self.superseded += 1
 
     def number(self, partition: int, *, with_report: bool, closing: bool = False) -> None:
-        """
-        Makes the lane's next batch; there is one at a time.
-        """
+        """Makes the lane's next batch; there is one at a time."""
         if partition in self.batches:
             return
         batch: list[tuple[int, bytes]] = []
@@ -184,8 +159,8 @@ class Emitter:
         self.world.by_value[value] = (self.name, partition, number)
 
     def send(self, partition: int, outcome: str) -> None:
-        """
-        Sends the lane's batch: `acknowledged`, `unanswered` (it landed), `underway` (it may still land) or `refused`.
+        """Sends the lane's batch: `acknowledged`, `unanswered` (it landed), `underway` (it may still land) or
+        `refused`.
         """
         batch = [value for _, value in self.batches.get(partition, ())]
         if outcome in ("acknowledged", "unanswered"):
@@ -196,9 +171,7 @@ class Emitter:
             self.underway.append((partition, batch))
 
     def give_up(self, partition: int) -> None:
-        """
-        Announces the lane's batch as skipped, though it may still land.
-        """
+        """Announces the lane's batch as skipped, though it may still land."""
         batch = self.batches.pop(partition, None)
         if batch:
             self.underway.append((partition, [value for _, value in batch]))
@@ -209,9 +182,7 @@ class Emitter:
             )
 
     def land(self, choice: int, *, again: bool) -> None:
-        """
-        Lets a request that was underway reach the log.
-        """
+        """Lets a request that was underway reach the log."""
         if self.underway:
             partition, values = self.underway[choice % len(self.underway)]
             self.world.append(partition, values)
@@ -219,9 +190,7 @@ class Emitter:
                 self.underway.pop(choice % len(self.underway))
 
     def close(self, partition: int) -> None:
-        """
-        Sends all there is and reports for the last time.
-        """
+        """Sends all there is and reports for the last time."""
         if self.is_closed:
             return
         for lane in range(len(self.world.logs)):
@@ -243,9 +212,7 @@ def _event(capture: Capture) -> Event:
 
 
 class SimulatedClient:
-    """
-    Stands for `AIOKafkaConsumer`: keeps a position of its own, which moves whether or not its records arrive.
-    """
+    """Stands for `AIOKafkaConsumer`: keeps a position of its own, which moves whether or not its records arrive."""
 
     world: World
 
@@ -256,9 +223,7 @@ class SimulatedClient:
         self.fails_next_poll = False
 
     def assign(self, places: Iterable[TopicPartition]) -> None:
-        """
-        Takes partitions, as the group or the caller says.
-        """
+        """Takes partitions, as the group or the caller says."""
         self._assigned = set(places)
         self._paused = set()
 
@@ -303,9 +268,7 @@ class SimulatedClient:
 
 
 class CommitFaults:
-    """
-    Stands in a writer's way at its next commit.
-    """
+    """Stands in a writer's way at its next commit."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -333,7 +296,5 @@ class CommitFaults:
             fault()
 
     def clear(self) -> None:
-        """
-        Takes away what did not come into play.
-        """
+        """Takes away what did not come into play."""
         self.before = self.inside = self.after = None

@@ -1,6 +1,4 @@
-"""
-What the documents say exists, and what exists is documented.
-"""
+"""What the documents say exists, and what exists is documented."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ def test_every_counter_is_documented(counters: Any) -> None:
 
 @pytest.mark.parametrize("folder", ["collector", "consumers", "demo"])
 def test_functions_that_a_readme_names_exist(folder: str) -> None:
-    """
-    `module.Class.method` and `module.function` in a package's README, relative to the package.
-    """
+    """`module.Class.method` and `module.function` in a package's README, relative to the package."""
     named = re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_][A-Za-z_.]*)`", text_of(f"{folder}/README.md"))
     paths = [
         ALIASES.get(path.split(".")[0], path.split(".")[0]) + path[len(path.split(".")[0]) :]
@@ -94,9 +90,7 @@ def test_functions_that_a_readme_names_exist(folder: str) -> None:
 
 
 def is_ours(path: str) -> bool:
-    """
-    Whether the first part of a dotted name is one of our packages, or a module of one.
-    """
+    """Whether the first part of a dotted name is one of our packages, or a module of one."""
     first, *_, last = path.split(".")
     return last != "py" and (
         first in PACKAGES.values()
@@ -163,9 +157,7 @@ def test_every_option_that_a_document_names_exists_on_its_command() -> None:
 
 
 def command_of(command: Any, words: str) -> tuple[str, set[str]]:
-    """
-    The command that words begin with, and its options.
-    """
+    """The command that words begin with, and its options."""
     context = Context(command)
     path = []
     for word in re.findall(r"[^\s`]+", words):

@@ -1,6 +1,4 @@
-"""
-The built wheel, installed alone with each extra into a fresh virtual environment, does what the README says.
-"""
+"""The built wheel, installed alone with each extra into a fresh virtual environment, does what the README says."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(wheel: Path, folder: Path, extra: str) -> Path:
-    """
-    A virtual environment with the wheel and an extra; returns its folder of commands.
-    """
+    """A virtual environment with the wheel and an extra; returns its folder of commands."""
     venv.create(folder, with_pip=True)
     commands = folder / "bin"
     target = f"{wheel}[{extra}]" if extra else str(wheel)

@@ -1,6 +1,4 @@
-"""
-What users may import, and nothing else.
-"""
+"""What users may import, and nothing else."""
 
 from __future__ import annotations
 

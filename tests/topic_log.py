@@ -1,6 +1,4 @@
-"""
-What is in a topic: every record from its beginning to its present end.
-"""
+"""What is in a topic: every record from its beginning to its present end."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from runtap_schemas import EmitterReported, Event, Skipped, Unreadable, decode_e
 
 
 class LoggedEvent(NamedTuple):
-    """
-    An event and where it lies.
-    """
+    """An event and where it lies."""
 
     partition: int
     key: str
@@ -22,9 +18,7 @@ class LoggedEvent(NamedTuple):
 
 
 async def read_topic(bootstrap_servers: str, topic: str) -> list[LoggedEvent]:
-    """
-    All events of a topic, partition by partition in their order.
-    """
+    """All events of a topic, partition by partition in their order."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest")
     await consumer.start()
     try:
@@ -45,9 +39,7 @@ async def read_topic(bootstrap_servers: str, topic: str) -> list[LoggedEvent]:
 
 
 def check_ledger(logged: list[LoggedEvent]) -> EmitterReported:
-    """
-    Checks one closed emitter: lanes without gaps up to what its last report says, and a balance without a rest.
-    """
+    """Checks one closed emitter: lanes without gaps up to what its last report says, and a balance without a rest."""
     (emitter,) = {entry.event.emitter for entry in logged}
     reports = [entry.event for entry in logged if isinstance(entry.event, EmitterReported)]
     last = max(reports, key=lambda report: report.number)

@@ -1,6 +1,4 @@
-"""
-`runtap worker` as a process of its own, and a log for it to read.
-"""
+"""`runtap worker` as a process of its own, and a log for it to read."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ from runtap_schemas import Event, encode_event, number_event
 
 @dataclass
 class WorkerSetting:
-    """
-    Where a test's workers find Kafka and the store.
-    """
+    """Where a test's workers find Kafka and the store."""
 
     bootstrap_servers: str
     topic_prefix: str
@@ -29,9 +25,7 @@ class WorkerSetting:
     more: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """
-        The process's environment.
-        """
+        """The process's environment."""
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")},
             "RUNTAP_BOOTSTRAP_SERVERS": self.bootstrap_servers,
@@ -42,38 +36,28 @@ class WorkerSetting:
         }
 
     def command(self, *arguments: str) -> list[str]:
-        """
-        A `runtap` command line.
-        """
+        """A `runtap` command line."""
         return [sys.executable, "-m", "runtap_consumers", *arguments]
 
     def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """
-        Runs a `runtap` command to its end.
-        """
+        """Runs a `runtap` command to its end."""
         return subprocess.run(
             self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=timeout
         )
 
     def drain(self, *projections: str) -> None:
-        """
-        Runs a worker until it has caught up.
-        """
+        """Runs a worker until it has caught up."""
         done = self.run("worker", "--drain", *projections)
         assert done.returncode == 0, done.stderr[-3000:]
 
     def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-        """
-        Starts a worker; its log goes to a file.
-        """
+        """Starts a worker; its log goes to a file."""
         with log.open("ab") as output:
             return subprocess.Popen(self.command("worker", *arguments), env=self.environment(), stderr=output)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30, what: str = "the condition") -> None:
-    """
-    Waits for something that other processes bring about.
-    """
+    """Waits for something that other processes bring about."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
@@ -83,9 +67,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30, what: str = "
 async def produce(
     bootstrap_servers: str, topic: str, records: Iterable[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]]
 ) -> None:
-    """
-    Writes (partition, value, headers) records, each partition in order, acknowledged.
-    """
+    """Writes (partition, value, headers) records, each partition in order, acknowledged."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", linger_ms=5)
     await producer.start()
     try:
@@ -99,9 +81,7 @@ async def produce(
 def numbered(
     events: Iterable[Event], emitter: str = "e1", partitions: int = 3, first: int = 0
 ) -> list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]]:
-    """
-    Events as records of lanes, round the partitions; `first` events went before.
-    """
+    """Events as records of lanes, round the partitions; `first` events went before."""
     records: list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]] = []
     for place, event in enumerate(events, start=first):
         value = number_event(encode_event(event), emitter, place // partitions + 1)

@@ -1,10 +1,9 @@
-"""
-Taps every LangChain and LangGraph run into Kafka.
+"""Taps every LangChain and LangGraph run into Kafka.
 
-    from runtap_collector import RunTap
+from runtap_collector import RunTap
 
-    async with RunTap.from_env(service="checkout") as tap:
-        await chain.ainvoke(question, config={"callbacks": [tap.handler]})
+async with RunTap.from_env(service="checkout") as tap:
+    await chain.ainvoke(question, config={"callbacks": [tap.handler]})
 """
 
 from runtap_collector.capture.handler import RunTapHandler

@@ -1,9 +1,8 @@
-"""
-Errors of the collector.
+"""Errors of the collector.
 
-    RuntapError (runtap_schemas)
-    ├── SettingsError (runtap_schemas)     a setting has a value that cannot work
-    └── ConnectionConflictError            a second tap wants another Kafka than this process's emitter has
+RuntapError (runtap_schemas)
+├── SettingsError (runtap_schemas)     a setting has a value that cannot work
+└── ConnectionConflictError            a second tap wants another Kafka than this process's emitter has
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ __all__ = ["ConnectionConflictError", "RuntapError", "SettingsError"]
 
 
 class ConnectionConflictError(RuntapError):
-    """
-    A process has one emitter, and it is connected to one Kafka.
+    """A process has one emitter, and it is connected to one Kafka.
 
     Attributes:
         differences: names of the settings that differ.

@@ -1,6 +1,4 @@
-"""
-The process-wide hook: `install` taps every LangChain run, chains untouched.
-"""
+"""The process-wide hook: `install` taps every LangChain run, chains untouched."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ _hook: _Hook | None = None
 
 
 class _Hook:
-    """
-    What LangChain asks for a handler whenever it configures callbacks. It cannot be unregistered, only switched off.
+    """What LangChain asks for a handler whenever it configures callbacks. It cannot be
+    unregistered, only switched off.
     """
 
     def __init__(self, handler: RunTapHandler) -> None:
@@ -36,9 +34,7 @@ class _Hook:
 
 
 class Installation:
-    """
-    One use of the hook. Ends with `uninstall`, or at the end of a `with` block.
-    """
+    """One use of the hook. Ends with `uninstall`, or at the end of a `with` block."""
 
     def __init__(self, hook: _Hook, emitter: emitters.Emitter) -> None:
         self._hook = hook
@@ -46,9 +42,7 @@ class Installation:
         self._is_installed = True
 
     def uninstall(self) -> None:
-        """
-        Lets runs that begin from now on pass, unless another use goes on; runs that are open still end.
-        """
+        """Lets runs that begin from now on pass, unless another use goes on; runs that are open still end."""
         with _lock:
             if not self._is_installed:
                 return
@@ -67,8 +61,7 @@ class Installation:
 
 
 def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides]) -> Installation:
-    """
-    Taps every LangChain run of the process that begins from now on, in every thread. Closed at exit.
+    """Taps every LangChain run of the process that begins from now on, in every thread. Closed at exit.
 
     As a context manager it taps the runs that begin in the block. With handlers attached by hand, nothing counts twice.
 

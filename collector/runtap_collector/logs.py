@@ -1,5 +1,4 @@
-"""
-The collector's log lines: structlog events over the standard library's logger `runtap_collector`.
+"""The collector's log lines: structlog events over the standard library's logger `runtap_collector`.
 
 The app owns the configuration of logging, and structlog's too: nothing here depends on either or changes it. A process
 that configured none sees warnings on stderr, as with any library.
@@ -38,8 +37,7 @@ log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
 
 
 class RareLog:
-    """
-    Writes each kind of warning at most once a minute, and says how many were held back.
+    """Writes each kind of warning at most once a minute, and says how many were held back.
 
     Without a lock, which a fork could leave held for ever: two threads may at worst both write.
     """
@@ -50,9 +48,7 @@ class RareLog:
         self._held_back: dict[str, int] = {}
 
     def warn(self, event: str, **fields: Any) -> None:
-        """
-        Writes `event`, unless one of the same name was written within the interval.
-        """
+        """Writes `event`, unless one of the same name was written within the interval."""
         now = time.monotonic()
         if now - self._last.get(event, -self._repeat_seconds) < self._repeat_seconds:
             self._held_back[event] = self._held_back.get(event, 0) + 1

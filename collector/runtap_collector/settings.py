@@ -1,6 +1,4 @@
-"""
-Settings of the collector, the only reader of the environment.
-"""
+"""Settings of the collector, the only reader of the environment."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ MIN_BUFFER_BYTES = 64 * 1024
 
 
 class SettingsOverrides(TypedDict, total=False):
-    """
-    The fields of `CollectorSettings` but the service, as arguments; `None` means not given.
-    """
+    """The fields of `CollectorSettings` but the service, as arguments; `None` means not given."""
 
     bootstrap_servers: str | None
     topic_prefix: str | None
@@ -41,9 +37,7 @@ class SettingsOverrides(TypedDict, total=False):
 
 
 class CollectorSettings(ConnectionSettings):
-    """
-    How a service's runs are captured and named.
-    """
+    """How a service's runs are captured and named."""
 
     service: str = Field(
         "unnamed", min_length=1, max_length=MAX_NAME_LENGTH, description="name of the service whose runs these are"
@@ -83,9 +77,7 @@ class CollectorSettings(ConnectionSettings):
 
     @property
     def spool_directory(self) -> Path | None:
-        """
-        The folder of spools. `None`: there is none.
-        """
+        """The folder of spools. `None`: there is none."""
         if self.spool_dir == "off":
             return None
         return Path(

@@ -1,12 +1,11 @@
-"""
-SIGTERM and SIGHUP, which by default end Python on the spot: `chain` makes what is in memory safe before they do.
+"""SIGTERM and SIGHUP, which by default end Python on the spot: `chain` makes what is in memory safe before they do.
 
-    found there                 at the signal
-    the default                 the emitter is closed, then the process dies of the signal
-    uvicorn's handler           it is called; uvicorn serves on, and raises the signal as its last act: only there the
-                                emitter is closed
-    another function            what is in memory is sent or spooled, then the function is called
-    ignored, or not Python's    left alone
+found there                 at the signal
+the default                 the emitter is closed, then the process dies of the signal
+uvicorn's handler           it is called; uvicorn serves on, and raises the signal as its last act: only there the
+                            emitter is closed
+another function            what is in memory is sent or spooled, then the function is called
+ignored, or not Python's    left alone
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ _BUSY_SECONDS = 0.001
 
 @dataclass(frozen=True)
 class Actions:
-    """
-    What there is to do at a signal.
+    """What there is to do at a signal.
 
     Attributes:
         close: closes the emitter.
@@ -43,9 +41,7 @@ class Actions:
 
 
 def chain(actions: Actions) -> None:
-    """
-    Puts our handlers before those that are there. Does nothing outside of the main thread.
-    """
+    """Puts our handlers before those that are there. Does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return
     for signum in SIGNALS:
@@ -57,9 +53,7 @@ def chain(actions: Actions) -> None:
 
 
 class _Chained:
-    """
-    Our handler, and the one before it.
-    """
+    """Our handler, and the one before it."""
 
     def __init__(self, before: Any, actions: Actions) -> None:
         self._before = before
@@ -92,9 +86,8 @@ class _Chained:
 
 
 class _CapturedSignal:
-    """
-    Stands among the signals that a `uvicorn.Server` has captured. At its end it puts the default handler back and calls
-    `signal.raise_signal` with each: the process dies in that call, whose argument is all that it asks us for.
+    """Stands among the signals that a `uvicorn.Server` has captured. At its end it puts the default handler back and
+    calls `signal.raise_signal` with each: the process dies in that call, whose argument is all that it asks us for.
     """
 
     def __init__(self, signum: int, actions: Actions) -> None:

@@ -1,6 +1,4 @@
-"""
-What a service holds: `RunTap`.
-"""
+"""What a service holds: `RunTap`."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ MAX_SESSIONS = 10_000
 
 
 class RunTap:
-    """
-    A service's view on the process's emitter: its handler, its sessions, its end.
+    """A service's view on the process's emitter: its handler, its sessions, its end.
 
         async with RunTap.from_env(service="checkout") as tap:
             await chain.ainvoke(question, config={"callbacks": [tap.handler]})
@@ -38,8 +35,7 @@ class RunTap:
     """
 
     def __init__(self, settings: CollectorSettings) -> None:
-        """
-        Connects to nothing yet: the first event does.
+        """Connects to nothing yet: the first event does.
 
         Raises:
             ConnectionConflictError: this process already emits with other connection settings.
@@ -54,8 +50,7 @@ class RunTap:
 
     @classmethod
     def from_env(cls, *, service: str | None = None, **overrides: Unpack[SettingsOverrides]) -> Self:
-        """
-        A tap with settings from the environment.
+        """A tap with settings from the environment.
 
         Args:
             service: name of the service, `RUNTAP_SERVICE` if not given.
@@ -76,8 +71,7 @@ class RunTap:
         tags: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Iterator[None]:
-        """
-        Gives a session to all runs that begin inside, in tasks and threads with a copy of this context too.
+        """Gives a session to all runs that begin inside, in tasks and threads with a copy of this context too.
 
         Tags and metadata are added to those runs. Emits the session's start and end.
 
@@ -100,8 +94,7 @@ class RunTap:
         tags: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """
-        Emits the start of a session, and gives it to the runs that begin in this context until `end_session`.
+        """Emits the start of a session, and gives it to the runs that begin in this context until `end_session`.
 
         Raises:
             ValueError: the session id is empty.
@@ -115,8 +108,7 @@ class RunTap:
         self._offer(session, is_start=True)
 
     def end_session(self, session_id: str) -> None:
-        """
-        Emits the end of a session, whether or not this process started it.
+        """Emits the end of a session, whether or not this process started it.
 
         Raises:
             ValueError: the session id is empty.
@@ -144,8 +136,8 @@ class RunTap:
         metadata: Mapping[str, Any] | None = None,
         **counts: Unpack[UsageCounts],
     ) -> None:
-        """
-        Emits a model call that LangChain has no callback for (embeddings, an SDK called by hand), as a run of its own.
+        """Emits a model call that LangChain has no callback for (embeddings, an SDK called by hand), as a run of its
+        own.
 
         It gets the session of this context, as runs do. A count that is left out, or is none (negative, no integer),
         is unknown, never 0; without `input_tokens` or `output_tokens` there is no price.
@@ -173,14 +165,11 @@ class RunTap:
         self._capture.record(run, outcome, int(duration_seconds * 1e9), list(tags or ()), metadata or {})
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
-        """
-        Waits until everything captured so far is in Kafka, at most `timeout` seconds. Blocks; see `aflush`.
-        """
+        """Waits until everything captured so far is in Kafka, at most `timeout` seconds. Blocks; see `aflush`."""
         return self._emitter.flush(timeout)
 
     def close(self, timeout: float = CLOSE_SECONDS) -> Delivery:
-        """
-        Waits like `flush`; the process's last tap also ends the emitter and drops what is left then.
+        """Waits like `flush`; the process's last tap also ends the emitter and drops what is left then.
 
         Handlers stay attached and do nothing from then on but count. Blocks; see `aclose`.
         """
@@ -190,27 +179,19 @@ class RunTap:
         return self._emitter.detach(timeout)
 
     async def aflush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
-        """
-        `flush` without blocking the event loop.
-        """
+        """`flush` without blocking the event loop."""
         return await asyncio.to_thread(self.flush, timeout)
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> Delivery:
-        """
-        `close` without blocking the event loop.
-        """
+        """`close` without blocking the event loop."""
         return await asyncio.to_thread(self.close, timeout)
 
     def stats(self) -> Stats:
-        """
-        The emitter's side of the ledger, counted since it began.
-        """
+        """The emitter's side of the ledger, counted since it began."""
         return self._emitter.stats()
 
     def health(self) -> EmitterHealth:
-        """
-        Whether events get to Kafka now, and what stands in their way.
-        """
+        """Whether events get to Kafka now, and what stands in their way."""
         return self._emitter.health()
 
     def __enter__(self) -> Self:

@@ -1,6 +1,4 @@
-"""
-The `runtap` command. Only the standard library may be imported before it is known that the extra is installed.
-"""
+"""The `runtap` command. Only the standard library may be imported before it is known that the extra is installed."""
 
 from __future__ import annotations
 
@@ -10,9 +8,7 @@ _DEMO_COMMANDS = ("demo", "dev", "kafka")
 
 
 def main() -> None:
-    """
-    Runs the command line, or says which extra it needs.
-    """
+    """Runs the command line, or says which extra it needs."""
     try:
         from runtap_consumers.cli import run
     except ModuleNotFoundError as error:

@@ -1,19 +1,18 @@
-"""
-Errors of the workers' side.
+"""Errors of the workers' side.
 
-    RuntapError
-    └── ConsumerError
-        ├── StoreError          the store cannot be used: unreachable, of another topic
-        │   ├── FencedError          another worker owns the partition now
-        │   └── StoreVersionError    the store is of another version of runtap
-        ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
-        │   └── RecordTooLargeError      one record is larger than its topic takes
-        ├── HealthPortError          health cannot be served at the port that was asked for
-        ├── InputError               what a person asked for cannot be understood
-        ├── PriceFileError           a file of prices cannot be read, or is wrong
-        ├── RepriceRefusedError      figures cannot be priced again exactly
-        ├── RebuildError             figures cannot be rebuilt from the log now
-        └── WorkerStoppedError       no running projection makes progress any more
+RuntapError
+└── ConsumerError
+    ├── StoreError          the store cannot be used: unreachable, of another topic
+    │   ├── FencedError          another worker owns the partition now
+    │   └── StoreVersionError    the store is of another version of runtap
+    ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
+    │   └── RecordTooLargeError      one record is larger than its topic takes
+    ├── HealthPortError          health cannot be served at the port that was asked for
+    ├── InputError               what a person asked for cannot be understood
+    ├── PriceFileError           a file of prices cannot be read, or is wrong
+    ├── RepriceRefusedError      figures cannot be priced again exactly
+    ├── RebuildError             figures cannot be rebuilt from the log now
+    └── WorkerStoppedError       no running projection makes progress any more
 """
 
 from __future__ import annotations
@@ -22,20 +21,15 @@ from runtap_schemas import RuntapError
 
 
 class ConsumerError(RuntapError):
-    """
-    Root of what workers, report and tools raise on purpose.
-    """
+    """Root of what workers, report and tools raise on purpose."""
 
 
 class StoreError(ConsumerError):
-    """
-    The store cannot be used. The message names its address, without password, and what to do.
-    """
+    """The store cannot be used. The message names its address, without password, and what to do."""
 
 
 class FencedError(StoreError):
-    """
-    The positions are not where this worker left them: another owns the partition now. Forget all memory of it.
+    """The positions are not where this worker left them: another owns the partition now. Forget all memory of it.
 
     Attributes:
         projection: whose position it was.
@@ -47,54 +41,38 @@ class FencedError(StoreError):
 
 
 class StoreVersionError(StoreError):
-    """
-    The store's tables are those of another version. The message names both and what to do.
-    """
+    """The store's tables are those of another version. The message names both and what to do."""
 
 
 class KafkaUnavailableError(ConsumerError):
-    """
-    Kafka, or a topic on it, cannot be used. The message names both and what to do.
-    """
+    """Kafka, or a topic on it, cannot be used. The message names both and what to do."""
 
 
 class RecordTooLargeError(KafkaUnavailableError):
-    """
-    One record is larger than its topic takes; sending it again does not help.
-    """
+    """One record is larger than its topic takes; sending it again does not help."""
 
 
 class WorkerStoppedError(ConsumerError):
-    """
-    No running projection of this worker can make progress; the process exits non-zero.
-    """
+    """No running projection of this worker can make progress; the process exits non-zero."""
 
 
 class HealthPortError(ConsumerError):
-    """
-    Health cannot be served: the port is taken, or not for this user. A worker that nobody can watch does not start.
+    """Health cannot be served: the port is taken, or not for this user. A worker that nobody can
+    watch does not start.
     """
 
 
 class InputError(ConsumerError):
-    """
-    What a person asked for cannot be understood. The message repeats it and says what is expected.
-    """
+    """What a person asked for cannot be understood. The message repeats it and says what is expected."""
 
 
 class PriceFileError(ConsumerError):
-    """
-    A file of prices cannot be read, or something in it cannot work. The message names file, line and value.
-    """
+    """A file of prices cannot be read, or something in it cannot work. The message names file, line and value."""
 
 
 class RebuildError(ConsumerError):
-    """
-    A projection cannot be rebuilt from the log now; its figures are as they were. The message says why.
-    """
+    """A projection cannot be rebuilt from the log now; its figures are as they were. The message says why."""
 
 
 class RepriceRefusedError(ConsumerError):
-    """
-    Some figures in the range cannot be priced again exactly; nothing was written. The message says which and why.
-    """
+    """Some figures in the range cannot be priced again exactly; nothing was written. The message says which and why."""

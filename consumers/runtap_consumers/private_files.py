@@ -1,5 +1,5 @@
-"""
-Files that hold what users said or paid: one that is made here is for its user alone; one that is there keeps its mode.
+"""Files that hold what users said or paid: one that is made here is for its user alone; one that is there keeps its
+mode.
 """
 
 from __future__ import annotations
@@ -8,7 +8,5 @@ import os
 
 
 def private_opener(path: str, flags: int) -> int:
-    """
-    The `opener` of `open` for them.
-    """
+    """The `opener` of `open` for them."""
     return os.open(path, flags, 0o600)

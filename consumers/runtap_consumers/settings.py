@@ -1,6 +1,4 @@
-"""
-Settings of workers, report and alerts; the only reader of the environment on this side.
-"""
+"""Settings of workers, report and alerts; the only reader of the environment on this side."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ DEFAULT_DATABASE_URL = "sqlite:///.runtap/runtap.db"
 
 
 class ConsumerSettings(ConnectionSettings):
-    """
-    Settings of everything that reads the stream or the store.
-    """
+    """Settings of everything that reads the stream or the store."""
 
     database_url: str = Field(
         DEFAULT_DATABASE_URL,
@@ -103,13 +99,9 @@ class ConsumerSettings(ConnectionSettings):
 
     @property
     def cost_attributes(self) -> tuple[str, ...]:
-        """
-        The metadata keys that costs are attributed to.
-        """
+        """The metadata keys that costs are attributed to."""
         return tuple(name.removeprefix("metadata.") for name in self.cost_by.split(",") if name)
 
     def zone(self) -> ZoneInfo:
-        """
-        The time zone to print in, UTC where none is set.
-        """
+        """The time zone to print in, UTC where none is set."""
         return ZoneInfo(self.timezone or "UTC")

@@ -1,6 +1,4 @@
-"""
-Commands that the demo package adds to `runtap`.
-"""
+"""Commands that the demo package adds to `runtap`."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ from runtap_demo.kafka.termination import unwound_by_signals
 
 @contextmanager
 def _console() -> Iterator[Console]:
-    """
-    Standard output for people, without logs: an error tells the reason. The demo's keep their lines, the ends of logs.
+    """Standard output for people, without logs: an error tells the reason. The demo's keep their lines, the ends of
+    logs.
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger().addHandler(logging.NullHandler())
@@ -49,18 +47,14 @@ def demo(
         bool, typer.Option("--openai", help="Call the real OpenAI API, with OPENAI_API_KEY. It costs some cents.")
     ] = False,
 ) -> None:
-    """
-    Run the whole pipeline here: Kafka, workers, a sample service, its report, and an independent count beside it.
-    """
+    """Run the whole pipeline here: Kafka, workers, a sample service, its report, and an independent count beside it."""
     options = DemoOptions(seed, json_file, keep, bootstrap_servers, database_url, openai)
     with _console() as console:
         raise typer.Exit(run_demo(options, console))
 
 
 def dev(port: Annotated[int, typer.Option(min=1, max=65_535, help="Where Kafka listens.")] = DEFAULT_PORT) -> None:
-    """
-    Run Kafka and all workers for an app that you develop. Log and figures are kept in .runtap.
-    """
+    """Run Kafka and all workers for an app that you develop. Log and figures are kept in .runtap."""
     with _console() as console:
         run_dev(port, console)
 
@@ -72,9 +66,7 @@ def kafka(
     nodes: Annotated[int, typer.Option(min=1, max=3, help="How many brokers.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="Where the log is kept; a temporary folder if not given.")] = None,
 ) -> None:
-    """
-    Run the embedded Apache Kafka alone, until Ctrl-C. For development only.
-    """
+    """Run the embedded Apache Kafka alone, until Ctrl-C. For development only."""
     with _console() as console, EmbeddedKafka(folder, nodes, port, console=console) as embedded:
         console.print(f"Apache Kafka listens on {embedded.bootstrap_servers}", highlight=False, soft_wrap=True)
         try:

@@ -1,6 +1,4 @@
-"""
-The report's figures beside those that the model server counted itself.
-"""
+"""The report's figures beside those that the model server counted itself."""
 
 from __future__ import annotations
 
@@ -16,25 +14,19 @@ FIGURES = ("answers", "unmetered", "input_tokens", "cached_tokens", "output_toke
 
 @dataclass(frozen=True)
 class Comparison:
-    """
-    Figures by model and name, from both sides.
-    """
+    """Figures by model and name, from both sides."""
 
     reported: Mapping[tuple[str, str], int]
     served: Mapping[tuple[str, str], int]
 
     @property
     def differences(self) -> list[tuple[str, str]]:
-        """
-        Model and name of each figure on which the sides differ.
-        """
+        """Model and name of each figure on which the sides differ."""
         keys = sorted({*self.reported, *self.served})
         return [key for key in keys if self.reported.get(key, 0) != self.served.get(key, 0)]
 
     def table(self) -> Table:
-        """
-        A row a model; a figure that differs shows both values, the report's first.
-        """
+        """A row a model; a figure that differs shows both values, the report's first."""
         table = Table(
             title="Calls answered and their tokens: the report beside the model server's own count",
             title_justify="left",
@@ -56,9 +48,7 @@ class Comparison:
 
 
 def reported_figures(report: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
-    """
-    The figures of `runtap report --json` and, for what only single runs tell, of `runtap runs --json`.
-    """
+    """The figures of `runtap report --json` and, for what only single runs tell, of `runtap runs --json`."""
     figures: Counter[tuple[str, str]] = Counter()
     for row in report["cost"]["by_model"]:
         model = row["model"] or ""
@@ -75,9 +65,7 @@ def reported_figures(report: Mapping[str, Any], runs: Iterable[Mapping[str, Any]
 
 
 def served_figures(totals: Mapping[str, Any]) -> Counter[tuple[str, str]]:
-    """
-    The figures of the model server's own totals.
-    """
+    """The figures of the model server's own totals."""
     names = dict(
         zip(
             ("calls", "unmetered_calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"),

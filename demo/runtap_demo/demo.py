@@ -1,6 +1,4 @@
-"""
-`runtap demo`: the whole pipeline on this machine for half a minute, with an independent count beside its report.
-"""
+"""`runtap demo`: the whole pipeline on this machine for half a minute, with an independent count beside its report."""
 
 from __future__ import annotations
 
@@ -53,8 +51,7 @@ _REAL_API_OPTIONS = ("--sessions", "4", "--house-model", "gpt-4o-mini")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """
-    What `runtap demo` was asked for.
+    """What `runtap demo` was asked for.
 
     Args:
         seed: decides the customers, their questions and the answers.
@@ -74,8 +71,7 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
-    """
-    Runs the demo and ends all that it started, also when asked to stop half-way.
+    """Runs the demo and ends all that it started, also when asked to stop half-way.
 
     Returns:
         The process's exit code: 0 when the report and the model server's totals agree.
@@ -102,9 +98,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 class Demo:
-    """
-    The parts of a demo that is running; what it starts is ended by the exit stack, in reverse order.
-    """
+    """The parts of a demo that is running; what it starts is ended by the exit stack, in reverse order."""
 
     def __init__(self, options: DemoOptions, console: Console, stack: ExitStack) -> None:
         self._options = options
@@ -127,9 +121,7 @@ class Demo:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def connect(self) -> None:
-        """
-        Starts Kafka where none is named, and settles where topics and store are.
-        """
+        """Starts Kafka where none is named, and settles where topics and store are."""
         servers, security = self._options.bootstrap_servers, {}
         if servers is None:
             self._kafka = self._stack.enter_context(EmbeddedKafka(console=self._console))
@@ -151,9 +143,7 @@ class Demo:
         }
 
     def start(self) -> None:
-        """
-        Makes the topics, starts the workers and the model server.
-        """
+        """Makes the topics, starts the workers and the model server."""
         asyncio.run(create_topics(self._settings, _PARTITIONS, replication_factor=1))
         if self._kafka is None and self._options.database_url is None:
             self._stack.callback(self._delete_topics)
@@ -183,9 +173,7 @@ class Demo:
                 return
 
     def serve(self) -> None:
-        """
-        Runs the sample service to its end, and shows how far everybody is.
-        """
+        """Runs the sample service to its end, and shows how far everybody is."""
         command = [sys.executable, "-m", "runtap_demo.service", "--seed", str(self._options.seed)]
         if self._options.openai:
             service = self._spawn("service", [*command, *_REAL_API_OPTIONS])
@@ -223,15 +211,12 @@ class Demo:
             progress.update(tasks[2], completed=ledger["applied"], total=ledger["captured"] or None, count=count)
 
     def drain(self) -> None:
-        """
-        Ends the workers, and lets one read to the end of the topic.
-        """
+        """Ends the workers, and lets one read to the end of the topic."""
         end([self._worker.process], _STOP_TIMEOUT_SECONDS)
         self._drain_worker()
 
     def show(self) -> bool:
-        """
-        Prints the report, and beside it what the model server counted.
+        """Prints the report, and beside it what the model server counted.
 
         Returns:
             Whether they agree; also where the real API was called, which counts nothing for us.
@@ -253,9 +238,7 @@ class Demo:
         return True
 
     def stay(self) -> None:
-        """
-        Keeps everything up until Ctrl-C or a signal.
-        """
+        """Keeps everything up until Ctrl-C or a signal."""
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
         self._console.print("\nStaying up until Ctrl-C. To look and to send with other programs:", highlight=False)
         for name, value in self._environment.items():
@@ -289,9 +272,7 @@ class Demo:
             return json.load(response)
 
     def _ledger(self) -> Any:
-        """
-        The report's ledger; `None` while the worker has not made the store.
-        """
+        """The report's ledger; `None` while the worker has not made the store."""
         try:
             return self._report()["ledger"]
         except StoreError:
@@ -315,9 +296,7 @@ class Demo:
         return reported_figures(self._report(), runs)
 
     def _delete_topics(self) -> None:
-        """
-        Leaves a Kafka that is not ours as it was found.
-        """
+        """Leaves a Kafka that is not ours as it was found."""
         names = [topic.name for topic in all_topics(self._settings.topic_prefix)]
         try:
             asyncio.run(asyncio.wait_for(_delete(names, self._settings), _DELETE_TIMEOUT_SECONDS))

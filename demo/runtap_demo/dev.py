@@ -1,6 +1,4 @@
-"""
-`runtap dev`: Kafka and all workers for a developer's own app, on this machine, in one command.
-"""
+"""`runtap dev`: Kafka and all workers for a developer's own app, on this machine, in one command."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ _LOOK_SECONDS = 0.25
 
 
 def run_dev(port: int, console: Console) -> None:
-    """
-    Runs until Ctrl-C or a signal; log and figures stay in `.runtap` of the current folder.
+    """Runs until Ctrl-C or a signal; log and figures stay in `.runtap` of the current folder.
 
     Raises:
         DemoError: a part did not start, or ended before its time.
@@ -62,9 +59,7 @@ def _start_worker(settings: ConsumerSettings) -> Child:
 
 
 def _explain(settings: ConsumerSettings, port: int, console: Console) -> None:
-    """
-    Says what runs where, what to do next, and what this is not for.
-    """
+    """Says what runs where, what to do next, and what this is not for."""
     lines = [
         f"Kafka listens on {settings.bootstrap_servers}; topics {settings.topic_prefix}.*; log in {FOLDER / 'kafka'}",
         f"Workers write to {settings.database_url}; their log is {FOLDER / 'worker.log'}",

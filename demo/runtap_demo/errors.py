@@ -1,12 +1,11 @@
-"""
-Errors of the demo package.
+"""Errors of the demo package.
 
-    RuntapError
-    └── DemoError
-        ├── KafkaJarsMissingError    Apache Kafka's jars are not cached and cannot be downloaded
-        ├── BrokerError              an embedded broker did not start, or died
-        ├── PortTakenError           somebody else listens on the wished port
-        └── ChildEndedError          a process of the demo ended before its time
+RuntapError
+└── DemoError
+    ├── KafkaJarsMissingError    Apache Kafka's jars are not cached and cannot be downloaded
+    ├── BrokerError              an embedded broker did not start, or died
+    ├── PortTakenError           somebody else listens on the wished port
+    └── ChildEndedError          a process of the demo ended before its time
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ from runtap_schemas import RuntapError
 
 
 class DemoError(RuntapError):
-    """
-    Root of the demo's errors; its text can be shown to a person as it is.
-    """
+    """Root of the demo's errors; its text can be shown to a person as it is."""
 
 
 class KafkaJarsMissingError(DemoError):
-    """
-    Apache Kafka's jars are not cached and cannot be downloaded.
-    """
+    """Apache Kafka's jars are not cached and cannot be downloaded."""
 
     def __init__(self, version: str, cache: Path, reason: str) -> None:
         super().__init__(
@@ -40,9 +35,7 @@ class KafkaJarsMissingError(DemoError):
 
 
 class BrokerError(DemoError):
-    """
-    An embedded broker did not start, or died.
-    """
+    """An embedded broker did not start, or died."""
 
     def __init__(self, node_id: int, what: str, log: Path, last_lines: str) -> None:
         super().__init__(f"Kafka node {node_id} {what}; the end of its log {log}:\n{last_lines}")
@@ -52,9 +45,7 @@ class BrokerError(DemoError):
 
 
 class PortTakenError(DemoError):
-    """
-    Somebody else listens on the wished port.
-    """
+    """Somebody else listens on the wished port."""
 
     def __init__(self, port: int) -> None:
         super().__init__(
@@ -65,9 +56,7 @@ class PortTakenError(DemoError):
 
 
 class ChildEndedError(DemoError):
-    """
-    A process of the demo ended before its time.
-    """
+    """A process of the demo ended before its time."""
 
     def __init__(self, name: str, exit_code: int, log: Path, last_lines: str) -> None:
         super().__init__(f"The {name} ended with exit code {exit_code}; the end of its log {log}:\n{last_lines}")

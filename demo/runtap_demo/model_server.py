@@ -1,5 +1,4 @@
-"""
-A loopback server that speaks OpenAI's chat completions API, and counts what it answered.
+"""A loopback server that speaks OpenAI's chat completions API, and counts what it answered.
 
 It imports nothing of runtap: its totals are the demo's independent second opinion. Run as a process of its own:
 
@@ -59,8 +58,7 @@ _WORDS = _TEXT.split()
 
 @dataclass
 class ModelTotals:
-    """
-    What was sent of one model, in answers sent whole. `unmetered_calls` are streams whose client did not ask for
+    """What was sent of one model, in answers sent whole. `unmetered_calls` are streams whose client did not ask for
     usage: it cannot know their tokens, so they are not in the other figures.
     """
 
@@ -74,17 +72,13 @@ class ModelTotals:
 
 @dataclass
 class Totals:
-    """
-    Everything that the server counts.
-    """
+    """Everything that the server counts."""
 
     by_model: dict[str, ModelTotals] = field(default_factory=dict)
     not_answered: Counter[str] = field(default_factory=Counter)
 
     def count(self, answer: Answer, metered: bool) -> None:
-        """
-        Counts an answer that was sent whole.
-        """
+        """Counts an answer that was sent whole."""
         totals = self.by_model.setdefault(answer.model, ModelTotals())
         totals.calls += 1
         if not metered:
@@ -98,9 +92,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Answer:
-    """
-    One answer, as it will be sent. `tool_call`: name and arguments, in place of text.
-    """
+    """One answer, as it will be sent. `tool_call`: name and arguments, in place of text."""
 
     id: str
     model: str
@@ -132,9 +124,7 @@ class Answer:
 
 
 class ModelServer:
-    """
-    The routes, the seed and the totals.
-    """
+    """The routes, the seed and the totals."""
 
     def __init__(self, seed: int) -> None:
         self.totals = Totals()
@@ -154,9 +144,7 @@ class ModelServer:
         return JSONResponse({"seed": self._seed, "by_model": by_model, "not_answered": self.totals.not_answered})
 
     async def complete(self, request: Request) -> Response:
-        """
-        Answers one request, or fails it.
-        """
+        """Answers one request, or fails it."""
         body = await request.json()
         if body.get("model") not in MODELS:
             self.totals.not_answered["404"] += 1
@@ -210,9 +198,7 @@ class ModelServer:
 
 
 class _WholeResponse(JSONResponse):
-    """
-    An answer in one piece, counted when the last byte was handed over.
-    """
+    """An answer in one piece, counted when the last byte was handed over."""
 
     def __init__(self, totals: Totals, answer: Answer) -> None:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -242,9 +228,7 @@ def _error(status: int, message: str, code: str | None) -> JSONResponse:
 
 
 def _choose_failure(digest: str, attempt: int) -> str | None:
-    """
-    How this attempt of a request fails, if it does: its digest decides, for the first attempt or for every one.
-    """
+    """How this attempt of a request fails, if it does: its digest decides, for the first attempt or for every one."""
     dice = random.Random(f"failure:{digest}")
     percent, persistent = dice.randrange(100), dice.randrange(100) < _PERSISTENT
     if percent < _RATE_LIMITED + _SERVER_ERROR:
@@ -255,9 +239,7 @@ def _choose_failure(digest: str, attempt: int) -> str | None:
 
 
 def _compose(body: dict[str, Any], dice: random.Random) -> Answer:
-    """
-    Makes up an answer of realistic length: mostly 40 to 250 tokens, of which reasoning models hide some.
-    """
+    """Makes up an answer of realistic length: mostly 40 to 250 tokens, of which reasoning models hide some."""
     input_tokens = _count_input_tokens(body)
     cached = 0
     if input_tokens >= _PROMPT_CACHE_LEAST and dice.random() < 0.6:
@@ -287,16 +269,14 @@ def _compose(body: dict[str, Any], dice: random.Random) -> Answer:
 
 
 def _count_input_tokens(body: dict[str, Any]) -> int:
-    """
-    About four characters a token, and four tokens around each message.
-    """
+    """About four characters a token, and four tokens around each message."""
     characters = sum(len(json.dumps(message.get("content") or "")) for message in body["messages"])
     return 3 + 4 * len(body["messages"]) + (characters + len(json.dumps(body.get("tools") or ""))) // 4
 
 
 def _choose_tool(body: dict[str, Any], dice: random.Random) -> dict[str, Any] | None:
-    """
-    A tool to call: the one whose verb the user said, else any; none once two have answered, or where none is offered.
+    """A tool to call: the one whose verb the user said, else any; none once two have answered, or where none is
+    offered.
     """
     tools: list[dict[str, Any]] = body.get("tools") or []
     answered = sum(message["role"] == "tool" for message in body["messages"])
@@ -312,17 +292,13 @@ def _last_text(body: dict[str, Any]) -> str:
 
 
 def _fill(schema: dict[str, Any], text: str, dice: random.Random) -> dict[str, Any]:
-    """
-    Arguments that fit a tool's schema.
-    """
+    """Arguments that fit a tool's schema."""
     kinds: dict[str, Any] = {"integer": dice.randint(1, 99), "number": dice.randint(1, 99) / 2, "boolean": True}
     return {name: kinds.get(part.get("type"), text[:60]) for name, part in (schema.get("properties") or {}).items()}
 
 
 def _choices(answer: Answer) -> list[dict[str, Any]]:
-    """
-    The parts of a streamed answer.
-    """
+    """The parts of a streamed answer."""
     deltas: list[dict[str, Any]]
     if answer.tool_call is None:
         words = answer.text.split(" ")
@@ -358,9 +334,7 @@ def _chunk(answer: Answer, choices: list[dict[str, Any]], metered: bool, usage: 
 
 
 def main() -> None:
-    """
-    Serves until SIGTERM.
-    """
+    """Serves until SIGTERM."""
     parser = argparse.ArgumentParser(description="A loopback server that speaks OpenAI's chat completions API")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,5 +1,4 @@
-"""
-The sample service: a shop's assistant, as an application would be written, with runtap attached.
+"""The sample service: a shop's assistant, as an application would be written, with runtap attached.
 
 It calls `ChatOpenAI` over HTTP through LCEL chains, a retrieval chain, streams, batches and a LangGraph agent with
 tools, for several users in sessions of their own. Run as a process of its own:
@@ -62,9 +61,7 @@ _POLICIES = {
 
 
 class PolicyRetriever(BaseRetriever):
-    """
-    The shop's policies that share most words with a question.
-    """
+    """The shop's policies that share most words with a question."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,25 +79,19 @@ class PolicyRetriever(BaseRetriever):
 
 @tool
 def look_up_order(order_number: int) -> str:
-    """
-    Looks up where an order is.
-    """
+    """Looks up where an order is."""
     return f"order {order_number} is with the carrier"
 
 
 @tool
 def check_stock(article: str) -> str:
-    """
-    Checks how many of an article are in stock.
-    """
+    """Checks how many of an article are in stock."""
     return f"{len(article)} left"
 
 
 @tool
 def refund_charge(order_number: int) -> str:
-    """
-    Refunds what was charged for an order.
-    """
+    """Refunds what was charged for an order."""
     if order_number % 3 == 0:
         # Told to the model, which goes on.
         raise ValueError(f"order {order_number} was never paid")
@@ -111,9 +102,7 @@ def refund_charge(order_number: int) -> str:
 
 
 class Assistant:
-    """
-    The chains that answer customers, one method a way of asking.
-    """
+    """The chains that answer customers, one method a way of asking."""
 
     def __init__(self, house_model: str) -> None:
         prompt = ChatPromptTemplate.from_messages(
@@ -200,9 +189,7 @@ def _join(documents: list[Document]) -> str:
 
 
 def _agent() -> Runnable[Any, Any]:
-    """
-    A LangGraph agent: the model calls tools until it has an answer.
-    """
+    """A LangGraph agent: the model calls tools until it has an answer."""
     tools = [look_up_order, check_stock, refund_charge]
     model = _model("gpt-5-mini", max_retries=2).bind_tools(tools)
 
@@ -219,8 +206,7 @@ def _agent() -> Runnable[Any, Any]:
 
 
 async def hold_session(tap: RunTap, assistant: Assistant, seed: int, number: int, outcomes: Counter[str]) -> None:
-    """
-    One customer's questions, one after the other. Every second session is named by a block, the others in the
+    """One customer's questions, one after the other. Every second session is named by a block, the others in the
     metadata of each call: both ways are the user's to choose.
     """
     dice = random.Random(f"{seed}:{number}")
@@ -247,8 +233,7 @@ async def _ask_questions(
 
 
 async def serve_customers(seed: int, sessions: int, house_model: str) -> dict[str, Any]:
-    """
-    Holds all sessions, some at once, and closes the emitter.
+    """Holds all sessions, some at once, and closes the emitter.
 
     Args:
         seed: decides the customers and their questions.
@@ -277,9 +262,7 @@ async def serve_customers(seed: int, sessions: int, house_model: str) -> dict[st
 
 
 def main() -> None:
-    """
-    Serves all customers and ends.
-    """
+    """Serves all customers and ends."""
     parser = argparse.ArgumentParser(description="A sample service with runtap attached")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sessions", type=int, default=24)

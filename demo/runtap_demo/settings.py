@@ -1,6 +1,4 @@
-"""
-Settings of the demo package, read from the environment.
-"""
+"""Settings of the demo package, read from the environment."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from runtap_schemas.connection import Settings
 
 
 class DemoSettings(Settings):
-    """
-    Where the embedded Kafka keeps what it downloaded.
-    """
+    """Where the embedded Kafka keeps what it downloaded."""
 
     kafka_cache: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("runtap"),

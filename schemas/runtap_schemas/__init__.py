@@ -1,6 +1,4 @@
-"""
-What emitters and workers agree on: events, topics, and how to reach Kafka.
-"""
+"""What emitters and workers agree on: events, topics, and how to reach Kafka."""
 
 from runtap_schemas.codec import (
     Skipped,

@@ -1,6 +1,4 @@
-"""
-Bytes to events and back: `encode_event`, `number_event` on the emitter's side, `decode_event` on the workers'.
-"""
+"""Bytes to events and back: `encode_event`, `number_event` on the emitter's side, `decode_event` on the workers'."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ _EVENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in AnyEvent.__
 
 
 class Unreadable(Struct, frozen=True):
-    """
-    A record that is no event, and why.
+    """A record that is no event, and why.
 
     Where `emitter` and `sequence` could be read it belongs to a lane and is quarantined there; else it is foreign.
     """
@@ -31,9 +28,7 @@ class Unreadable(Struct, frozen=True):
 
 
 class Skipped(Struct, frozen=True):
-    """
-    A record of an event type that this version does not know. Its number counts, its content does not.
-    """
+    """A record of an event type that this version does not know. Its number counts, its content does not."""
 
     type: str
     emitter: str
@@ -41,9 +36,7 @@ class Skipped(Struct, frozen=True):
 
 
 class _Header(Struct):
-    """
-    What is readable in every version.
-    """
+    """What is readable in every version."""
 
     emitter: str | None = None
     sequence: int | None = None
@@ -55,15 +48,12 @@ _header_decoder = msgspec.json.Decoder(_Header)
 
 
 def encode_event(event: Event) -> bytes:
-    """
-    The JSON of an event that has no number yet.
-    """
+    """The JSON of an event that has no number yet."""
     return _encoder.encode(event)
 
 
 def number_event(body: bytes, emitter: str, sequence: int) -> bytes:
-    """
-    The record of an encoded event: the fields that every version can read are spliced in, without a second pass.
+    """The record of an encoded event: the fields that every version can read are spliced in, without a second pass.
 
     Args:
         body: what `encode_event` returned.
@@ -74,9 +64,7 @@ def number_event(body: bytes, emitter: str, sequence: int) -> bytes:
 
 
 def decode_event(value: bytes | None) -> AnyEvent | Skipped | Unreadable:
-    """
-    Reads a record. Never raises: what cannot be read says why.
-    """
+    """Reads a record. Never raises: what cannot be read says why."""
     if value is None:
         return Unreadable("the record has no value")
     # The first look, for one byte given as a number, is ten times quicker, and nearly every event has none.
@@ -108,15 +96,12 @@ def _classify(value: bytes, cause: str) -> Skipped | Unreadable:
 
 
 def encode_alert(alert: Alert) -> bytes:
-    """
-    The JSON of an alert, version included.
-    """
+    """The JSON of an alert, version included."""
     return b'{"version":%d,%s' % (VERSION, _encoder.encode(alert)[1:])
 
 
 def decode_alert(value: bytes) -> Alert:
-    """
-    Reads a record of the alerts topic.
+    """Reads a record of the alerts topic.
 
     Raises:
         msgspec.DecodeError: it is not an alert of this version.

@@ -1,6 +1,4 @@
-"""
-How to reach Kafka: the settings that emitters and workers share.
-"""
+"""How to reach Kafka: the settings that emitters and workers share."""
 
 from __future__ import annotations
 
@@ -20,17 +18,14 @@ _SERVER = re.compile(r"(?:\[[^\]\s]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
 
 
 class Settings(BaseSettings):
-    """
-    Base of every settings class: read from `RUNTAP_…` variables, frozen, with errors that name the variable.
-    """
+    """Base of every settings class: read from `RUNTAP_…` variables, frozen, with errors that name the variable."""
 
     # Hidden: a traceback shows pydantic's error beside ours, and a value may hold a password.
     model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
     def load(cls, *, options: Collection[str] = (), **overrides: Any) -> Self:
-        """
-        Reads the environment.
+        """Reads the environment.
 
         Args:
             options: overrides that a person gave as options of a command: errors name those instead of variables.
@@ -59,9 +54,7 @@ def _explain(problem: Any, options: Collection[str]) -> str:
 
 
 class ConnectionSettings(Settings):
-    """
-    How to reach Kafka.
-    """
+    """How to reach Kafka."""
 
     bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka's first contacts, host:port separated by commas"
@@ -107,8 +100,7 @@ class ConnectionSettings(Settings):
         return self
 
     def client_options(self) -> dict[str, Any]:
-        """
-        The connection's part of the arguments of any aiokafka client.
+        """The connection's part of the arguments of any aiokafka client.
 
         Raises:
             SettingsError: `RUNTAP_SSL_CAFILE` cannot be read.

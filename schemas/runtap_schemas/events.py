@@ -1,5 +1,4 @@
-"""
-The wire contract: one JSON object, one event, one Kafka record.
+"""The wire contract: one JSON object, one event, one Kafka record.
 
 The structs are both the encoder of the emitter and the decoder of the workers. Limits hold at decoding: what breaks
 one becomes a dead letter, so that no fold can fail on it. The format only grows: a new field has a default, none is
@@ -68,8 +67,7 @@ CountsByKind = Annotated[dict[Word, Count], Meta(max_length=_MAX_REASONS)]
 
 
 class Usage(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
-    """
-    What a model call used. `None`: the provider did not report the figure; it is never 0 instead.
+    """What a model call used. `None`: the provider did not report the figure; it is never 0 instead.
 
     `input_tokens` counts every prompt token, its parts (cache read, cache writes, audio, image) are subsets of it;
     `output_tokens` likewise (reasoning, audio).
@@ -88,8 +86,7 @@ class Usage(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
 
 
 class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
-    """
-    Why a run failed.
+    """Why a run failed.
 
     `fingerprint` groups equal failures: hash of type, function and message with the changing parts out. `origin` is
     false where a child of the run ended with the same exception object: one failure counts once.
@@ -109,8 +106,7 @@ class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
 
 
 class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"):
-    """
-    What every event carries.
+    """What every event carries.
 
     `at_ns` is the instant of capture: the start of a started run, the end of an ended one. `sequence` 0 and an empty
     emitter mean that the event has no number yet.
@@ -123,9 +119,7 @@ class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"
 
 
 class RunEvent(Event, kw_only=True, gc=False, omit_defaults=True):
-    """
-    An event about one run. `is_root`: it has no parent.
-    """
+    """An event about one run. `is_root`: it has no parent."""
 
     run_id: Identifier
     trace_id: Identifier
@@ -140,17 +134,14 @@ class RunEvent(Event, kw_only=True, gc=False, omit_defaults=True):
 
 
 class RunStarted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.started"):
-    """
-    A run began. Not sent where the run had ended by then.
-    """
+    """A run began. Not sent where the run had ended by then."""
 
     provider: Name | None = None
     request_model: Name | None = None
 
 
 class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.ended"):
-    """
-    A run ended: every fact about it, on its own. `at_ns` is its end.
+    """A run ended: every fact about it, on its own. `at_ns` is its end.
 
     `model` is the answering model, the requested one where the answer named none. `reported_cost_usd` is what the
     provider itself said the call cost (a decimal). `inputs` and `outputs` are there only where content is captured;
@@ -178,8 +169,7 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
 
 
 class RunNoted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.noted"):
-    """
-    Something happened within a run: `retry`, `text`, `agent_action`, `agent_finish` or `custom`.
+    """Something happened within a run: `retry`, `text`, `agent_action`, `agent_finish` or `custom`.
 
     `note` names it (the tool of an action, the name of a custom event); `data` is its content, only where captured.
     """
@@ -192,18 +182,14 @@ class RunNoted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.no
 
 
 class RunStreamed(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.streamed"):
-    """
-    Streamed text of a run, joined over 100 ms. `index` is the place of its first token in the stream.
-    """
+    """Streamed text of a run, joined over 100 ms. `index` is the place of its first token in the stream."""
 
     index: Count
     text: StreamedText
 
 
 class SessionEvent(Event, kw_only=True, gc=False, omit_defaults=True):
-    """
-    An event about one session.
-    """
+    """An event about one session."""
 
     session_id: Name
     user_id: Name | None = None
@@ -214,21 +200,15 @@ class SessionEvent(Event, kw_only=True, gc=False, omit_defaults=True):
 
 
 class SessionStarted(SessionEvent, kw_only=True, gc=False, omit_defaults=True, tag="session.started"):
-    """
-    The service said that a session began.
-    """
+    """The service said that a session began."""
 
 
 class SessionEnded(SessionEvent, kw_only=True, gc=False, omit_defaults=True, tag="session.ended"):
-    """
-    The service said that a session ended.
-    """
+    """The service said that a session ended."""
 
 
 class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
-    """
-    Numbers that were given and will never be seen: `first` to `last`, both included.
-    """
+    """Numbers that were given and will never be seen: `first` to `last`, both included."""
 
     emitter: Identifier
     partition: Partition
@@ -238,9 +218,7 @@ class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class ReplayedLane(Struct, kw_only=True, frozen=True, gc=False):
-    """
-    The last number of another emitter's lane that this emitter sent on its behalf.
-    """
+    """The last number of another emitter's lane that this emitter sent on its behalf."""
 
     emitter: Identifier
     partition: Partition
@@ -248,8 +226,7 @@ class ReplayedLane(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="emitter.reported"):
-    """
-    What an emitter says of itself, cumulative since it began. It counts itself.
+    """What an emitter says of itself, cumulative since it began. It counts itself.
 
     `captured` are the events that got, or would have got, a number; `dropped` those refused before that, by reason and
     kind; `superseded` the starts that were not sent since their end says it all. `lanes` holds the last number given
@@ -287,8 +264,7 @@ AnyEvent = RunStarted | RunEnded | RunNoted | RunStreamed | SessionStarted | Ses
 
 
 class Alert(Struct, kw_only=True, gc=False, omit_defaults=True):
-    """
-    One record of the alerts topic.
+    """One record of the alerts topic.
 
     `state` is `firing` or `resolved` for a condition that has an end, `noticed` for a single occurrence. `window_*` and
     `sample_run_id` are null where they mean nothing for the rule.

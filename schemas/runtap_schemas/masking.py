@@ -1,5 +1,5 @@
-"""
-Text that may hold a password, made fit for a message or a log line: `without_passwords`; `shown` for a setting's value.
+"""Text that may hold a password, made fit for a message or a log line: `without_passwords`; `shown` for a setting's
+value.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ _SCHEME = re.compile(r"(?!sqlite)([\w+.-]+:)(?!\d+\s*(?:,|$))", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """
-    Text from anywhere, such as another library's error, without the passwords of URLs in it.
-    """
+    """Text from anywhere, such as another library's error, without the passwords of URLs in it."""
     return _SECRET_FIELD.sub(rf"\1{_MASK}", _CREDENTIALS.sub(rf"\g<1>{_MASK}@", text))
 
 
 def shown(value: object) -> str:
-    """
-    A setting's wrong value as its error names it: whole where it can hold no password, else the scheme alone.
-    """
+    """A setting's wrong value as its error names it: whole where it can hold no password, else the scheme alone."""
     if isinstance(value, str):
         if _MAY_HOLD_SECRET.search(value):
             return _MASK
@@ -40,9 +36,7 @@ def shown(value: object) -> str:
 
 
 def mask_log_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """
-    A processor of structlog's that masks every text of a log line, tracebacks included.
-    """
+    """A processor of structlog's that masks every text of a log line, tracebacks included."""
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = without_passwords(value)

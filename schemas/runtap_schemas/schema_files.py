@@ -1,5 +1,4 @@
-"""
-JSON Schema of every event type and of alerts, for readers that are not Python.
+"""JSON Schema of every event type and of alerts, for readers that are not Python.
 
 `python -m runtap_schemas.schema_files` writes them anew after a change of `events`; a test proves them up to date.
 """
@@ -21,9 +20,7 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """
-    The schema of one event type (`run.ended`, …) or of `alert`, as it stands on the wire.
-    """
+    """The schema of one event type (`run.ended`, …) or of `alert`, as it stands on the wire."""
     schema = msgspec.json.schema(SCHEMAS[name])
     definition = schema["$defs"][SCHEMAS[name].__name__]
     # Spliced in when a batch is built, so always there, though the structs have defaults for them.
@@ -33,9 +30,7 @@ def schema_of(name: str) -> dict[str, Any]:
 
 
 def write_files(folder: Path) -> None:
-    """
-    Writes one file a schema.
-    """
+    """Writes one file a schema."""
     for name in SCHEMAS:
         (folder / f"{name}.json").write_text(json.dumps(schema_of(name), indent=2) + "\n")
 

@@ -1,6 +1,4 @@
-"""
-The topics: their names and the settings that runtap relies on.
-"""
+"""The topics: their names and the settings that runtap relies on."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Topic:
-    """
-    A topic as `runtap topics create` makes it. `partitions` of `None`: the number that the operator chose.
-    """
+    """A topic as `runtap topics create` makes it. `partitions` of `None`: the number that the operator chose."""
 
     name: str
     purpose: str
@@ -22,30 +18,22 @@ class Topic:
 
 
 def events_topic(prefix: str) -> str:
-    """
-    Name of the topic that emitters write.
-    """
+    """Name of the topic that emitters write."""
     return f"{prefix}.events"
 
 
 def alerts_topic(prefix: str) -> str:
-    """
-    Name of the topic that subscribers read.
-    """
+    """Name of the topic that subscribers read."""
     return f"{prefix}.alerts"
 
 
 def dead_letters_topic(prefix: str) -> str:
-    """
-    Name of the topic that holds what could not be read.
-    """
+    """Name of the topic that holds what could not be read."""
     return f"{prefix}.dead-letters"
 
 
 def all_topics(prefix: str) -> list[Topic]:
-    """
-    Every topic of one installation, with its settings.
-    """
+    """Every topic of one installation, with its settings."""
     # Log time is the broker's: a wrong clock in a service must not decide where, or whether, its events count.
     common = {"message.timestamp.type": "LogAppendTime", "cleanup.policy": "delete"}
     return [

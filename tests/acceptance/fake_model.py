@@ -1,5 +1,5 @@
-"""
-A model server that writes down what it answered: the other side of the whole pipeline's sum. Imports nothing of runtap.
+"""A model server that writes down what it answered: the other side of the whole pipeline's sum. Imports nothing of
+runtap.
 
     python fake_model.py ANSWERS_FILE
 
@@ -40,9 +40,7 @@ _SILENCE_SECONDS = 3.0
 
 
 class Answers:
-    """
-    The file, and how often each request came.
-    """
+    """The file, and how often each request came."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
@@ -61,9 +59,7 @@ class Answers:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """
-    Chat completions.
-    """
+    """Chat completions."""
 
     protocol_version = "HTTP/1.1"
     # Head and body are written apart, which costs 40 ms a request with it.
@@ -189,9 +185,7 @@ def _usage(model: str, dice: random.Random) -> dict[str, Any]:
 
 
 class Server(ThreadingHTTPServer):
-    """
-    A thread a connection; connections that wait do not hold up its end.
-    """
+    """A thread a connection; connections that wait do not hold up its end."""
 
     daemon_threads = True
     block_on_close = False
@@ -204,9 +198,7 @@ class Server(ThreadingHTTPServer):
 
 
 def main() -> None:
-    """
-    Serves until the process is ended.
-    """
+    """Serves until the process is ended."""
     Handler.answers = Answers(Path(sys.argv[1]))
     server = Server(("127.0.0.1", 0), Handler)
     print(server.server_address[1], flush=True)  # noqa: T201

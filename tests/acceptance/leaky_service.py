@@ -1,5 +1,4 @@
-"""
-A service with a secret in every place of its runs, each of which fails or ends with it in its hands.
+"""A service with a secret in every place of its runs, each of which fails or ends with it in its hands.
 
     python leaky_service.py SECRET MODEL_PORT
 

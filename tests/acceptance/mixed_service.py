@@ -1,5 +1,4 @@
-"""
-A service with runtap attached, for the whole pipeline: 500 mixed runs, and books of its own about them.
+"""A service with runtap attached, for the whole pipeline: 500 mixed runs, and books of its own about them.
 
     OPENAI_BASE_URL=… python mixed_service.py BOOK_FILE SEED
 
@@ -54,9 +53,7 @@ _ERRORS = {
 
 
 class Shadow(BaseCallbackHandler):
-    """
-    Writes down every run that it is told of, once.
-    """
+    """Writes down every run that it is told of, once."""
 
     run_inline = True
     raise_error = True
@@ -143,9 +140,7 @@ def _status_of(error: BaseException) -> str:
 
 
 class Book:
-    """
-    What the operations were planned to bring.
-    """
+    """What the operations were planned to bring."""
 
     def __init__(self) -> None:
         self.roots: list[dict[str, Any]] = []
@@ -155,9 +150,7 @@ class Book:
 
 
 class Ask:
-    """
-    One operation within a session: the words for the model, and what it is planned to bring.
-    """
+    """One operation within a session: the words for the model, and what it is planned to bring."""
 
     def __init__(self, book: Book, session: dict[str, Any], number: int, handlers: list[Any]) -> None:
         self._book = book
@@ -176,17 +169,13 @@ class Ask:
         return {"question": self.text(do)}
 
     def plan(self, *statuses: str, tools: int = 0) -> None:
-        """
-        Root runs with these statuses, and calls of tools.
-        """
+        """Root runs with these statuses, and calls of tools."""
         place = {"session": self._session["session_id"], "service": self._session["service"]}
         self._book.roots += [{**place, "status": status} for status in statuses]
         self._book.tools += [place] * tools
 
     def plan_error(self, kind: str, category: str, run_type: str, group: str) -> None:
-        """
-        One error. Those of one `group` are the same failure at the same place.
-        """
+        """One error. Those of one `group` are the same failure at the same place."""
         place = {"session": self._session["session_id"], "service": self._session["service"]}
         self._book.errors.append(
             {**place, "type": kind, "category": category, "run_type": run_type, "group": f"{kind} {group}"}
@@ -194,9 +183,7 @@ class Ask:
 
 
 class BlockingCaller:
-    """
-    Calls as synchronous code does.
-    """
+    """Calls as synchronous code does."""
 
     way = "sync"
 
@@ -217,9 +204,7 @@ class BlockingCaller:
 
 
 class AsyncCaller:
-    """
-    Calls as asynchronous code does.
-    """
+    """Calls as asynchronous code does."""
 
     way = "async"
 
@@ -243,9 +228,7 @@ Caller = BlockingCaller | AsyncCaller
 
 
 class Shelf(BaseRetriever):
-    """
-    A retriever of two documents; none where it is told to fail.
-    """
+    """A retriever of two documents; none where it is told to fail."""
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         if "shelf-falls" in query:
@@ -255,17 +238,13 @@ class Shelf(BaseRetriever):
 
 @tool
 def look_up_order(order: int) -> str:
-    """
-    Looks up an order.
-    """
+    """Looks up an order."""
     return f"order {order} is on its way"
 
 
 @tool
 def refund_charge(order: int) -> str:
-    """
-    Refunds an order; never can.
-    """
+    """Refunds an order; never can."""
     raise ToolException(f"order {order} was never paid")
 
 
@@ -297,9 +276,7 @@ def _agent(name: str, **tool_node: Any) -> Runnable[Any, Any]:
 
 
 def _asking_graph(name: str) -> Runnable[Any, Any]:
-    """
-    Asks a model, then a person; and leaves the inner graph by a hand-off.
-    """
+    """Asks a model, then a person; and leaves the inner graph by a hand-off."""
     model = _model(name)
 
     def think(state: MessagesState) -> dict[str, Any]:
@@ -322,9 +299,7 @@ def _asking_graph(name: str) -> Runnable[Any, Any]:
 
 
 class Operations:
-    """
-    What the service does, one method a way of using LangChain.
-    """
+    """What the service does, one method a way of using LangChain."""
 
     def __init__(self, extra_handlers: dict[str, Any], shadow: Shadow) -> None:
         self._constructed = {
@@ -500,9 +475,7 @@ class Operations:
 
 
 async def cancel(operations: Operations, ask: Ask, model: str) -> None:
-    """
-    A task that is cancelled while the model is silent. LangChain tells nobody of the end of the model's run.
-    """
+    """A task that is cancelled while the model is silent. LangChain tells nobody of the end of the model's run."""
     ask.plan("cancelled")
     task = asyncio.create_task(operations.chains[model].ainvoke(ask.question("unheard"), ask.config))
     await asyncio.sleep(0.3)
@@ -512,9 +485,7 @@ async def cancel(operations: Operations, ask: Ask, model: str) -> None:
 
 
 async def hold_session(session: dict[str, Any], tap: RunTap, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """
-    All operations of one session, within a block or with its name in their metadata.
-    """
+    """All operations of one session, within a block or with its name in their metadata."""
     session["begun_ns"] = time.time_ns()
     if session["by_block"]:
         with tap.session(session["session_id"], user_id=session["user_id"]):
@@ -525,9 +496,7 @@ async def hold_session(session: dict[str, Any], tap: RunTap, work: Callable[[], 
 
 
 def run_without_loop(work: Coroutine[Any, Any, None]) -> None:
-    """
-    Runs a coroutine that never waits: what it calls is synchronous code, in a thread without an event loop.
-    """
+    """Runs a coroutine that never waits: what it calls is synchronous code, in a thread without an event loop."""
     try:
         work.send(None)
     except StopIteration:
@@ -536,9 +505,7 @@ def run_without_loop(work: Coroutine[Any, Any, None]) -> None:
 
 
 class Service:
-    """
-    Sessions, one after the other in several threads and tasks, until there are enough roots.
-    """
+    """Sessions, one after the other in several threads and tasks, until there are enough roots."""
 
     def __init__(self, seed: int) -> None:
         self.book = Book()
@@ -552,9 +519,7 @@ class Service:
         self._last_ns = 0
 
     async def serve(self, roots: int) -> None:
-        """
-        Holds sessions until the books have so many root runs: three at a time in threads, six as tasks.
-        """
+        """Holds sessions until the books have so many root runs: three at a time in threads, six as tasks."""
         with ThreadPoolExecutor(3) as threads:
             loop = asyncio.get_running_loop()
             blocking = [loop.run_in_executor(threads, self._serve_blocking, roots) for _ in range(3)]
@@ -591,9 +556,7 @@ class Service:
         await hold_session(session, self.taps[service], work)
 
     def fail_in_a_row(self, count: int) -> None:
-        """
-        The last errors, one after the other, so that their order is known.
-        """
+        """The last errors, one after the other, so that their order is known."""
         session = {"session_id": "s-last", "user_id": "u-last", "service": "billing", "by_block": False}
         self.book.sessions.append(session)
 
@@ -605,17 +568,13 @@ class Service:
         run_without_loop(hold_session(session, self.taps["billing"], work))
 
     def close(self) -> None:
-        """
-        Closes all taps; the handler without one keeps the emitter until exit.
-        """
+        """Closes all taps; the handler without one keeps the emitter until exit."""
         self._last_ns = time.time_ns()
         for tap in (*self.taps.values(), self._another_tap):
             tap.close(10)
 
     def write_book(self, path: Path) -> None:
-        """
-        Writes plans and runs, and what the closed emitter counted.
-        """
+        """Writes plans and runs, and what the closed emitter counted."""
         book = {
             **vars(self.book),
             "runs": list(self.shadow.ended.values()),
@@ -627,9 +586,7 @@ class Service:
 
 
 async def serve_both_halves(service: Service) -> None:
-    """
-    The model clients belong to one event loop.
-    """
+    """The model clients belong to one event loop."""
     await service.serve(ROOTS // 2)
     await service.taps["checkout"].aflush(10)
     print("half", flush=True)  # noqa: T201
@@ -639,9 +596,7 @@ async def serve_both_halves(service: Service) -> None:
 
 
 def main() -> None:
-    """
-    Serves both halves; writes the books last of all, when the emitter was closed at exit.
-    """
+    """Serves both halves; writes the books last of all, when the emitter was closed at exit."""
     # What the app itself has to say is not what the test looks for on standard error.
     logging.getLogger("openai").setLevel(logging.CRITICAL)
     begun: list[Service] = []

@@ -1,6 +1,4 @@
-"""
-A service whose broker cannot be reached: as fast as ever, one line in its log, and gone within two seconds.
-"""
+"""A service whose broker cannot be reached: as fast as ever, one line in its log, and gone within two seconds."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ print(added / 600, slowest, time.time(), flush=True)
 
 @pytest.fixture(params=["refused", "silent"])
 def unreachable(request: pytest.FixtureRequest) -> Iterator[str]:
-    """
-    An address where nobody listens, and one where connections are taken and nothing is ever said.
-    """
+    """An address where nobody listens, and one where connections are taken and nothing is ever said."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if request.param == "refused":

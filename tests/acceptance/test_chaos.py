@@ -1,5 +1,4 @@
-"""
-The chaos test, as long as every change can wait for it; `make chaos-short` and `make chaos` run the same for longer.
+"""The chaos test, as long as every change can wait for it; `make chaos-short` and `make chaos` run the same for longer.
 
 Its seed is in the first line of what it prints; `RUNTAP_CHAOS_SEED` replays the schedule.
 """

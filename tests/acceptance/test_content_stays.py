@@ -1,6 +1,4 @@
-"""
-What people write, and what models answer, stays in the process unless its owner says otherwise.
-"""
+"""What people write, and what models answer, stays in the process unless its owner says otherwise."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ COMMANDS = (
 
 
 class _Model(BaseHTTPRequestHandler):
-    """
-    Answers, streams or refuses, with the secret.
-    """
+    """Answers, streams or refuses, with the secret."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -86,17 +82,13 @@ def model_port() -> Iterator[int]:
 
 
 def leaks(where: str, text: str | bytes) -> list[str]:
-    """
-    The forms of the secret that stand in a text.
-    """
+    """The forms of the secret that stand in a text."""
     found = text if isinstance(text, str) else text.decode("utf-8", "replace")
     return [f"{form!r} in {where}" for form in FORMS if form in found]
 
 
 def dump(database: Path) -> str:
-    """
-    Everything in a SQLite file, its log included; blobs in hexadecimal.
-    """
+    """Everything in a SQLite file, its log included; blobs in hexadecimal."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return "".join(connection.iterdump())
 

@@ -1,6 +1,4 @@
-"""
-`runtap demo` as a person runs it: real processes, true figures, nothing left behind.
-"""
+"""`runtap demo` as a person runs it: real processes, true figures, nothing left behind."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ def _demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _wait_for_service(process: subprocess.Popen[str]) -> set[int]:
-    """
-    Waits until every part runs; returns the ids of them all.
-    """
+    """Waits until every part runs; returns the ids of them all."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         pids = descendants(process.pid)
@@ -106,9 +102,7 @@ def test_one_answer_that_the_report_does_not_know_ends_the_demo_as_failed(kafka:
 
 
 def _ask_model_server(pids: set[int]) -> None:
-    """
-    Has the demo's model server answer a question that no handler sees.
-    """
+    """Has the demo's model server answer a question that no handler sees."""
     found = re.search(r"runtap_demo\.model_server --port (\d+)", command_lines(pids))
     assert found is not None
     url = f"http://127.0.0.1:{found[1]}/v1/chat/completions"

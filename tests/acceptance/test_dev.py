@@ -1,6 +1,4 @@
-"""
-`runtap dev` as a developer uses it: stopped, started, used again, its Kafka folder thrown away.
-"""
+"""`runtap dev` as a developer uses it: stopped, started, used again, its Kafka folder thrown away."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ assert delivery.waiting == 0 and not delivery.dropped, delivery
 
 
 class Developer:
-    """
-    A developer's folder, and what is done in it.
-    """
+    """A developer's folder, and what is done in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,9 +48,7 @@ class Developer:
 
     @contextmanager
     def dev(self) -> Iterator[None]:
-        """
-        Runs `runtap dev` for the block, ends it by Ctrl-C, and expects that nothing is left running.
-        """
+        """Runs `runtap dev` for the block, ends it by Ctrl-C, and expects that nothing is left running."""
         process = subprocess.Popen(
             [sys.executable, "-m", "runtap_consumers", "dev", "--port", str(self.port)],
             cwd=self.folder,
@@ -83,17 +77,13 @@ class Developer:
             process.communicate()
 
     def use_app(self, calls: int) -> None:
-        """
-        Makes model calls in an app with runtap attached.
-        """
+        """Makes model calls in an app with runtap attached."""
         subprocess.run(
             [sys.executable, "-c", _APP, str(calls)], cwd=self.folder, env=self._environment, check=True, timeout=60
         )
 
     def expect_calls(self, calls: int) -> dict[str, Any]:
-        """
-        Waits until `runtap report` shows so many calls; returns the report.
-        """
+        """Waits until `runtap report` shows so many calls; returns the report."""
         deadline = time.monotonic() + 30
         while True:
             report = self._report()

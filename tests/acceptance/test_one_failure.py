@@ -1,6 +1,4 @@
-"""
-One exception that passes through every ancestor is one error.
-"""
+"""One exception that passes through every ancestor is one error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-A minute without Kafka at 1,000 runs a second, as a service lives through it; `make soak` is the same for ten.
-"""
+"""A minute without Kafka at 1,000 runs a second, as a service lives through it; `make soak` is the same for ten."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""
-From the handler to the report, over real processes that are killed: every figure equals the one worked out from what
+"""From the handler to the report, over real processes that are killed: every figure equals the one worked out from what
 the fake model answered and from the service's own books.
 """
 
@@ -38,9 +37,7 @@ pytestmark = pytest.mark.timeout(150)
 
 
 class Pipeline:
-    """
-    Fake model, service and workers of one test.
-    """
+    """Fake model, service and workers of one test."""
 
     def __init__(self, setting: WorkerSetting, folder: Path, seed: int) -> None:
         self.setting = setting
@@ -51,9 +48,7 @@ class Pipeline:
         self._service: subprocess.Popen[str]
 
     def start_service(self) -> None:
-        """
-        Starts the service, and waits until half of its runs are in Kafka.
-        """
+        """Starts the service, and waits until half of its runs are in Kafka."""
         model = subprocess.Popen(
             [sys.executable, str(_HERE / "fake_model.py"), str(self._answers)], stdout=subprocess.PIPE, text=True
         )
@@ -80,17 +75,13 @@ class Pipeline:
         assert self._service.stdout.readline() == "half\n", self._service.communicate()[1]
 
     def go_on(self) -> None:
-        """
-        Lets the service begin its second half.
-        """
+        """Lets the service begin its second half."""
         assert self._service.stdin is not None
         self._service.stdin.write("\n")
         self._service.stdin.flush()
 
     def finish_service(self) -> Expected:
-        """
-        Waits for the service's end; what the report must say.
-        """
+        """Waits for the service's end; what the report must say."""
         _, said = self._service.communicate(timeout=60)
         assert self._service.returncode == 0, said
         # The HTTP client complains of streams that were closed early; the collector has nothing to say.
@@ -100,25 +91,19 @@ class Pipeline:
         return expected
 
     def start_worker(self, *projections: str) -> subprocess.Popen[bytes]:
-        """
-        Starts a worker.
-        """
+        """Starts a worker."""
         worker = self.setting.start(self._folder / "workers.log", *projections)
         self._processes.append(worker)
         return worker
 
     def kill(self, worker: subprocess.Popen[bytes]) -> None:
-        """
-        Kills a worker that runs; it cannot do anything about it.
-        """
+        """Kills a worker that runs; it cannot do anything about it."""
         assert worker.poll() is None, (self._folder / "workers.log").read_text()[-3_000:]
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
 
     def positions(self) -> dict[tuple[str, int], int]:
-        """
-        Next offset of every projection and partition; nothing before the store is there.
-        """
+        """Next offset of every projection and partition; nothing before the store is there."""
         engine = create_engine(self.setting.store_url.replace("postgresql://", "postgresql+psycopg://"))
         try:
             with engine.connect() as connection:
@@ -130,31 +115,23 @@ class Pipeline:
             engine.dispose()
 
     def wait_for_progress(self, applied: int = 1) -> None:
-        """
-        Waits until some events were applied.
-        """
+        """Waits until some events were applied."""
         wait_until(lambda: sum(self.positions().values()) >= applied, 30, "some progress")
 
     def wait_for_all(self, ends: dict[int, int]) -> None:
-        """
-        Waits until every projection has applied the whole log.
-        """
+        """Waits until every projection has applied the whole log."""
         wanted = {(name, partition): end for name in PROJECTIONS for partition, end in ends.items()}
         wait_until(lambda: self.positions() == wanted, 60, f"all of {ends}")
 
     def end_workers(self, workers: list[subprocess.Popen[bytes]]) -> None:
-        """
-        Ends workers as an operator does, and expects them to go within 5 s.
-        """
+        """Ends workers as an operator does, and expects them to go within 5 s."""
         for worker in workers:
             worker.terminate()
         deadline = time.monotonic() + 5
         assert [worker.wait(max(0.0, deadline - time.monotonic())) for worker in workers] == [0] * len(workers)
 
     def report(self) -> dict[str, Any]:
-        """
-        `runtap report --json FILE`.
-        """
+        """`runtap report --json FILE`."""
         file = self._folder / "report.json"
         done = self.setting.run("report", "--json", str(file))
         assert (done.returncode, done.stderr) == (0, "")
@@ -162,17 +139,13 @@ class Pipeline:
         return report
 
     def runs(self) -> list[dict[str, Any]]:
-        """
-        `runtap runs --json --limit 0`.
-        """
+        """`runtap runs --json --limit 0`."""
         done = self.setting.run("runs", "--json", "--limit", "0")
         assert (done.returncode, done.stderr) == (0, "")
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def close(self) -> None:
-        """
-        Ends what is left.
-        """
+        """Ends what is left."""
         for process in self._processes:
             process.kill()
             process.communicate()
@@ -187,9 +160,7 @@ def pipelines() -> Iterator[list[Pipeline]]:
 
 
 async def log_ends(bootstrap_servers: str, topic: str) -> dict[int, int]:
-    """
-    End of each partition.
-    """
+    """End of each partition."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers)
     await consumer.start()
     try:
@@ -200,17 +171,13 @@ async def log_ends(bootstrap_servers: str, topic: str) -> dict[int, int]:
 
 
 def lag(pipeline: Pipeline, ends: dict[int, int], projection: str) -> int:
-    """
-    Events that one projection has not applied.
-    """
+    """Events that one projection has not applied."""
     positions = pipeline.positions()
     return sum(end - positions.get((projection, partition), 0) for partition, end in ends.items())
 
 
 def stop_while(worker: subprocess.Popen[bytes], look: Callable[[], list[Any]]) -> list[Any]:
-    """
-    Stops a worker at an instant at which there is something to see; returns that.
-    """
+    """Stops a worker at an instant at which there is something to see; returns that."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if look():
@@ -224,9 +191,7 @@ def stop_while(worker: subprocess.Popen[bytes], look: Callable[[], list[Any]]) -
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:
-    """
-    Stops a process, and returns when it stands still.
-    """
+    """Stops a process, and returns when it stands still."""
     worker.send_signal(signal.SIGSTOP)
     while (state_and_parent(worker.pid) or "T")[0] != "T":
         time.sleep(0)
@@ -268,9 +233,7 @@ async def test_every_figure_is_exact_on_postgresql_though_workers_are_killed_wit
 
 
 def kill_inside_transaction(pipeline: Pipeline, worker: subprocess.Popen[bytes]) -> None:
-    """
-    Holds the rows of a rollup, so that the worker waits between BEGIN and COMMIT, and kills it there.
-    """
+    """Holds the rows of a rollup, so that the worker waits between BEGIN and COMMIT, and kills it there."""
     blocked = (
         "SELECT pid, xact_start FROM pg_stat_activity WHERE application_name = 'runtap-worker' "
         "AND wait_event_type = 'Lock' AND query LIKE '%cost_total%'"
@@ -318,8 +281,7 @@ async def test_every_figure_is_exact_on_sqlite_though_workers_are_killed_at_rand
 
 
 def kill_at_random_instants(pipeline: Pipeline, workers: dict[str, subprocess.Popen[bytes]], shared: Path) -> None:
-    """
-    Kills workers, each at a random instant between its BEGIN and its COMMIT, and starts others in their place.
+    """Kills workers, each at a random instant between its BEGIN and its COMMIT, and starts others in their place.
 
     They all stand still, but for one that goes on for some milliseconds until it is met inside a transaction.
     """
@@ -348,18 +310,14 @@ def kill_at_random_instants(pipeline: Pipeline, workers: dict[str, subprocess.Po
 
 
 def go_on_for(worker: subprocess.Popen[bytes], seconds: float) -> None:
-    """
-    Lets a stopped process run for a moment.
-    """
+    """Lets a stopped process run for a moment."""
     worker.send_signal(signal.SIGCONT)
     time.sleep(seconds)
     stop(worker)
 
 
 def is_writing(pid: int, shared: Path) -> bool:
-    """
-    Whether a process holds the write lock of an SQLite file in WAL mode: byte 120 of its shared memory.
-    """
+    """Whether a process holds the write lock of an SQLite file in WAL mode: byte 120 of its shared memory."""
     inode = shared.stat().st_ino
     return any(
         (fields := line.split())[3] == "WRITE"
@@ -371,9 +329,7 @@ def is_writing(pid: int, shared: Path) -> bool:
 
 
 def check_figures(pipeline: Pipeline, expected: Expected) -> None:
-    """
-    Compares report and single runs with what must come out.
-    """
+    """Compares report and single runs with what must come out."""
     report = pipeline.report()
     expected.check(report)
     expected.check_runs(pipeline.runs(), report)

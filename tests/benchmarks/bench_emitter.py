@@ -1,5 +1,4 @@
-"""
-What a tapped app pays: CPU an invocation, runtap beside four peers with their real exporters, in six modes.
+"""What a tapped app pays: CPU an invocation, runtap beside four peers with their real exporters, in six modes.
 
 Every figure is a fresh process's, rounds are interleaved, "added" is above the same workload without any handler, all
 threads and the flush included: in turns within the process, or beside a bare process of the same round where an
@@ -49,9 +48,7 @@ _PACKAGES = (
 
 
 class Sink(BaseHTTPRequestHandler):
-    """
-    Takes everything that a peer exports.
-    """
+    """Takes everything that a peer exports."""
 
     protocol_version = "HTTP/1.1"
 
@@ -77,9 +74,7 @@ class Sink(BaseHTTPRequestHandler):
 
 
 def measure(mode: str, variant: str, environment: dict[str, str]) -> dict[str, float]:
-    """
-    What one fresh process measures.
-    """
+    """What one fresh process measures."""
     invocations = (_PEER_INVOCATIONS if variant in PEERS else _INVOCATIONS)[mode]
     command = [sys.executable, str(Path(__file__).with_name("emitter_modes.py")), mode, variant, str(invocations)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -90,9 +85,7 @@ def measure(mode: str, variant: str, environment: dict[str, str]) -> dict[str, f
 
 
 def print_mode(console: Console, mode: str, rounds: list[dict[str, dict[str, float]]]) -> None:
-    """
-    A table a mode: medians over the rounds, and in brackets minimum and maximum.
-    """
+    """A table a mode: medians over the rounds, and in brackets minimum and maximum."""
     events = int(rounds[0]["none"]["events"])
     names = list(rounds[0])
     added = {name: [_added(one, name) * 1e6 for one in rounds] for name in names}
@@ -127,9 +120,7 @@ def print_mode(console: Console, mode: str, rounds: list[dict[str, dict[str, flo
 
 
 def _added(measured: dict[str, dict[str, float]], name: str) -> float:
-    """
-    Seconds that a variant added to an invocation.
-    """
+    """Seconds that a variant added to an invocation."""
     one, bare = measured[name], measured["none"]
     if one["is_added"]:
         # LangChain's own threads were at work in both of its turns.
@@ -138,9 +129,7 @@ def _added(measured: dict[str, dict[str, float]], name: str) -> float:
 
 
 def main() -> None:
-    """
-    Measures the modes one after the other.
-    """
+    """Measures the modes one after the other."""
     parser = argparse.ArgumentParser(description="CPU that tapping adds, beside its peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--modes", default="".join(MODES))

@@ -1,5 +1,4 @@
-"""
-What the handler costs: CPU a callback event, against no handler and against an empty one, on real Kafka.
+"""What the handler costs: CPU a callback event, against no handler and against an empty one, on real Kafka.
 
 Rounds are interleaved, so that whatever else the machine does meets all alike; ratios are taken within a round. "App"
 is the CPU of the calling thread, "process" also that of the sender thread until Kafka has acknowledged everything.
@@ -36,9 +35,7 @@ _PREFIX = "bench"
 
 
 class EmptyHandler(BaseCallbackHandler):
-    """
-    Called inline, does nothing.
-    """
+    """Called inline, does nothing."""
 
     run_inline = True
 
@@ -46,9 +43,7 @@ class EmptyHandler(BaseCallbackHandler):
 
 
 class CountingHandler(EmptyHandler):
-    """
-    Counts the starts and ends that a workload brings.
-    """
+    """Counts the starts and ends that a workload brings."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -61,9 +56,7 @@ class CountingHandler(EmptyHandler):
 
 
 class OrderModel(BaseChatModel):
-    """
-    Calls a tool, and answers once it has the result; no network, no delay.
-    """
+    """Calls a tool, and answers once it has the result; no network, no delay."""
 
     @property
     def _llm_type(self) -> str:
@@ -99,16 +92,12 @@ _TOOL_CALL = {"name": "look_up_order", "args": {"order": 7}, "id": "call-1"}
 
 @tool
 async def look_up_order(order: int) -> str:
-    """
-    Looks up an order.
-    """
+    """Looks up an order."""
     return f"order {order} is on its way"
 
 
 def make_chain() -> Callable[[RunnableConfig, int], None]:
-    """
-    A synchronous chain of three steps.
-    """
+    """A synchronous chain of three steps."""
     steps = [RunnableLambda(lambda text: text, name=f"step {number}") for number in range(3)]
     chain = steps[0] | steps[1] | steps[2]
 
@@ -120,9 +109,7 @@ def make_chain() -> Callable[[RunnableConfig, int], None]:
 
 
 def make_agent() -> Callable[[RunnableConfig, int], None]:
-    """
-    An asynchronous LangGraph agent: model, tool, model.
-    """
+    """An asynchronous LangGraph agent: model, tool, model."""
     model = OrderModel()
 
     async def think(state: MessagesState) -> dict[str, Any]:
@@ -148,26 +135,20 @@ def make_agent() -> Callable[[RunnableConfig, int], None]:
 
 @dataclass
 class Measured:
-    """
-    Seconds of CPU a run, by variant, one value a round.
-    """
+    """Seconds of CPU a run, by variant, one value a round."""
 
     events: int
     app: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in VARIANTS})
     process: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in VARIANTS})
 
     def added_microseconds(self, seconds: dict[str, list[float]], variant: str) -> list[float]:
-        """
-        What a handler adds an event, a round each.
-        """
+        """What a handler adds an event, a round each."""
         pairs = zip(seconds[variant], seconds["none"], strict=True)
         return [(with_it - without) / self.events * 1e6 for with_it, without in pairs]
 
 
 def measure(run: Callable[[RunnableConfig, int], None], tap: RunTap, rounds: int, round_seconds: float) -> Measured:
-    """
-    Runs a workload with each variant in turns.
-    """
+    """Runs a workload with each variant in turns."""
     counting = CountingHandler()
     run({"callbacks": [counting]}, 1)
     measured = Measured(counting.events)
@@ -196,9 +177,7 @@ def measure(run: Callable[[RunnableConfig, int], None], tap: RunTap, rounds: int
 
 
 def print_measured(console: Console, title: str, measured: Measured) -> None:
-    """
-    A table a workload: median, and in brackets minimum and maximum of the rounds.
-    """
+    """A table a workload: median, and in brackets minimum and maximum of the rounds."""
     table = Table(
         title=f"{title}: {measured.events} events a run", title_justify="left", box=None, padding=(0, 2, 0, 0)
     )
@@ -225,9 +204,7 @@ def print_measured(console: Console, title: str, measured: Measured) -> None:
 
 
 def main() -> None:
-    """
-    Measures both workloads.
-    """
+    """Measures both workloads."""
     parser = argparse.ArgumentParser(description="CPU a callback event")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--round-seconds", type=float, default=0.25, help="length of one round of one variant")

@@ -1,7 +1,6 @@
-"""
-What pricing one call costs, once its model is known.
+"""What pricing one call costs, once its model is known.
 
-    python tests/benchmarks/bench_pricing.py [--rounds 9]
+python tests/benchmarks/bench_pricing.py [--rounds 9]
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ _SHAPES = {
 
 
 def main(rounds: Annotated[int, typer.Option(min=1)] = 9) -> None:
-    """
-    Prints microseconds of CPU a call, for calls of several shapes.
-    """
+    """Prints microseconds of CPU a call, for calls of several shapes."""
     console = Console()
     print_machine(console, "runtap", "genai-prices")
     table = PriceTable.load()

@@ -1,5 +1,4 @@
-"""
-How many events one worker applies a second of one core: poll, decode, fold and commit, on real Kafka.
+"""How many events one worker applies a second of one core: poll, decode, fold and commit, on real Kafka.
 
 A worker process drains a topic of 6 partitions into an empty store, with the settings that everybody has; the CPU of
 one that finds nothing to do is taken off. Then the stages by themselves, in this process, and how long after its append
@@ -51,9 +50,7 @@ Figures = dict[Combination, list[float]]
 
 
 async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[Record], float]:
-    """
-    The first records of one partition, and the CPU that reading one takes, seconds.
-    """
+    """The first records of one partition, and the CPU that reading one takes, seconds."""
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
     try:
@@ -75,8 +72,7 @@ async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[
 def drain(
     settings: ConsumerSettings, stores: Stores, server: Postgres, combination: Combination, folder: Path
 ) -> tuple[float, float, float, float]:
-    """
-    Drains the topic by a worker process, and starts another that finds it drained.
+    """Drains the topic by a worker process, and starts another that finds it drained.
 
     Returns:
         Seconds of CPU that the first and the second took, and PostgreSQL for the first; the first's peak memory, MiB.
@@ -99,9 +95,7 @@ def measure_speed(
     count: int,
     rounds: int,
 ) -> None:
-    """
-    Measures all four combinations in turns, and prints them.
-    """
+    """Measures all four combinations in turns, and prints them."""
     speeds: Figures = defaultdict(list)
     peaks: Figures = defaultdict(list)
     starts: Figures = defaultdict(list)
@@ -130,9 +124,7 @@ def measure_speed(
 
 @contextmanager
 def timed_projections(spent: dict[str, float]) -> Iterator[None]:
-    """
-    Adds up the CPU of each projection, and apart from them that of pricing, which the first would pay.
-    """
+    """Adds up the CPU of each projection, and apart from them that of pricing, which the first would pay."""
     folds = dict(PROJECTIONS)
 
     def timed(name: str, fold: Callable[..., Changes]) -> Callable[..., Changes]:
@@ -158,9 +150,7 @@ def timed_projections(spent: dict[str, float]) -> Iterator[None]:
 def time_stages(
     settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], records: list[Record]
 ) -> list[dict[str, float]]:
-    """
-    Decodes, folds and commits batches of records; CPU of each stage, seconds.
-    """
+    """Decodes, folds and commits batches of records; CPU of each stage, seconds."""
     store = open_store(store_url, TOPIC)
     batches = []
     size = settings.commit_events
@@ -192,9 +182,7 @@ def time_stages(
 
 
 def measure_stages(console: Console, settings: ConsumerSettings, stores: Stores, wanted: int) -> None:
-    """
-    Prints what each stage costs.
-    """
+    """Prints what each stage costs."""
     records, fetch_seconds = asyncio.run(read_partition(settings, wanted))
     size = settings.commit_events
     table = new_table(
@@ -213,9 +201,7 @@ def measure_stages(console: Console, settings: ConsumerSettings, stores: Stores,
 def measure_latencies(
     console: Console, kafka: str, stores: Stores, folder: Path, rate: int, seconds: float, rounds: int
 ) -> None:
-    """
-    Prints how late figures are, of every projection.
-    """
+    """Prints how late figures are, of every projection."""
     table = new_table(
         f"\nFrom append to store at {rate:,} events a second for {seconds:.0f} s, seconds: median (min to max)",
         "p50",
@@ -244,9 +230,7 @@ def measure_latencies(
 
 
 def new_table(title: str, *figures: str) -> Table:
-    """
-    A table of one row a combination.
-    """
+    """A table of one row a combination."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("store")
     table.add_column("projections")
@@ -256,9 +240,7 @@ def new_table(title: str, *figures: str) -> Table:
 
 
 def main() -> None:
-    """
-    Fills a topic and measures workers on it.
-    """
+    """Fills a topic and measures workers on it."""
     parser = argparse.ArgumentParser(description="Events a second and core of one worker, and how late figures are")
     parser.add_argument("--events", type=int, default=360_000)
     parser.add_argument("--rounds", type=int, default=3)

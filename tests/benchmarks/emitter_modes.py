@@ -1,5 +1,4 @@
-"""
-One process of the emitter's benchmark: one workload under one handler, and the CPU that an invocation took.
+"""One process of the emitter's benchmark: one workload under one handler, and the CPU that an invocation took.
 
     python emitter_modes.py MODE VARIANT INVOCATIONS
 
@@ -38,9 +37,7 @@ _USAGE: Any = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
 
 
 class Inline(BaseCallbackHandler):
-    """
-    Called inline, does nothing: the floor.
-    """
+    """Called inline, does nothing: the floor."""
 
     run_inline = True
 
@@ -51,9 +48,7 @@ class Inline(BaseCallbackHandler):
 
 
 class Counting(Inline):
-    """
-    Counts the callbacks of a run, tokens apart.
-    """
+    """Counts the callbacks of a run, tokens apart."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -66,9 +61,7 @@ class Counting(Inline):
 
 
 class Model(BaseChatModel):
-    """
-    Answers at once: what it was made with, or calls of three tools before the answer.
-    """
+    """Answers at once: what it was made with, or calls of three tools before the answer."""
 
     answer: str = "It is so."
     tools: tuple[str, ...] = ()
@@ -97,9 +90,7 @@ class Model(BaseChatModel):
 
 
 class StreamingModel(Model):
-    """
-    Answers in a hundred chunks.
-    """
+    """Answers in a hundred chunks."""
 
     async def _astream(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any
@@ -158,25 +149,19 @@ def stream() -> Run:
 
 @tool
 async def look_up_order(order: int) -> str:
-    """
-    Looks up an order.
-    """
+    """Looks up an order."""
     return f"order {order} is on its way"
 
 
 @tool
 async def look_up_stock(order: int) -> str:
-    """
-    Looks up what is in stock.
-    """
+    """Looks up what is in stock."""
     return f"{order} pieces"
 
 
 @tool
 async def look_up_price(order: int) -> str:
-    """
-    Looks up a price.
-    """
+    """Looks up a price."""
     return f"{order} dollars"
 
 
@@ -315,9 +300,7 @@ def _count_events(run: Run) -> int:
 
 
 def main(mode: str, variant: str, invocations: int) -> None:
-    """
-    Measures, and prints a line of JSON.
-    """
+    """Measures, and prints a line of JSON."""
     run = MODES[mode]()
     events = _count_events(run)
     config, flush = VARIANTS[variant]()

@@ -1,6 +1,4 @@
-"""
-What both benchmarks print: the machine, the versions, and median, minimum and maximum of what was measured.
-"""
+"""What both benchmarks print: the machine, the versions, and median, minimum and maximum of what was measured."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _CPU_FILE = Path("/proc/cpuinfo")
 
 
 def print_machine(console: Console, *packages: str) -> None:
-    """
-    Prints processor, cores, load, Python and the versions of packages.
-    """
+    """Prints processor, cores, load, Python and the versions of packages."""
     lines = _CPU_FILE.read_text().splitlines() if _CPU_FILE.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
@@ -32,7 +28,5 @@ def print_machine(console: Console, *packages: str) -> None:
 
 
 def spread(values: Sequence[float], form: str = ",.2f") -> str:
-    """
-    Median, and in brackets minimum and maximum.
-    """
+    """Median, and in brackets minimum and maximum."""
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

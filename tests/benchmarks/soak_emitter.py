@@ -1,5 +1,4 @@
-"""
-An outage at a steady rate: what the app feels, what memory it costs, and how soon everything is there afterwards.
+"""An outage at a steady rate: what the app feels, what memory it costs, and how soon everything is there afterwards.
 
     python soak_emitter.py --seconds 600 --rate 1000
 
@@ -36,15 +35,12 @@ _PARTITIONS = 6
 
 
 def memory_bytes() -> int:
-    """
-    What this process holds now.
-    """
+    """What this process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def capture_runs(tap: RunTap, seconds: float, rate: float) -> tuple[int, list[float], int]:
-    """
-    Starts and ends runs at a steady rate.
+    """Starts and ends runs at a steady rate.
 
     Returns:
         How many, the seconds of every callback, and the most memory that the process held.
@@ -69,9 +65,7 @@ def capture_runs(tap: RunTap, seconds: float, rate: float) -> tuple[int, list[fl
 
 
 async def count_runs(bootstrap_servers: str) -> tuple[int, int, int]:
-    """
-    Ended runs in the topic, how many different ones, and starts.
-    """
+    """Ended runs in the topic, how many different ones, and starts."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest")
     await consumer.start()
     partitions = [TopicPartition("soak.events", number) for number in range(_PARTITIONS)]
@@ -94,9 +88,7 @@ async def count_runs(bootstrap_servers: str) -> tuple[int, int, int]:
 
 
 def main() -> int:
-    """
-    Soaks, and judges.
-    """
+    """Soaks, and judges."""
     parser = argparse.ArgumentParser(description="An outage at a steady rate")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rate", type=float, default=1_000, help="ended runs a second")

@@ -1,5 +1,4 @@
-"""
-How long after its event was appended a figure is in the store, while events come at a steady rate.
+"""How long after its event was appended a figure is in the store, while events come at a steady rate.
 
 An event is in the store once every projection's position has passed it, since positions and figures are one
 transaction. A thread reads the positions every few milliseconds, which adds that much to what is measured. The append
@@ -31,9 +30,7 @@ _SEND_EVERY_SECONDS = 0.05
 
 
 class _Watch(threading.Thread):
-    """
-    Notes when which position was seen, by partition.
-    """
+    """Notes when which position was seen, by partition."""
 
     def __init__(self, store: Store, projections: tuple[str, ...]) -> None:
         super().__init__(daemon=True)
@@ -80,9 +77,7 @@ async def _send(settings: ConsumerSettings, topic: str, rate: int, seconds: floa
 
 
 async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, list[float]]:
-    """
-    When the broker appended each record, by partition, in seconds.
-    """
+    """When the broker appended each record, by partition, in seconds."""
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
     try:
@@ -102,8 +97,7 @@ async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, lis
 def measure_latency(
     settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], folder: Path, rate: int, seconds: float
 ) -> tuple[list[float], float, float]:
-    """
-    Sends events at a rate while a worker runs; the topic must be empty.
+    """Sends events at a rate while a worker runs; the topic must be empty.
 
     Returns:
         Each event's seconds from append to being seen in the store; the worker's share of a core; its peak MiB.
@@ -142,7 +136,5 @@ def measure_latency(
 
 
 def percentile(latencies: list[float], percent: float) -> float:
-    """
-    Seconds within which that many of a hundred are.
-    """
+    """Seconds within which that many of a hundred are."""
     return float(np.percentile(latencies, percent))

@@ -1,6 +1,4 @@
-"""
-What the worker's benchmarks run on: events in a topic, empty stores, worker processes and what they use.
-"""
+"""What the worker's benchmarks run on: events in a topic, empty stores, worker processes and what they use."""
 
 from __future__ import annotations
 
@@ -37,8 +35,7 @@ SETS = {"without runs": tuple(name for name in PROJECTIONS if name != "runs"), "
 
 
 def make_events(count: int) -> Iterator[tuple[int, bytes]]:
-    """
-    Ended runs of a chat service: half of them model calls, 36 components, 1,000 sessions of 300 users.
+    """Ended runs of a chat service: half of them model calls, 36 components, 1,000 sessions of 300 users.
 
     Yields:
         Partition, which all runs of a trace share, and record.
@@ -91,17 +88,14 @@ def _call_facts(dice: random.Random) -> dict[str, Any]:
 
 
 def new_producer(settings: ConsumerSettings) -> AIOKafkaProducer:
-    """
-    One that sends as the emitter does.
-    """
+    """One that sends as the emitter does."""
     return AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers, acks="all", max_batch_size=262_144, compression_type="zstd"
     )
 
 
 async def fill_topic(settings: ConsumerSettings, count: int) -> float:
-    """
-    Writes the events, in batches as the emitter does.
+    """Writes the events, in batches as the emitter does.
 
     Returns:
         Mean size of an event, bytes.
@@ -125,17 +119,13 @@ async def fill_topic(settings: ConsumerSettings, count: int) -> float:
 
 
 class Postgres(NamedTuple):
-    """
-    A PostgreSQL. `data` is the folder of one of our own, whose processes can be looked at.
-    """
+    """A PostgreSQL. `data` is the folder of one of our own, whose processes can be looked at."""
 
     url: str
     data: Path | None = None
 
     def cpu_seconds(self) -> float:
-        """
-        CPU that the server and its processes have taken; 0 where it is not ours.
-        """
+        """CPU that the server and its processes have taken; 0 where it is not ours."""
         if self.data is None:
             return 0.0
         postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
@@ -154,9 +144,7 @@ def _cpu_ticks(pid: int, with_ended_children: bool = False) -> int:
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """
-    The PostgreSQL that `RUNTAP_TEST_POSTGRES_URL` names, or one of our own.
-    """
+    """The PostgreSQL that `RUNTAP_TEST_POSTGRES_URL` names, or one of our own."""
     if named := os.environ.get("RUNTAP_TEST_POSTGRES_URL"):
         yield Postgres(named)
         return
@@ -173,9 +161,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 class Stores:
-    """
-    Makes empty stores, one after the other.
-    """
+    """Makes empty stores, one after the other."""
 
     def __init__(self, folder: Path, postgres_url: str) -> None:
         self._folder = folder
@@ -183,9 +169,7 @@ class Stores:
         self._made = 0
 
     def make(self, kind: str) -> str:
-        """
-        The URL of an empty one.
-        """
+        """The URL of an empty one."""
         self._made += 1
         if kind == "SQLite":
             return f"sqlite:///{self._folder}/store-{self._made}.db"
@@ -198,16 +182,13 @@ class Stores:
 
 @dataclass
 class WorkerProcess:
-    """
-    A running `runtap worker` with the settings that everybody has.
-    """
+    """A running `runtap worker` with the settings that everybody has."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def wait(self) -> tuple[float, float]:
-        """
-        Waits until it ends.
+        """Waits until it ends.
 
         Returns:
             Seconds of CPU that it took, and the most memory that it had, MiB.
@@ -222,9 +203,7 @@ class WorkerProcess:
 def start_worker(
     settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], folder: Path, *options: str
 ) -> WorkerProcess:
-    """
-    Starts a worker process.
-    """
+    """Starts a worker process."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")},
         "RUNTAP_BOOTSTRAP_SERVERS": settings.bootstrap_servers,

@@ -1,5 +1,5 @@
-"""
-Compares what was written down with the retained log, and settles what the store has to show. Imports nothing of runtap.
+"""Compares what was written down with the retained log, and settles what the store has to show. Imports nothing of
+runtap.
 
     books of the emitters + the model server's answers = the log, each event once
 
@@ -22,18 +22,14 @@ Fact = tuple[Any, ...]
 
 @dataclass
 class Captured:
-    """
-    All that was written down; `unsure` of it may have ended with a killed process.
-    """
+    """All that was written down; `unsure` of it may have ended with a killed process."""
 
     facts: Counter[Fact] = field(default_factory=Counter)
     unsure: Counter[Fact] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
 
     def add_book(self, book: Path) -> None:
-        """
-        Adds what an emitter wrote.
-        """
+        """Adds what an emitter wrote."""
         since = Counter[Fact]()
         for entry in _read(book):
             if isinstance(entry, tuple):
@@ -47,9 +43,7 @@ class Captured:
         self.unsure.update(since)
 
     def add_answers(self, answers: Path) -> None:
-        """
-        Adds the calls that the model server answered, whose sessions are in a book.
-        """
+        """Adds the calls that the model server answered, whose sessions are in a book."""
         whose = {fact[1]: fact[:3] for fact in self.facts}
         for answer in _read(answers):
             assert isinstance(answer, dict), answer
@@ -70,8 +64,7 @@ def _read(path: Path) -> Iterator[Fact | dict[str, Any]]:
 
 
 def settle(books: Sequence[Path], answers: Path, log: Path, settled: Path) -> tuple[list[str], dict[str, Any]]:
-    """
-    Writes what the store has to show: facts with how many there are of each, and last the rest.
+    """Writes what the store has to show: facts with how many there are of each, and last the rest.
 
     Returns:
         Each difference between the books and the log, and what there was.

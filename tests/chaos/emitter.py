@@ -1,5 +1,5 @@
-"""
-A service under the chaos test: real collector, a model that answers as it is told. What comes is written down before.
+"""A service under the chaos test: real collector, a model that answers as it is told. What comes is written down
+before.
 
     python emitter.py BOOK_FILE SERVICE SEED OPERATIONS OPERATIONS_A_SECOND [--asks URL]
 
@@ -39,9 +39,7 @@ _CLOSE_SECONDS = 150.0
 
 
 class ToldModel(BaseChatModel):
-    """
-    Its prompt says what it uses.
-    """
+    """Its prompt says what it uses."""
 
     model: str
 
@@ -73,9 +71,7 @@ def lookup(order: int) -> str:
 
 
 class Service:
-    """
-    Operations, and the book about them.
-    """
+    """Operations, and the book about them."""
 
     def __init__(self, tap: RunTap, book: TextIO, service: str, dice: random.Random, asks: str | None) -> None:
         self._tap, self._book, self._service, self._dice = tap, book, service, dice
@@ -96,9 +92,7 @@ class Service:
         self._session = self._user = ""
 
     def mark(self, mark: str, **more: Any) -> None:
-        """
-        Notes where things stand.
-        """
+        """Notes where things stand."""
         self._write([{"mark": mark, **more}])
 
     def _write(self, entries: Sequence[Any]) -> None:
@@ -111,9 +105,7 @@ class Service:
         return [self._service, self._session, self._user, kind, name, *used, is_root]
 
     def run_session(self, name: str, number: int) -> None:
-        """
-        A session of some operations.
-        """
+        """A session of some operations."""
         self._session, self._user = name, f"u-{number % 40}"
         self._write([self._fact("session.started"), self._fact("session.ended")])
         with self._tap.session(self._session, user_id=self._user):
@@ -163,9 +155,7 @@ _pace = {"began": 0.0, "done": 0.0, "rate": 1.0}
 
 
 def yield_to_pace() -> None:
-    """
-    Sleeps where this process is ahead of its rate; after a stop it catches up.
-    """
+    """Sleeps where this process is ahead of its rate; after a stop it catches up."""
     _pace["done"] += 1
     ahead = _pace["began"] + _pace["done"] / _pace["rate"] - time.monotonic()
     if ahead > 0.02:
@@ -173,9 +163,7 @@ def yield_to_pace() -> None:
 
 
 def main() -> None:
-    """
-    Runs all operations and closes.
-    """
+    """Runs all operations and closes."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind in (("book", Path), ("service", str), ("seed", int), ("operations", int), ("rate", float)):
         parser.add_argument(name, type=kind)

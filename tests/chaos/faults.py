@@ -1,6 +1,4 @@
-"""
-Inflicts faults, one method a kind.
-"""
+"""Inflicts faults, one method a kind."""
 
 from __future__ import annotations
 
@@ -24,15 +22,12 @@ _ADMIN_SECONDS = 4.0
 
 
 def say(event: str, **fields: Any) -> None:
-    """
-    A line of what happens.
-    """
+    """A line of what happens."""
     print(json.dumps({"event": event, **fields}), flush=True)  # noqa: T201
 
 
 class Faults:
-    """
-    What can befall the processes of a run. `counts` says what did, `found` more of it, `failures` how often it
+    """What can befall the processes of a run. `counts` says what did, `found` more of it, `failures` how often it
     could not be done.
     """
 
@@ -44,9 +39,7 @@ class Faults:
         self.partitions = processes.plan.partitions
 
     def inflict(self, fault: Fault) -> None:
-        """
-        Does what a fault says, and waits until it is over.
-        """
+        """Does what a fault says, and waits until it is over."""
         try:
             getattr(self, f"_{fault.kind}")(fault)
         except Exception as error:  # noqa: BLE001
@@ -102,9 +95,7 @@ class Faults:
             node.resume()
 
     def _leader(self, partition: int, name: str) -> Node:
-        """
-        The node that leads a partition of the events, counted by `name`; any node where nobody can say.
-        """
+        """The node that leads a partition of the events, counted by `name`; any node where nobody can say."""
         nodes = {node.node_id: node for node in self._processes.kafka.nodes}
         for _ in range(_LEADER_TRIES):
             try:

@@ -1,7 +1,6 @@
-"""
-Works every rollup out again from what was captured; prints each difference. Imports nothing of runtap.
+"""Works every rollup out again from what was captured; prints each difference. Imports nothing of runtap.
 
-    python oracle.py STORE_URL SETTLED_FILE        lines of an emitter's book, each with its count: books.py
+python oracle.py STORE_URL SETTLED_FILE        lines of an emitter's book, each with its count: books.py
 """
 
 import json

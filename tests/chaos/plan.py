@@ -1,6 +1,4 @@
-"""
-What befalls whom and when: worked out from a seed before anything starts.
-"""
+"""What befalls whom and when: worked out from a seed before anything starts."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ _LATE_SECONDS, _RETURN_SECONDS = 1.0, 5.0
 
 @dataclass(frozen=True)
 class Fault:
-    """
-    What befalls whom, when, for how long.
-    """
+    """What befalls whom, when, for how long."""
 
     at_seconds: float
     kind: str
@@ -35,8 +31,7 @@ class Fault:
 
 @dataclass
 class Plan:
-    """
-    How long, how many, how big. `only`: kinds of faults, empty for all; `every_seconds`: least and most between two;
+    """How long, how many, how big. `only`: kinds of faults, empty for all; `every_seconds`: least and most between two;
     `session_seconds`: how long a worker may be silent.
     """
 
@@ -53,9 +48,7 @@ class Plan:
     every_seconds: tuple[float, float] = (5.0, 10.0)
 
     def faults(self) -> list[Fault]:
-        """
-        The schedule: the same for the same seed.
-        """
+        """The schedule: the same for the same seed."""
         dice = random.Random(self.seed)
         if self.is_isolated:
             return self._kills_one_by_one(dice)
@@ -87,8 +80,8 @@ class Plan:
         return found
 
     def _kills_one_by_one(self, dice: random.Random) -> list[Fault]:
-        """
-        Kills of workers, each after the one before was taken over and is back, so that no other rebalance is measured.
+        """Kills of workers, each after the one before was taken over and is back, so that no other rebalance is
+        measured.
         """
         dead_seconds = self.session_seconds + TAKEOVER_SECONDS + _LATE_SECONDS
         found, at = [], _FIRST_SECONDS
@@ -99,8 +92,7 @@ class Plan:
         return found
 
     def _storm(self, dice: random.Random) -> list[Fault]:
-        """
-        Faults of workers in waves, each as long as a takeover may last: a dead member holds up its group until its
+        """Faults of workers in waves, each as long as a takeover may last: a dead member holds up its group until its
         session ends, so what is to be measured must not follow without a pause.
         """
         share = self.seconds / _STORM_SECONDS
@@ -115,9 +107,7 @@ class Plan:
         return sorted(found, key=lambda fault: fault.at_seconds)
 
     def _worker_faults(self) -> dict[str, tuple[int, float, float]]:
-        """
-        How many they may befall, and for how long, at least and at most.
-        """
+        """How many they may befall, and for how long, at least and at most."""
         session = self.session_seconds
         return {
             "kill_worker": (self.workers, 0.0, 4.0 if not self.is_storm else 2.0),

@@ -1,6 +1,4 @@
-"""
-All processes of a run: servers, a model server, emitters and workers; and who starts them again.
-"""
+"""All processes of a run: servers, a model server, emitters and workers; and who starts them again."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ _LEAST_LIFE_SECONDS = 8.0
 
 @dataclass
 class Child:
-    """
-    A worker or an emitter. One that has ended is started again at `restart_at`.
-    """
+    """A worker or an emitter. One that has ended is started again at `restart_at`."""
 
     number: int
     log: Path
@@ -54,9 +50,7 @@ class Child:
         return self.process.poll() is None
 
     def end_until(self, restart_at: float, *, by_kill: bool) -> None:
-        """
-        Kills it, or asks it to end.
-        """
+        """Kills it, or asks it to end."""
         self.restart_at, self.is_meant = restart_at, True
         if by_kill:
             self.process.kill()
@@ -66,9 +60,7 @@ class Child:
 
 @dataclass
 class Processes:
-    """
-    Started together, looked after by `supervise`, ended by `close`.
-    """
+    """Started together, looked after by `supervise`, ended by `close`."""
 
     plan: Plan
     folder: Path
@@ -79,9 +71,7 @@ class Processes:
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
-        """
-        Starts everything.
-        """
+        """Starts everything."""
         self.database = Database(self.folder / "pg", self.proxies)
         self.kafka = ProxiedKafka(self.folder / "kafka", self.plan.nodes, self.proxies)
         self.kafka.start()
@@ -111,16 +101,12 @@ class Processes:
 
     @property
     def books(self) -> list[Path]:
-        """
-        What each emitter writes down.
-        """
+        """What each emitter writes down."""
         return [self.folder / f"book-{number}.jsonl" for number in range(EMITTERS)]
 
     @property
     def answers(self) -> Path:
-        """
-        What the model server writes down.
-        """
+        """What the model server writes down."""
         return self.folder / "answers.jsonl"
 
     def _start_model_server(self) -> str:
@@ -135,9 +121,7 @@ class Processes:
         return [sys.executable, "-m", "runtap_consumers", "worker", *PROJECTIONS]
 
     def _emitter_command(self, number: int) -> list[str]:
-        """
-        For what an emitter has not done yet, in the time that is left.
-        """
+        """For what an emitter has not done yet, in the time that is left."""
         book = self.books[number]
         share, each = _SHARES.get(number, _OTHERS_SHARE), _EVENTS_AN_OPERATION.get(number, _OTHERS_EVENTS_AN_OPERATION)
         operations = int(self.plan.events * share / each)
@@ -160,8 +144,8 @@ class Processes:
         return Child(number, log, process, log_start)
 
     def supervise(self) -> None:
-        """
-        Starts workers that have ended and emitters that were killed; notes the workers that nobody had told to end.
+        """Starts workers that have ended and emitters that were killed; notes the workers that
+        nobody had told to end.
         """
         for worker in self.workers:
             if worker.is_running:
@@ -179,9 +163,7 @@ class Processes:
                 self.emitters[emitter.number] = self._child(emitter.number, emitter.log.name, command)
 
     def running_worker(self, number: int) -> Child:
-        """
-        The worker of that number, or the next one that runs. Waits until there is one.
-        """
+        """The worker of that number, or the next one that runs. Waits until there is one."""
         while True:
             for worker in (*self.workers[number:], *self.workers[:number]):
                 if worker.is_running and not worker.is_meant and not worker.is_stopped:
@@ -189,30 +171,22 @@ class Processes:
             time.sleep(0.05)
 
     def have_emitted(self) -> bool:
-        """
-        Whether every emitter has come to its end.
-        """
+        """Whether every emitter has come to its end."""
         return not any(emitter.is_running or emitter.is_meant for emitter in self.emitters)
 
     def has_begun(self) -> bool:
-        """
-        Whether something was committed.
-        """
+        """Whether something was committed."""
         return bool(self.database.rows("SELECT 1 FROM positions WHERE next_offset > 0"))
 
     def lag(self) -> int:
-        """
-        Events that the slowest projection of each partition has still to apply.
-        """
+        """Events that the slowest projection of each partition has still to apply."""
         ends = asyncio.run(_read_ends(self.settings))
         rows = self.database.rows("SELECT partition, min(next_offset), count(*) FROM positions GROUP BY partition")
         reached = {partition: offset for partition, offset, count in rows if count == len(PROJECTIONS)}
         return sum(end - reached.get(partition, 0) for partition, end in ends.items())
 
     def close(self) -> None:
-        """
-        Ends what is left, by its own ids.
-        """
+        """Ends what is left, by its own ids."""
         for process in (*self.others, *(child.process for child in (*self.emitters, *self.workers))):
             if process.poll() is None:
                 process.kill()
@@ -231,8 +205,7 @@ async def _read_ends(settings: ConnectionSettings) -> dict[int, int]:
 
 
 def output_of(*arguments: str, environment: dict[str, str], seconds: float) -> tuple[int, str, str]:
-    """
-    Runs a Python program to its end.
+    """Runs a Python program to its end.
 
     Returns:
         Its exit code, what it said, and what it complained about.

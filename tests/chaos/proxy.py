@@ -1,6 +1,4 @@
-"""
-A TCP proxy that can cut what goes through it.
-"""
+"""A TCP proxy that can cut what goes through it."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 
 class Proxies:
-    """
-    Proxies of 127.0.0.1, all in one thread.
-    """
+    """Proxies of 127.0.0.1, all in one thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -28,8 +24,7 @@ class Proxies:
         self._thread.start()
 
     def add(self, kind: str, connect: Connect) -> int:
-        """
-        Opens a proxy to where `connect` leads.
+        """Opens a proxy to where `connect` leads.
 
         Returns:
             Its port.
@@ -62,8 +57,7 @@ class Proxies:
         return port
 
     def cut(self, kind: str) -> int:
-        """
-        Resets every connection of a kind; the next ones are let through.
+        """Resets every connection of a kind; the next ones are let through.
 
         Returns:
             How many ends there were.
@@ -78,9 +72,7 @@ class Proxies:
         return asyncio.run_coroutine_threadsafe(abort(), self._loop).result(10)
 
     def close(self) -> None:
-        """
-        Ends the thread and all connections.
-        """
+        """Ends the thread and all connections."""
         for kind in self._open:
             self.cut(kind)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,5 +1,4 @@
-"""
-Reads the retained log with a plain consumer, and writes down every event of it once. Imports nothing of runtap.
+"""Reads the retained log with a plain consumer, and writes down every event of it once. Imports nothing of runtap.
 
     python retained.py BOOTSTRAP_SERVERS TOPIC FILE
 
@@ -22,9 +21,7 @@ _FACTS = {"run.ended", "session.started", "session.ended"}
 
 
 def as_fact(event: dict[str, Any]) -> list[Any]:
-    """
-    An event as a book has it.
-    """
+    """An event as a book has it."""
     kind, usage = event.get("run_type", event["type"]), event.get("usage", {})
     used = [usage.get(f"{part}_tokens", 0) for part in ("input", "cache_read", "output")]
     run = [event.get("name", ""), event.get("model", ""), event.get("status", ""), *used, event.get("is_root", False)]
@@ -32,9 +29,7 @@ def as_fact(event: dict[str, Any]) -> list[Any]:
 
 
 async def read_log(servers: str, topic: str, file: Path) -> dict[str, Any]:
-    """
-    Writes the file, and returns its last line.
-    """
+    """Writes the file, and returns its last line."""
     seen: dict[tuple[str, int], set[int]] = defaultdict(set)
     begun, ended = set[str](), set[str]()
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest")

@@ -1,5 +1,4 @@
-"""
-The whole pipeline under faults, and its figures compared with what was captured.
+"""The whole pipeline under faults, and its figures compared with what was captured.
 
     python tests/chaos/run_chaos.py [--long | --storm] [--isolated] [--session N]
                                     [--seed N] [--seconds N] [--events N] [--only KIND …] [--every N]
@@ -42,9 +41,7 @@ _LAG_SECONDS, _CAUGHT_UP_SECONDS = 2.0, 10.0
 
 
 def run_faults(processes: Processes, faults: Faults) -> None:
-    """
-    Inflicts the schedule.
-    """
+    """Inflicts the schedule."""
     wait_for(processes, "the first commit", processes.has_begun, 60)
     began, threads = time.monotonic(), []
     for fault in processes.plan.faults():
@@ -62,8 +59,7 @@ def run_faults(processes: Processes, faults: Faults) -> None:
 
 
 def wait_for(processes: Processes, what: str, is_done: Any, seconds: float) -> float:
-    """
-    Waits while processes are looked after.
+    """Waits while processes are looked after.
 
     Returns:
         How long it took; more than `seconds` where it never came.
@@ -83,9 +79,8 @@ def wait_for(processes: Processes, what: str, is_done: Any, seconds: float) -> f
 
 
 def compare_ledger(ledger: dict[str, Any], logged: dict[str, list[int]]) -> list[str]:
-    """
-    The ledger against the log: of each emitter what is there and what is missing, and that the row adds up. Nothing is
-    in flight or dropped but of a service that was killed, whose emitters may not even have said whose they are.
+    """The ledger against the log: of each emitter what is there and what is missing, and that the row adds up. Nothing
+    is in flight or dropped but of a service that was killed, whose emitters may not even have said whose they are.
     """
     found, mortal = [], f"service-{MORTAL}"
     for row in ledger["emitters"]:
@@ -101,8 +96,7 @@ def compare_ledger(ledger: dict[str, Any], logged: dict[str, list[int]]) -> list
 
 
 def compare(processes: Processes) -> tuple[list[str], dict[str, Any]]:
-    """
-    Every comparison of the end.
+    """Every comparison of the end.
 
     Returns:
         Each difference, and what there was.
@@ -132,8 +126,7 @@ def compare(processes: Processes) -> tuple[list[str], dict[str, Any]]:
 
 
 def judge(processes: Processes, faults: Faults, behind_seconds: float) -> int:
-    """
-    Brings everything to rest, compares and says what was found.
+    """Brings everything to rest, compares and says what was found.
 
     Returns:
         The exit code: 1 where a figure is wrong, 2 where only something took too long.
@@ -175,9 +168,7 @@ def judge(processes: Processes, faults: Faults, behind_seconds: float) -> int:
 
 
 def make_plan() -> tuple[Plan, bool]:
-    """
-    What the command line asks for, and whether the folder is to be kept.
-    """
+    """What the command line asks for, and whether the folder is to be kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--long", action="store_true", help="three nodes, an hour, 2,000,000 events")
@@ -207,9 +198,7 @@ def make_plan() -> tuple[Plan, bool]:
 
 
 def main() -> int:
-    """
-    One run.
-    """
+    """One run."""
     plan, must_keep = make_plan()
     folder = Path(tempfile.mkdtemp(prefix="rt-chaos-"))
     say("begun", seed=plan.seed, seconds=plan.seconds, nodes=plan.nodes, events=plan.events, folder=str(folder))

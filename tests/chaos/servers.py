@@ -1,6 +1,4 @@
-"""
-Kafka and PostgreSQL behind proxies, to be killed, stopped and cut off.
-"""
+"""Kafka and PostgreSQL behind proxies, to be killed, stopped and cut off."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ _START_SECONDS = 60.0
 
 
 class ProxiedKafka(EmbeddedKafka):
-    """
-    Every node tells clients, and the other nodes, to come through a proxy.
-    """
+    """Every node tells clients, and the other nodes, to come through a proxy."""
 
     def __init__(self, folder: Path, nodes: int, proxies: Proxies) -> None:
         # Pages of a killed process survive it: what counts here is what brokers do, not what disks do.
@@ -39,9 +35,7 @@ class ProxiedKafka(EmbeddedKafka):
 
     @property
     def bootstrap_servers(self) -> str:
-        """
-        The nodes' proxies.
-        """
+        """The nodes' proxies."""
         return ",".join(f"127.0.0.1:{port}" for port in self._proxy_ports)
 
     def _configure(self, files: KafkaFiles, controller_ports: list[int]) -> None:
@@ -59,9 +53,7 @@ def _to_port(port: int) -> Callable[[], Awaitable[tuple[asyncio.StreamReader, as
 
 
 class Database:
-    """
-    A PostgreSQL of its own, and one database in it.
-    """
+    """A PostgreSQL of its own, and one database in it."""
 
     def __init__(self, folder: Path, proxies: Proxies) -> None:
         runtime = folder / "python_PostgresServer"
@@ -93,15 +85,11 @@ class Database:
                 continue
 
     def kill(self) -> None:
-        """
-        Kills every process of the server.
-        """
+        """Kills every process of the server."""
         self._signal(self._processes(), signal.SIGKILL)
 
     def start(self) -> None:
-        """
-        Starts it again, as often as it takes: what its dead left behind may still be there for a moment.
-        """
+        """Starts it again, as often as it takes: what its dead left behind may still be there for a moment."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -115,33 +103,25 @@ class Database:
                 time.sleep(0.5)
 
     def stop_for(self, seconds: float) -> None:
-        """
-        Stops every process of the server for a while.
-        """
+        """Stops every process of the server for a while."""
         processes = self._processes()
         self._signal(processes, signal.SIGSTOP)
         time.sleep(seconds)
         self._signal(processes, signal.SIGCONT)
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """
-        Asks the store, past the proxy.
-        """
+        """Asks the store, past the proxy."""
         with psycopg.connect(self.direct_url, connect_timeout=5) as connection:
             return connection.execute(statement.encode()).fetchall()
 
     def close(self) -> None:
-        """
-        Ends the server.
-        """
+        """Ends the server."""
         self._server.cleanup()
         # At exit it would only make its lock file again.
         atexit.unregister(self._server._cleanup)
 
 
 def plain_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """
-    This process's environment without settings of runtap's, and with these.
-    """
+    """This process's environment without settings of runtap's, and with these."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")}
     return {**kept, **more}

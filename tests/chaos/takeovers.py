@@ -1,6 +1,4 @@
-"""
-How long partitions stood still when their worker was killed.
-"""
+"""How long partitions stood still when their worker was killed."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _SLOWEST = 5
 
 
 class Takeovers:
-    """
-    Watches every partition's position in the store, in a thread of its own, and remembers kills.
-    """
+    """Watches every partition's position in the store, in a thread of its own, and remembers kills."""
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
@@ -52,22 +48,17 @@ class Takeovers:
                 continue
 
     def note_kill(self, log: Path, log_start: int) -> None:
-        """
-        Notes that the worker which writes this log, since `log_start`, has just been killed.
-        """
+        """Notes that the worker which writes this log, since `log_start`, has just been killed."""
         self._kills.append((time.monotonic(), _partitions(log, log_start)))
 
     def close(self) -> None:
-        """
-        Ends the thread.
-        """
+        """Ends the thread."""
         self._is_over.set()
         self._thread.join(10)
 
     def figures(self, bar_seconds: float) -> dict[str, Any]:
-        """
-        From a kill to the next commit of each partition that the victim had, in seconds; and when, as the workers' logs
-        write it, those were killed whose partitions stood still longest.
+        """From a kill to the next commit of each partition that the victim had, in seconds; and when, as the workers'
+        logs write it, those were killed whose partitions stood still longest.
         """
         owners = [(at, partition) for at, partitions in self._kills for partition in partitions]
         found, slow = [], []
@@ -92,9 +83,7 @@ class Takeovers:
 
 
 def _partitions(log: Path, log_start: int) -> list[int]:
-    """
-    Those that a worker said last that it has.
-    """
+    """Those that a worker said last that it has."""
     with log.open("rb") as file:
         file.seek(log_start)
         lines = [line for line in file.read().splitlines() if b'"partitions_assigned"' in line]

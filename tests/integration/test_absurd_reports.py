@@ -1,5 +1,5 @@
-"""
-What breaks the contract's limits on its way from Kafka into the store: a dead letter with its number, and no more.
+"""What breaks the contract's limits on its way from Kafka into the store: a dead letter with its
+number, and no more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""
-`runtap ledger` and `runtap dead-letters`, over stores that workers filled.
-"""
+"""`runtap ledger` and `runtap dead-letters`, over stores that workers filled."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def runtap(store: Store, *arguments: str, code: int = 0) -> subprocess.Completed
 
 
 def troubled_log() -> Log:
-    """
-    An emitter of 10 events with one each repeated, unreadable, lost without a word, and skipped with a reason.
-    """
+    """An emitter of 10 events with one each repeated, unreadable, lost without a word, and skipped with a reason."""
     log = Log()
     for number in (1, 2, 2, 3):
         log.append(model_call(START_NS + number), "e1", number)

@@ -1,6 +1,4 @@
-"""
-The alert evaluator on both stores, and what it publishes on real Kafka.
-"""
+"""The alert evaluator on both stores, and what it publishes on real Kafka."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ SETTINGS = ConsumerSettings.load(alert_learning_seconds=0.0)
 
 
 class Figures:
-    """
-    Writes what a worker would have written.
-    """
+    """Writes what a worker would have written."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -49,9 +45,7 @@ class Figures:
 
     @contextmanager
     def open_commit(self, table_name: str, *rows: tuple[Any, ...]) -> Iterator[None]:
-        """
-        A transaction that has written the rows, and commits at the end of the block.
-        """
+        """A transaction that has written the rows, and commits at the end of the block."""
         table = tables.metadata.tables[table_name]
         with self._writer.transaction():
             self._writer.execute_rows(self._writer._upserts[table_name], table, list(rows))
@@ -106,9 +100,7 @@ def figures(store_url: str) -> Iterator[Figures]:
 
 @pytest.fixture
 def now_ns(figures: Figures) -> int:
-    """
-    Half a minute into an hour after the store was made.
-    """
+    """Half a minute into an hour after the store was made."""
     return (figures.store.created_at_ns // HOUR_NS + 10) * HOUR_NS + 30 * 10**9
 
 

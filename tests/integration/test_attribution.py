@@ -1,6 +1,4 @@
-"""
-Costs by user and by metadata key, on SQLite and on PostgreSQL.
-"""
+"""Costs by user and by metadata key, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""
-Everything that Kafka, and the network before it, can do to an emitter: the app never feels it, nothing is lost without
-a count, nothing counts twice.
+"""Everything that Kafka, and the network before it, can do to an emitter: the app never feels it, nothing is lost
+without a count, nothing counts twice.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ async def _make_topic(bootstrap_servers: str, prefix: str, partitions: int = 1, 
 
 
 def _end_runs(tap: RunTap, count: int) -> list[float]:
-    """
-    Starts and ends runs, and returns the seconds of every callback.
-    """
+    """Starts and ends runs, and returns the seconds of every callback."""
     handler: Any = tap.handler
     took = []
     for _ in range(count):
@@ -58,9 +55,7 @@ def _end_runs(tap: RunTap, count: int) -> list[float]:
 
 
 def _check_sums(tap: RunTap) -> None:
-    """
-    Where every captured event is, by the closed emitter's own ledger.
-    """
+    """Where every captured event is, by the closed emitter's own ledger."""
     stats = tap.stats()
     dropped = sum(sum(kinds.values()) for kinds in stats.dropped.values())
     assert stats.captured == stats.acknowledged + stats.skipped + stats.superseded + dropped, stats
@@ -68,8 +63,7 @@ def _check_sums(tap: RunTap) -> None:
 
 
 def _check_log(logged: list[LoggedEvent], runs: int, skipped: int = 0, before: Mapping[int, int] = {}) -> int:
-    """
-    Checks that every number above `before`, by partition, is there or skipped, with one event each.
+    """Checks that every number above `before`, by partition, is there or skipped, with one event each.
 
     Returns:
         How many records are repeats.
@@ -99,8 +93,7 @@ def _check_log(logged: list[LoggedEvent], runs: int, skipped: int = 0, before: M
 
 
 class Row(NamedTuple):
-    """
-    An error code of produce answers, and what is to follow: the batch is `resent` unchanged at once, `held` (resent
+    """An error code of produce answers, and what is to follow: the batch is `resent` unchanged at once, `held` (resent
     unchanged after a pause, and said), or refused for good, with the word for the ledger.
     """
 
@@ -148,9 +141,7 @@ _ROWS = [
 async def _tapped(
     proxied: ProxiedKafka, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[RunTap, str]]:
-    """
-    A tap whose first produce request is that of the first runs, and its topic.
-    """
+    """A tap whose first produce request is that of the first runs, and its topic."""
     monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 60.0)
     monkeypatch.setattr(sender_module, "DENIED_RETRY_SECONDS", 0.05)
     # Only a flush moves them on, all at once.
@@ -221,18 +212,14 @@ async def test_all_other_error_codes_one_after_another_hold_the_lane_and_then_it
 
 
 class _Felt:
-    """
-    A service's callbacks at a steady rate.
-    """
+    """A service's callbacks at a steady rate."""
 
     def __init__(self, tap: RunTap) -> None:
         self._tap = tap
         self.runs = 0
 
     async def run(self, seconds: float) -> tuple[float, float]:
-        """
-        Median and 99th percentile of a callback's seconds.
-        """
+        """Median and 99th percentile of a callback's seconds."""
         took: list[float] = []
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -244,17 +231,13 @@ class _Felt:
 
 
 def _check_felt(calm: tuple[float, float], away: tuple[float, float]) -> None:
-    """
-    On a busy machine everything is slow: then hardly slower than before the outage.
-    """
+    """On a busy machine everything is slow: then hardly slower than before the outage."""
     assert away[0] <= max(_P50_SECONDS, 2 * calm[0]), (calm, away)
     assert away[1] <= max(_P99_SECONDS, 3 * calm[1]), (calm, away)
 
 
 class _Outage:
-    """
-    How Kafka goes away and comes back.
-    """
+    """How Kafka goes away and comes back."""
 
     def __init__(self, proxied: ProxiedKafka, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self._proxied = proxied

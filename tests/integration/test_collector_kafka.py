@@ -1,6 +1,4 @@
-"""
-Taps on real Kafka: what arrives, in which order, and whether the ledger balances.
-"""
+"""Taps on real Kafka: what arrives, in which order, and whether the ledger balances."""
 
 from __future__ import annotations
 

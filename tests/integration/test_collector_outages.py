@@ -1,6 +1,4 @@
-"""
-Whole processes that end or die while Kafka is away, and what the next ones make of their spools.
-"""
+"""Whole processes that end or die while Kafka is away, and what the next ones make of their spools."""
 
 from __future__ import annotations
 
@@ -100,9 +98,7 @@ def _ended(logged: list[LoggedEvent]) -> list[RunEnded]:
 
 
 def _check_numbers(logged: list[LoggedEvent], may_lack: int = 0) -> None:
-    """
-    Checks that repeats are repeats, and that the lanes lack no more numbers below their last than they may.
-    """
+    """Checks that repeats are repeats, and that the lanes lack no more numbers below their last than they may."""
     seen: dict[tuple[int, str, int], LoggedEvent] = {}
     for entry in logged:
         place = (entry.partition, entry.event.emitter, entry.event.sequence)
@@ -230,9 +226,7 @@ _EXIT_CODES = {"return": 0, "exit": 3, "raise": 1, "handler": 0, "asyncio": 0, "
 
 
 def _spooled_runs(folder: Path) -> list[str]:
-    """
-    Ids of the ended runs that abandoned spools hold, with numbers or without.
-    """
+    """Ids of the ended runs that abandoned spools hold, with numbers or without."""
     bodies: list[bytes] = []
     for path in folder.rglob("*.spool"):
         with closing(sqlite3.connect(path)) as connection:

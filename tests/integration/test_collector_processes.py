@@ -1,6 +1,4 @@
-"""
-Whole processes: without set-up, without Kafka, forked, and with LangSmith beside.
-"""
+"""Whole processes: without set-up, without Kafka, forked, and with LangSmith beside."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Recorded answers of real providers, answered over loopback to the real client libraries.
-"""
+"""Recorded answers of real providers, answered over loopback to the real client libraries."""
 
 from __future__ import annotations
 

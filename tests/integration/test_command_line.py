@@ -1,6 +1,4 @@
-"""
-The `runtap` command as a process: what it prints, and what it says when something is wrong.
-"""
+"""The `runtap` command as a process: what it prints, and what it says when something is wrong."""
 
 from __future__ import annotations
 

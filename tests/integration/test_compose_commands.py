@@ -1,6 +1,4 @@
-"""
-The command lines and settings of docker-compose.yml, run for real: only addresses are those of this test.
-"""
+"""The command lines and settings of docker-compose.yml, run for real: only addresses are those of this test."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ def _health(port: int) -> dict[str, Any]:
 
 
 async def _fail_and_be_alerted(settings: ConsumerSettings) -> Alert:
-    """
-    Thirty root runs, two thirds of them failed, and the first alert after that.
-    """
+    """Thirty root runs, two thirds of them failed, and the first alert after that."""
     async with Publisher(settings) as publisher:
         for number in range(1, 31):
             status: dict[str, Any] = {"status": "error", "error": failure()} if number % 3 else {}

@@ -1,6 +1,4 @@
-"""
-The embedded Kafka is a real one, and leaves nothing behind.
-"""
+"""The embedded Kafka is a real one, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,8 +38,7 @@ async def _produce(servers: str, topic: str, *values: bytes) -> list[int]:
 
 
 async def _produce_whatever_it_takes(servers: str, topic: str, value: bytes) -> None:
-    """
-    A broker that is suspended or was killed may cost a client its whole timeout, and the attempt with it; what timed
+    """A broker that is suspended or was killed may cost a client its whole timeout, and the attempt with it; what timed
     out may have been written all the same.
     """
     for _ in range(12):

@@ -1,5 +1,5 @@
-"""
-Workers in this process, and who owns a position: two kinds of sets, a holder that stopped, a migration, old lanes.
+"""Workers in this process, and who owns a position: two kinds of sets, a holder that stopped, a
+migration, old lanes.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def position(store: Store) -> Commit:
 
 
 def hold(url: str, name: str) -> tuple[psycopg.Connection[Any], Any]:
-    """
-    A backend that has moved the position and waits, inside a COPY, for a client that says nothing.
-    """
+    """A backend that has moved the position and waits, inside a COPY, for a client that says nothing."""
     connection = psycopg.connect(url.replace("+psycopg", ""), application_name=name)
     connection.execute("SET idle_in_transaction_session_timeout = '1s'")
     connection.execute("CREATE TEMP TABLE held (number int)")
@@ -202,9 +200,7 @@ async def test_a_worker_that_was_fenced_loads_again_and_goes_on(
 
 
 class Log:
-    """
-    A partition's log that grows, and whose position another worker moves, while it is looked at.
-    """
+    """A partition's log that grows, and whose position another worker moves, while it is looked at."""
 
     def __init__(self, on_first_look: Callable[[], None]) -> None:
         self._end = 10

@@ -1,6 +1,4 @@
-"""
-Mutated records among good ones, on real Kafka: the worker goes on, and the good ones count.
-"""
+"""Mutated records among good ones, on real Kafka: the worker goes on, and the good ones count."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ pytestmark = pytest.mark.timeout(120 + SECONDS)
 
 
 def mutate(value: bytes, dice: random.Random) -> bytes | None:
-    """
-    A record as a broken, foreign or later emitter might write it.
-    """
+    """A record as a broken, foreign or later emitter might write it."""
     mutated = bytearray(value)
     for _ in range(dice.choice((1, 1, 1, 2, 5))):
         place = dice.randrange(len(mutated)) if mutated else 0
@@ -69,9 +65,7 @@ def mutate(value: bytes, dice: random.Random) -> bytes | None:
 
 
 def bad_records(dice: random.Random, number: int) -> list[bytes | None]:
-    """
-    Mutations of every type of event, of emitters of their own.
-    """
+    """Mutations of every type of event, of emitters of their own."""
     records: list[bytes | None] = []
     for place in range(BAD_A_ROUND):
         sample = json.loads(dice.choice(_SAMPLES).read_text())
@@ -83,9 +77,7 @@ def bad_records(dice: random.Random, number: int) -> list[bytes | None]:
 
 
 async def write(kafka: str, topic: str, good: list[bytes], bad: list[bytes | None], dice: random.Random) -> None:
-    """
-    Writes both, mixed; the good ones in order, round the partitions.
-    """
+    """Writes both, mixed; the good ones in order, round the partitions."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", linger_ms=5)
     await producer.start()
     try:
@@ -114,17 +106,13 @@ async def write(kafka: str, topic: str, good: list[bytes], bad: list[bytes | Non
 
 
 def rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:
-    """
-    What the store says.
-    """
+    """What the store says."""
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
 def good_records(first: int) -> list[bytes]:
-    """
-    The next records of the good emitter, round the partitions.
-    """
+    """The next records of the good emitter, round the partitions."""
     now_ns = time.time_ns()
     events = [model_call(now_ns, service="good", run_id=f"run-{first + place}") for place in range(GOOD_A_ROUND)]
     return [

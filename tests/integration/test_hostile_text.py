@@ -1,6 +1,4 @@
-"""
-No text of a record drives the terminal that a command prints to, or hides there.
-"""
+"""No text of a record drives the terminal that a command prints to, or hides there."""
 
 from __future__ import annotations
 
@@ -80,9 +78,7 @@ def numbered(event: Any, number: int) -> bytes:
 
 
 def values(now_ns: int) -> list[bytes]:
-    """
-    Every text of the contract that any command prints, some of it raw.
-    """
+    """Every text of the contract that any command prints, some of it raw."""
     who = {name: hostile(name) for name in ("service", "environment", "name", "session_id", "user_id", "trace_id")}
     models = {name: hostile(name) for name in ("provider", "model", "request_model")}
     call = model_call(now_ns, **who, **models, run_id=hostile("run"), metadata={"team": hostile("team")})
@@ -119,9 +115,7 @@ def values(now_ns: int) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def filled(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> WorkerSetting:
-    """
-    A log of hostile records, the store that a worker made of it, and a hostile alert in both.
-    """
+    """A log of hostile records, the store that a worker made of it, and a hostile alert in both."""
     prefix, now_ns = f"test-{uuid.uuid4().hex[:12]}", time.time_ns() - 60 * SECOND_NS
     url = f"sqlite:///{tmp_path_factory.mktemp('hostile') / 'runtap.db'}"
     setting = WorkerSetting(kafka, prefix, url, {"RUNTAP_COST_BY": "metadata.team", "COLUMNS": "250"})
@@ -142,9 +136,7 @@ def filled(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> WorkerSettin
 
 
 def printed(setting: WorkerSetting, arguments: tuple[str, ...], folder: Path, **variables: str) -> tuple[str, str]:
-    """
-    Standard output and error of a command, the styles of rich taken away.
-    """
+    """Standard output and error of a command, the styles of rich taken away."""
     environment = {**setting.environment(), **variables}
     if arguments[0] == "worker":
         environment["RUNTAP_DATABASE_URL"] = f"sqlite:///{folder / 'another.db'}"

@@ -1,6 +1,4 @@
-"""
-Publishing, tailing, and what the client's errors become, on real Kafka.
-"""
+"""Publishing, tailing, and what the client's errors become, on real Kafka."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ MakeTopic = Callable[..., Awaitable[str]]
 async def tailing(
     settings: ConsumerSettings, topic: str, from_beginning: bool = False, places: Places | None = None
 ) -> AsyncIterator[list[Record]]:
-    """
-    The records that a tail has handed out so far; its error, if it had one, is raised at the end.
-    """
+    """The records that a tail has handed out so far; its error, if it had one, is raised at the end."""
     seen: list[Record] = []
 
     async def follow() -> None:
@@ -82,9 +78,7 @@ async def test_published_records_are_tailed_with_key_headers_and_log_time(kafka:
 
 
 async def add_partitions(kafka: str, topic: str) -> None:
-    """
-    Makes them 4, and writes a record into each.
-    """
+    """Makes them 4, and writes a record into each."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     await admin.create_partitions({topic: NewPartitions(4)})

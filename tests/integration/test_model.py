@@ -1,5 +1,4 @@
-"""
-The real worker, partition, lane rule, fold and commit, driven by a state machine through everything that goes wrong.
+"""The real worker, partition, lane rule, fold and commit, driven by a state machine through everything that goes wrong.
 
 Two workers share a SQLite store and may both believe that a partition is theirs. Whatever happens, every figure equals
 what the simulation knows of the records that were read, the ledger's terms are never negative, and nothing captured
@@ -64,9 +63,7 @@ class _Prices:
 
 
 class _KilledError(BaseException):
-    """
-    Ends a worker where it stands.
-    """
+    """Ends a worker where it stands."""
 
 
 def _be_silent(*_: object) -> Any:
@@ -85,9 +82,7 @@ def _simulated() -> Iterator[None]:
 
 
 class Machine(RuleBasedStateMachine):
-    """
-    The rules by which things happen.
-    """
+    """The rules by which things happen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,9 +306,7 @@ class Machine(RuleBasedStateMachine):
     # The oracle.
 
     def _observe(self) -> None:
-        """
-        Notes which records each projection's position has passed since the last look.
-        """
+        """Notes which records each projection's position has passed since the last look."""
         with self.store.read() as connection:
             rows = connection.execute(
                 text("SELECT projection, partition, next_offset, incarnation, fingerprint FROM positions")
@@ -397,8 +390,7 @@ class Machine(RuleBasedStateMachine):
         assert sums.captured <= len(emitter.captured), (name, emitter.name, sums)
 
     def _check_complete(self, books: Books, name: str, emitter: Emitter, at_ns: int) -> None:
-        """
-        Nothing that the emitter captured before the instant is missing and not counted as missing.
+        """Nothing that the emitter captured before the instant is missing and not counted as missing.
 
         An emitter is known from the first of its events that anybody read; what it captured before is unknown.
         """
@@ -479,9 +471,7 @@ class Machine(RuleBasedStateMachine):
                     assert sums.superseded == emitter.superseded
 
     def _unannounced(self, books: Books, name: str, emitter: Emitter) -> int:
-        """
-        Numbers at a lane's end whose records the log lost before they were read: no later number shows the gap.
-        """
+        """Numbers at a lane's end whose records the log lost before they were read: no later number shows the gap."""
         lanes = books.lanes_of(name, emitter.name)
         count = 0
         for partition, last in books.newest[emitter.name].lanes.items():

@@ -1,6 +1,4 @@
-"""
-The model server speaks the API that ChatOpenAI expects, and counts exactly what it sent whole.
-"""
+"""The model server speaks the API that ChatOpenAI expects, and counts exactly what it sent whole."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ Start = Callable[[int], str]
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Start]:
-    """
-    Starts a server of a seed and returns its address.
-    """
+    """Starts a server of a seed and returns its address."""
     processes = []
 
     def start(seed: int) -> str:
@@ -75,9 +71,7 @@ def _count(message: AIMessage, counts: dict[str, int]) -> None:
 
 
 async def _ask_everything(address: str, name: str) -> dict[str, int]:
-    """
-    Asks 60 questions in three ways at once and counts what a client sees.
-    """
+    """Asks 60 questions in three ways at once and counts what a client sees."""
     counts = dict.fromkeys(
         ("calls", "unmetered_calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"), 0
     )
@@ -103,9 +97,7 @@ async def _ask_everything(address: str, name: str) -> dict[str, int]:
 
 
 async def _first_answered(ask: Callable[[str], Awaitable[Any]]) -> Any:
-    """
-    Asks until the server does not refuse: a share of questions it refuses however often they come.
-    """
+    """Asks until the server does not refuse: a share of questions it refuses however often they come."""
     for number in range(10):
         try:
             return await ask(f"Please refund order {number}")
@@ -154,9 +146,7 @@ async def test_a_stream_that_the_client_closes_early_is_not_counted(start_server
 async def test_offered_tools_are_called_with_arguments_of_their_schema(start_server: Start) -> None:
     @tool
     def refund_charge(order_number: int, reason: str) -> str:
-        """
-        Refunds an order.
-        """
+        """Refunds an order."""
         return f"{order_number} {reason}"
 
     chat = _chat(start_server(1), "gpt-4.1", max_retries=2).bind_tools([refund_charge])

@@ -1,6 +1,4 @@
-"""
-A password that stands in a setting, right or wrong, appears nowhere: not in messages, log lines or tracebacks.
-"""
+"""A password that stands in a setting, right or wrong, appears nowhere: not in messages, log lines or tracebacks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-`topics create`, `doctor`, `tail` and `alerts tail` as processes, against real Kafka.
-"""
+"""`topics create`, `doctor`, `tail` and `alerts tail` as processes, against real Kafka."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ MakeTopic = Callable[..., Awaitable[str]]
 
 
 class Command:
-    """
-    Runs `runtap` with the addresses of one test.
-    """
+    """Runs `runtap` with the addresses of one test."""
 
     def __init__(self, kafka: str, prefix: str, folder: Path) -> None:
         self.settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=prefix)
@@ -226,9 +222,7 @@ async def test_tail_prints_streamed_text_while_the_model_is_still_talking(
 
 
 class TalkingModel(BaseChatModel):
-    """
-    A chat model that streams what `talk` says.
-    """
+    """A chat model that streams what `talk` says."""
 
     talk: Any
 
@@ -250,9 +244,7 @@ async def _stream(model: TalkingModel, tap: RunTap) -> None:
 
 
 def archived(path: Path) -> list[bytes]:
-    """
-    The lines of an archive's files, the oldest first.
-    """
+    """The lines of an archive's files, the oldest first."""
     files = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix != ".position"]
     files.sort(key=lambda file: -int(file.suffix[1:]))
     # Killed between two names, it leaves none of its own.

@@ -1,6 +1,4 @@
-"""
-A partition in one worker's hands, on SQLite and on PostgreSQL; the log is a list.
-"""
+"""A partition in one worker's hands, on SQLite and on PostgreSQL; the log is a list."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def tools(store: Store) -> Iterator[Callable[[], Tools]]:
-    """
-    Makes the tools of one worker; each call stands for another process.
-    """
+    """Makes the tools of one worker; each call stands for another process."""
     writers: list[Writer] = []
 
     def make() -> Tools:

@@ -1,6 +1,4 @@
-"""
-`runtap prices` as a process, and a worker whose prices change while it runs.
-"""
+"""`runtap prices` as a process, and a worker whose prices change while it runs."""
 
 from __future__ import annotations
 

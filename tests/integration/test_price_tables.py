@@ -1,5 +1,4 @@
-"""
-Costs against two price tables that others keep, worked out here from their numbers alone.
+"""Costs against two price tables that others keep, worked out here from their numbers alone.
 
 Where both tables agree on the cost of a call, runtap's must be the same, but for one reason that is checked, too.
 """
@@ -26,9 +25,7 @@ Table = Mapping[str, Mapping[str, Any]]
 
 
 class Shape(NamedTuple):
-    """
-    A call: every input token is plain, audio, read from the cache or written to it.
-    """
+    """A call: every input token is plain, audio, read from the cache or written to it."""
 
     name: str
     plain: int
@@ -83,9 +80,7 @@ def load(name: str) -> Table:
 
 
 def total(shape: Shape, prices: Mapping[str, Decimal | int | None]) -> Decimal | None:
-    """
-    Dollars; `None` where the table has no price for something that the call used.
-    """
+    """Dollars; `None` where the table has no price for something that the call used."""
     counts = {
         "input": shape.plain,
         "read": shape.read,
@@ -164,8 +159,7 @@ def runtap_cost(table: PriceTable, provider: str, model: str, shape: Shape, at: 
 
 
 def is_regional(litellm: Table, provider: str, name: str, shape: Shape, ours: Decimal | None) -> bool:
-    """
-    Whether it is a Claude id of Bedrock without a region prefix, and costs what LiteLLM itself asks for one region.
+    """Whether it is a Claude id of Bedrock without a region prefix, and costs what LiteLLM itself asks for one region.
 
     Such a call is made in one region, and AWS bills it on the regional usage type (AWS Price List API: a tenth above
     the global one). Both tables give it the price of `global.…`: BerriAI/litellm, issue 42679.

@@ -1,5 +1,5 @@
-"""
-What users said and paid is for the one user who runs runtap: files are made so, and those that exist keep their mode.
+"""What users said and paid is for the one user who runs runtap: files are made so, and those that exist keep their
+mode.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def mode(path: Path) -> int:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> WorkerSetting:
-    """
-    Where commands find a store that holds one call and one dead letter.
-    """
+    """Where commands find a store that holds one call and one dead letter."""
     store = open_store(f"sqlite:///{tmp_path / 'runtap.db'}", "runtap.events", "UTC")
     tools, log = WorkerTools(store), Log()
     log.append(model_call(), "e1", 1)

@@ -1,6 +1,4 @@
-"""
-Rebuilding projections over logs that are lists, on SQLite and on PostgreSQL.
-"""
+"""Rebuilding projections over logs that are lists, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -51,15 +49,11 @@ NOT_COMPARED = {"generation", "sample_run_id", "sample_error_run_id", "last_log_
 
 
 class Killed(Exception):  # noqa: N818
-    """
-    Stands for a kill -9.
-    """
+    """Stands for a kill -9."""
 
 
 class WrongPrices:
-    """
-    A price table that asks ten times the price for what ended before an instant.
-    """
+    """A price table that asks ten times the price for what ended before an instant."""
 
     def __init__(self, until_ns: int = 2**62) -> None:
         self.price_set = PRICES.price_set
@@ -80,9 +74,7 @@ def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
 
 @pytest.fixture
 def other(store: Store, tmp_path: Path) -> Iterator[WorkerTools]:
-    """
-    The tools of workers on another store of the same kind.
-    """
+    """The tools of workers on another store of the same kind."""
     opened = open_store(f"sqlite:///{tmp_path}/other.db", "runtap.events", store.zone.key)
     made = WorkerTools(opened)
     yield made
@@ -91,9 +83,7 @@ def other(store: Store, tmp_path: Path) -> Iterator[WorkerTools]:
 
 
 def figures(store: Store, *projections: str) -> dict[str, list[dict[str, Any]]]:
-    """
-    Every row that counts, in an order of its own; sketches as counts.
-    """
+    """Every row that counts, in an order of its own; sketches as counts."""
     found: dict[str, list[dict[str, Any]]] = {}
     with open_snapshot(store) as snapshot:
         for projection in projections or ALL:
@@ -136,9 +126,7 @@ def seen(store: Store) -> dict[str, Any]:
 
 
 class RandomLogs:
-    """
-    Two partitions over 40 hours with everything in them that is to be expected, and some that is not.
-    """
+    """Two partitions over 40 hours with everything in them that is to be expected, and some that is not."""
 
     def __init__(self, seed: int, count: int = 500) -> None:
         self.chance = random.Random(seed)

@@ -1,6 +1,4 @@
-"""
-`runtap rebuild` as a process, on real Kafka, beside real workers.
-"""
+"""`runtap rebuild` as a process, on real Kafka, beside real workers."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:
 
 
 def live(setting: WorkerSetting, table: str = "cost_total", owner: str = "cost") -> tuple[int, int]:
-    """
-    Calls and picodollars that count.
-    """
+    """Calls and picodollars that count."""
     ((calls, cost),) = rows(
         setting,
         f"SELECT coalesce(sum(t.calls), 0), coalesce(sum(t.cost_picodollars), 0) FROM {table} t JOIN positions p "

@@ -1,5 +1,4 @@
-"""
-What recorded calls cost, against a sum of our own: the recording's tokens times a price table that others keep.
+"""What recorded calls cost, against a sum of our own: the recording's tokens times a price table that others keep.
 
 The recordings' tokens reach an event unchanged: `test_collector_recordings.py`.
 """
@@ -50,9 +49,7 @@ def read(name: str) -> Any:
 
 
 def independent_cost(truth: dict[str, Any], prices: dict[str, Any]) -> Decimal:
-    """
-    Dollars by the table alone. Tokens of a part without a price of its own cost what the others do.
-    """
+    """Dollars by the table alone. Tokens of a part without a price of its own cost what the others do."""
     fresh = prices["input_cost_per_token"]
     write = prices.get("cache_creation_input_token_cost", fresh)
     parts = {
@@ -69,9 +66,7 @@ def independent_cost(truth: dict[str, Any], prices: dict[str, Any]) -> Decimal:
 
 
 def worker_says(recording: dict[str, Any], table: PriceTable) -> dict[str, Any]:
-    """
-    The measures of the recorded call, with the exact cost (`None`: unknown).
-    """
+    """The measures of the recorded call, with the exact cost (`None`: unknown)."""
     truth = recording["truth"]
     usage = Usage(
         input_tokens=truth["input_tokens"],

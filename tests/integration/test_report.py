@@ -1,6 +1,4 @@
-"""
-Every figure of the report, the runs and the sessions, from rows laid into the tables of both stores.
-"""
+"""Every figure of the report, the runs and the sessions, from rows laid into the tables of both stores."""
 
 from __future__ import annotations
 
@@ -402,9 +400,7 @@ def session_row(session_id: str, partition: int, last_at_ns: int, **other: Any) 
 
 
 def known_to(store: Store, complete_ns: int, projections: tuple[str, ...] = PROJECTIONS) -> None:
-    """
-    One emitter, which all projections have caught up with, says that it is complete to that instant.
-    """
+    """One emitter, which all projections have caught up with, says that it is complete to that instant."""
     lane = {
         "partition": 0,
         "emitter": "e1",

@@ -1,6 +1,4 @@
-"""
-`runtap reprice` as a process: beside running workers, killed in the middle, and what it says.
-"""
+"""`runtap reprice` as a process: beside running workers, killed in the middle, and what it says."""
 
 from __future__ import annotations
 

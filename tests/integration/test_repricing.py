@@ -1,6 +1,4 @@
-"""
-Pricing history again, on SQLite and on PostgreSQL: equal to what a fold under the new prices would have made.
-"""
+"""Pricing history again, on SQLite and on PostgreSQL: equal to what a fold under the new prices would have made."""
 
 from __future__ import annotations
 
@@ -181,9 +179,7 @@ def random_logs(seed: int, count: int = 600, days: float = 2.5, log_time_ns: int
 
 
 def figures(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    """
-    All costs, whatever prices they name.
-    """
+    """All costs, whatever prices they name."""
     found = {}
     with store.read() as connection:
         for table, keys in TABLES.items():
@@ -197,9 +193,7 @@ def figures(store: Store) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    """
-    All rows that carry a price, whole.
-    """
+    """All rows that carry a price, whole."""
     with store.read() as connection:
         return {
             table: sorted((tuple(row) for row in connection.execute(text(f"SELECT * FROM {table}"))), key=repr)
@@ -542,9 +536,7 @@ def test_repricing_waits_for_a_worker_that_is_committing(berlin: Store) -> None:
 async def rebuild_at(
     store: Store, logs: list[Log], table: PriceTable, projection: str = "cost", cut: int = 0
 ) -> Rebuilt:
-    """
-    Rebuilds a projection of what retention left of the logs, at these prices.
-    """
+    """Rebuilds a projection of what retention left of the logs, at these prices."""
     left = ListLogs({number: trimmed(log, cut) for number, log in enumerate(logs)})
     settings = ConsumerSettings.load(cost_by="metadata.team", runs_retention_days=30)
     return await rebuild(store, projection, left, table, settings)

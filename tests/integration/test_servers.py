@@ -1,6 +1,4 @@
-"""
-The fixtures hand out real servers.
-"""
+"""The fixtures hand out real servers."""
 
 from __future__ import annotations
 

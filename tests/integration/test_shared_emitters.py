@@ -1,5 +1,5 @@
-"""
-Two processes under one emitter id, as a snapshot of a running process that is restored twice makes them: loud, always.
+"""Two processes under one emitter id, as a snapshot of a running process that is restored twice makes them: loud,
+always.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ HOUR_NS = 3600 * SECOND_NS
 
 
 def _emitted(monkeypatch: pytest.MonkeyPatch, runs: int) -> dict[int, list[bytes]]:
-    """
-    What one of the processes writes, by partition.
-    """
+    """What one of the processes writes, by partition."""
     monkeypatch.setattr(sender_module, "Link", FakeLink)
     monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.01)
     monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.05)

@@ -1,5 +1,5 @@
-"""
-What the signals that end processes leave behind: nothing that was answered is lost, and the exit code is as without us.
+"""What the signals that end processes leave behind: nothing that was answered is lost, and the exit code is as without
+us.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ CLIENTS = 8
 
 
 class Server(NamedTuple):
-    """
-    How a server of the app is started, what it exits with after SIGTERM, and how many processes serve.
-    """
+    """How a server of the app is started, what it exits with after SIGTERM, and how many processes serve."""
 
     arguments: list[str]
     exit_code: int
@@ -101,9 +99,7 @@ def _running(arguments: list[str], environment: dict[str, str], log: Path) -> It
 
 @contextmanager
 def _serving(server: Server, environment: dict[str, str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """
-    The server, once all its processes serve, and its port.
-    """
+    """The server, once all its processes serve, and its port."""
     (port,) = free_ports(1)
     arguments = [argument.replace("PORT", str(port)) for argument in server.arguments]
     with _running(arguments, environment, log) as process:
@@ -116,9 +112,7 @@ def _serving(server: Server, environment: dict[str, str], log: Path) -> Iterator
 
 
 def _ask(port: int, numbers: Iterator[int], answered: set[int]) -> None:
-    """
-    A client: asks until nobody answers any more.
-    """
+    """A client: asks until nobody answers any more."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         for number in numbers:
@@ -132,8 +126,7 @@ def _ask(port: int, numbers: Iterator[int], answered: set[int]) -> None:
 
 
 def _end_in_a_burst(server: Server, environment: dict[str, str], log: Path, first: int = 1) -> tuple[set[int], float]:
-    """
-    Sends SIGTERM as soon as so many requests are answered, while others come.
+    """Sends SIGTERM as soon as so many requests are answered, while others come.
 
     Returns:
         What was answered, and how long the end took.
@@ -157,9 +150,7 @@ def _end_in_a_burst(server: Server, environment: dict[str, str], log: Path, firs
 
 
 def _check_answers(logged: list[LoggedEvent], answered: set[int]) -> None:
-    """
-    Checks that every answered request is there, and nothing twice.
-    """
+    """Checks that every answered request is there, and nothing twice."""
     ended = [entry.event for entry in logged if isinstance(entry.event, RunEnded)]
     assert len({event.run_id for event in ended}) == len(ended)
     numbers = Counter(event.metadata["number"] for event in ended)
@@ -168,9 +159,7 @@ def _check_answers(logged: list[LoggedEvent], answered: set[int]) -> None:
 
 
 def _check_emitters(logged: list[LoggedEvent]) -> int:
-    """
-    Checks that each closed with a last report, and left no number out; returns how many there are.
-    """
+    """Checks that each closed with a last report, and left no number out; returns how many there are."""
     emitters = {entry.event.emitter for entry in logged}
     for emitter in emitters:
         check_ledger([entry for entry in logged if entry.event.emitter == emitter])
@@ -179,9 +168,7 @@ def _check_emitters(logged: list[LoggedEvent]) -> int:
 
 @pytest.fixture
 def absent_kafka(kafka: str) -> Iterator[KafkaProxy]:
-    """
-    Where nobody listens until its mode is `pass`.
-    """
+    """Where nobody listens until its mode is `pass`."""
     proxy = KafkaProxy()
     proxy.set_target(int(kafka.rpartition(":")[2]))
     proxy.set_mode("refuse")
@@ -309,9 +296,7 @@ sys.exit(-child.exitcode)
 
 
 def _run(script: str, environment: dict[str, str], *signals: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """
-    Runs a script, which gets the signals one after another once it has printed a few numbers.
-    """
+    """Runs a script, which gets the signals one after another once it has printed a few numbers."""
     with subprocess.Popen(
         [sys.executable, "-c", script], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -1,6 +1,4 @@
-"""
-A store of every version becomes one of this version, on SQLite and on PostgreSQL.
-"""
+"""A store of every version becomes one of this version, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

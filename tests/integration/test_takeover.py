@@ -1,6 +1,4 @@
-"""
-How soon partitions go on when their worker is gone, and what must not hold that up.
-"""
+"""How soon partitions go on when their worker is gone, and what must not hold that up."""
 
 from __future__ import annotations
 
@@ -36,18 +34,14 @@ _AFTERMATH_SECONDS = 0.3
 
 
 def partitions_of(log: Path) -> list[int]:
-    """
-    Those that a worker said last that it has.
-    """
+    """Those that a worker said last that it has."""
     lines = [line for line in log.read_text().splitlines() if '"partitions_assigned"' in line] if log.exists() else []
     found: list[int] = json.loads(lines[-1])["partitions"] if lines else []
     return found
 
 
 def offsets_of(setting: WorkerSetting) -> dict[int, int]:
-    """
-    How far each partition was committed, by the slowest projection; empty before the store is there.
-    """
+    """How far each partition was committed, by the slowest projection; empty before the store is there."""
     engine = create_engine(setting.store_url.replace("postgresql://", "postgresql+psycopg://"))
     query = "SELECT partition, min(next_offset) FROM positions GROUP BY partition"
     try:
@@ -63,9 +57,7 @@ def offsets_of(setting: WorkerSetting) -> dict[int, int]:
 
 @asynccontextmanager
 async def fed(kafka: str, topic: str, partitions: int) -> AsyncIterator[None]:
-    """
-    A few events for every partition, all the time.
-    """
+    """A few events for every partition, all the time."""
     is_over = asyncio.Event()
     feeding = asyncio.create_task(_feed(kafka, topic, partitions, is_over))
     try:
@@ -85,9 +77,7 @@ async def _feed(kafka: str, topic: str, partitions: int, is_over: asyncio.Event)
 
 
 def seconds_until_moved(setting: WorkerSetting, partitions: list[int]) -> float:
-    """
-    From now until each of these partitions was committed to again.
-    """
+    """From now until each of these partitions was committed to again."""
     began = time.monotonic()
     time.sleep(_AFTERMATH_SECONDS)
     before = offsets_of(setting)
@@ -101,8 +91,7 @@ def seconds_until_moved(setting: WorkerSetting, partitions: list[int]) -> float:
 
 
 def kill_until_soon(setting: WorkerSetting, logs: list[Path], processes: list[Any]) -> list[float]:
-    """
-    Kills a worker, and the one that took over from it, and so on, until one kill keeps the promise.
+    """Kills a worker, and the one that took over from it, and so on, until one kill keeps the promise.
 
     Returns:
         How long each victim's partitions stood still, in seconds.
@@ -154,9 +143,7 @@ def settings(kafka: str, topic_prefix: str) -> ConsumerSettings:
 
 @asynccontextmanager
 async def member(settings: ConsumerSettings, topic: str) -> AsyncIterator[PartitionReader]:
-    """
-    One of the topic's group.
-    """
+    """One of the topic's group."""
     reader = PartitionReader(settings, topic, f"{topic}.readers", lambda: None)
     await reader.start()
     try:
@@ -173,9 +160,7 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 30) -
 
 
 async def vanish(reader: PartitionReader) -> None:
-    """
-    Ends a member as `kill -9` does: nobody tells the group.
-    """
+    """Ends a member as `kill -9` does: nobody tells the group."""
     coordinator = reader._consumer._coordinator
     await coordinator._stop_heartbeat_task()
     coordinator._coordination_task.cancel()

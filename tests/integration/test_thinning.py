@@ -1,6 +1,4 @@
-"""
-Thinning of emitters' reports: what goes, what stays, and that nobody can tell from the figures.
-"""
+"""Thinning of emitters' reports: what goes, what stays, and that nobody can tell from the figures."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ UTC = ZoneInfo("UTC")
 
 
 def seen(store: Store) -> dict[str, Any]:
-    """
-    All that is worked out of reports.
-    """
+    """All that is worked out of reports."""
     with open_snapshot(store) as snapshot:
         projections = [[name] for name in snapshot.projections]
         complete = [read_completeness(snapshot, names) for names in [*projections, snapshot.projections]]
@@ -41,9 +37,7 @@ def numbers_of(store: Store, emitter: str) -> list[int]:
 
 
 def reporting(log: Log, emitter: str, begin_s: int, end_s: int, step_s: int = 10, **last: Any) -> None:
-    """
-    An emitter whose only events are its reports; `last` are facts of the last one.
-    """
+    """An emitter whose only events are its reports; `last` are facts of the last one."""
     moments = range(begin_s, end_s, step_s)
     for number, moment in enumerate(moments, start=1):
         facts = last if moment == moments[-1] else {}
@@ -52,9 +46,7 @@ def reporting(log: Log, emitter: str, begin_s: int, end_s: int, step_s: int = 10
 
 
 def merged(*logs: Log) -> Log:
-    """
-    One log of several, by log time.
-    """
+    """One log of several, by log time."""
     log = Log()
     for record in sorted((record for one in logs for record in one.records), key=lambda record: record.timestamp):
         log.append_value(record.value, record.timestamp * 1_000_000)

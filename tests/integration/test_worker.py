@@ -1,6 +1,4 @@
-"""
-`runtap worker` on real Kafka.
-"""
+"""`runtap worker` on real Kafka."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:
 
 
 def counted(setting: WorkerSetting) -> tuple[int, int]:
-    """
-    Calls and picodollars so far; none before the store is there.
-    """
+    """Calls and picodollars so far; none before the store is there."""
     try:
         ((found, cost),) = rows(
             setting, "SELECT coalesce(sum(calls), 0), coalesce(sum(cost_picodollars), 0) FROM cost_total"
@@ -207,9 +203,7 @@ async def test_unreadable_records_reach_the_dead_letters_topic_and_their_neighbo
 
 
 async def produce_with_odd_header(kafka: str, topic: str, value: bytes | None) -> None:
-    """
-    Writes a record whose header has a name that is no UTF-8; other clients may.
-    """
+    """Writes a record whose header has a name that is no UTF-8; other clients may."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka)
     await producer.start()
     try:

@@ -1,6 +1,4 @@
-"""
-The README's ways to attach, as the type checker of a user sees them.
-"""
+"""The README's ways to attach, as the type checker of a user sees them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The alert rules are functions of figures.
-"""
+"""The alert rules are functions of figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Pricing a call into measures, adding them up, and the instant at which an event counts.
-"""
+"""Pricing a call into measures, adding them up, and the instant at which an event counts."""
 
 from __future__ import annotations
 

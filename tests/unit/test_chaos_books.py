@@ -1,6 +1,4 @@
-"""
-What the chaos test holds against the log, and what it forgives a killed service.
-"""
+"""What the chaos test holds against the log, and what it forgives a killed service."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The schedule of faults.
-"""
+"""The schedule of faults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The Kafka client's log: rate-limited, and remembered.
-"""
+"""The Kafka client's log: rate-limited, and remembered."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Contexts of runs that two threads work out at once. What they say: test_collector_handler.py.
-"""
+"""Contexts of runs that two threads work out at once. What they say: test_collector_handler.py."""
 
 from __future__ import annotations
 

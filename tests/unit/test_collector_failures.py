@@ -1,6 +1,4 @@
-"""
-Exceptions to statuses, categories and fingerprints.
-"""
+"""Exceptions to statuses, categories and fingerprints."""
 
 from __future__ import annotations
 

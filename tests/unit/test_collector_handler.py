@@ -1,6 +1,4 @@
-"""
-The handler on real chains, without Kafka: what each way of running gives.
-"""
+"""The handler on real chains, without Kafka: what each way of running gives."""
 
 from __future__ import annotations
 
@@ -623,9 +621,7 @@ def test_answer_from_langchains_cache_says_so() -> None:
 
 
 async def test_completion_models_still_hide_from_handlers_that_are_not_inline() -> None:
-    """
-    A fault of langchain-core that our README tells of. Should this fail, it was mended: tell nobody any more.
-    """
+    """A fault of langchain-core that our README tells of. Should this fail, it was mended: tell nobody any more."""
     seen: list[str] = []
 
     class Other(AsyncCallbackHandler):

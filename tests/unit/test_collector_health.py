@@ -1,6 +1,4 @@
-"""
-What the emitter says of itself while something is wrong with it.
-"""
+"""What the emitter says of itself while something is wrong with it."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ def _run(tap: RunTap, times: int = 1) -> None:
 
 
 def _check_sent(tap: RunTap, delivery: Delivery, runs: int) -> None:
-    """
-    Every end was sent; a start, where its run was still open.
-    """
+    """Every end was sent; a start, where its run was still open."""
     assert (delivery.sent + tap.stats().superseded, delivery.waiting, delivery.dropped) == (2 * runs, 0, {})
 
 

@@ -1,6 +1,4 @@
-"""
-A label that cannot become text costs the label: its event is sent, with the others, and the app notices nothing.
-"""
+"""A label that cannot become text costs the label: its event is sent, with the others, and the app notices nothing."""
 
 from __future__ import annotations
 
@@ -23,15 +21,11 @@ _ID, _CHILD = UUID(int=1), UUID(int=2)
 
 
 class OwnError(BaseException):
-    """
-    What no `except Exception` sees.
-    """
+    """What no `except Exception` sees."""
 
 
 class Refuses:
-    """
-    An object of the app's whose every method raises.
-    """
+    """An object of the app's whose every method raises."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
@@ -44,9 +38,7 @@ class Refuses:
 
 
 class Text(str):
-    """
-    A text that makes no text of itself.
-    """
+    """A text that makes no text of itself."""
 
     def _raise(self, *_: object) -> Any:
         raise OwnError
@@ -55,9 +47,7 @@ class Text(str):
 
 
 class Unhashable(str):
-    """
-    A text that cannot be looked up.
-    """
+    """A text that cannot be looked up."""
 
     def __hash__(self) -> int:
         raise OwnError

@@ -1,6 +1,4 @@
-"""
-Batches: what was given to the builder is what a spool keeps, and what two halves are made of.
-"""
+"""Batches: what was given to the builder is what a spool keeps, and what two halves are made of."""
 
 from __future__ import annotations
 

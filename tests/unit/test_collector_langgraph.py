@@ -1,6 +1,4 @@
-"""
-LangGraph: interrupts, hand-offs, agents whose tools fail.
-"""
+"""LangGraph: interrupts, hand-offs, agents whose tools fail."""
 
 from __future__ import annotations
 

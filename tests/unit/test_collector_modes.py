@@ -1,6 +1,4 @@
-"""
-Every way of running x every promise: complete, once, right parents, one trace a root, its session, its status.
-"""
+"""Every way of running x every promise: complete, once, right parents, one trace a root, its session, its status."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ _USAGE: Any = {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9}
 
 
 class Expected(NamedTuple):
-    """
-    What a mode gives: how many roots, and how many runs of a status and a name, where the name matters.
-    """
+    """What a mode gives: how many roots, and how many runs of a status and a name, where the name matters."""
 
     roots: int
     statuses: dict[str, int]
@@ -202,18 +198,14 @@ async def retriever(config: Config) -> Expected:
 
 @tool
 async def weather(place: str) -> str:
-    """
-    Tells the weather.
-    """
+    """Tells the weather."""
     await asyncio.sleep(0)
     return f"sun in {place}"
 
 
 @tool
 async def broken_tool(place: str) -> str:
-    """
-    Fails.
-    """
+    """Fails."""
     raise ValueError(place)
 
 
@@ -390,9 +382,7 @@ async def cancelled_task(config: Config) -> Expected:
 
 
 class _Raises(BaseCallbackHandler):
-    """
-    Somebody else's, broken.
-    """
+    """Somebody else's, broken."""
 
     def on_chain_start(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("not ours")

@@ -1,6 +1,4 @@
-"""
-The table of open runs.
-"""
+"""The table of open runs."""
 
 from __future__ import annotations
 

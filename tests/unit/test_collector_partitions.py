@@ -1,6 +1,4 @@
-"""
-Partitions of keys, beside aiokafka's own hash.
-"""
+"""Partitions of keys, beside aiokafka's own hash."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""
-A report never breaks the limits of the contract, however much there is to say: it would be a dead letter, as would each
-that follows.
+"""A report never breaks the limits of the contract, however much there is to say: it would be a dead letter, as would
+each that follows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""
-The ring's bounds and counts.
-"""
+"""The ring's bounds and counts."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ def _note() -> Record:
 
 
 def _fill(ring: Ring, share: float, buffer_bytes: int) -> None:
-    """
-    Fills the ring with ends until it holds that share.
-    """
+    """Fills the ring with ends until it holds that share."""
     while ring.held_bytes < share * buffer_bytes:
         ring.offer_end(_run())
 

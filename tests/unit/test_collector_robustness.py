@@ -1,6 +1,4 @@
-"""
-Whatever LangChain calls, in whatever order and with whatever values: no exception, and no event uncounted.
-"""
+"""Whatever LangChain calls, in whatever order and with whatever values: no exception, and no event uncounted."""
 
 from __future__ import annotations
 
@@ -66,9 +64,7 @@ _calls = st.tuples(
 
 
 def _check(captured: Captured) -> None:
-    """
-    Checks that every event is counted, and can be read by a worker.
-    """
+    """Checks that every event is counted, and can be read by a worker."""
     ring = captured.emitter.ring
     waiting = ring.count_waiting()
     assert ring.captured == waiting + ring.superseded + sum(ring.dropped.values())

@@ -1,6 +1,4 @@
-"""
-A run's id as LangChain hands it on: what `config["run_id"]` held, of whatever type, to every callback of the run.
-"""
+"""A run's id as LangChain hands it on: what `config["run_id"]` held, of whatever type, to every callback of the run."""
 
 from __future__ import annotations
 
@@ -17,18 +15,14 @@ from runtap_schemas import RunNoted, RunStreamed
 
 
 class Textless:
-    """
-    An object that has no text.
-    """
+    """An object that has no text."""
 
     def __str__(self) -> str:
         raise GeneratorExit
 
 
 class Derived(uuid.UUID):
-    """
-    A UUID of another class.
-    """
+    """A UUID of another class."""
 
 
 _ID = uuid.UUID("0b1d5c1e-6b0f-4a59-9a4b-7d8f2f3a1c2d")

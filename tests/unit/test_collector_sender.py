@@ -1,5 +1,5 @@
-"""
-Lanes under every answer that Kafka can give, which no real broker gives on demand. Kafka itself: tests/integration.
+"""Lanes under every answer that Kafka can give, which no real broker gives on demand. Kafka itself:
+tests/integration.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class _Builder:
 
 
 class FakeLink:
-    """
-    Stands in for Kafka: keeps a log per partition, and answers as `fate` says.
-    """
+    """Stands in for Kafka: keeps a log per partition, and answers as `fate` says."""
 
     def __init__(self, settings: ConnectionSettings, topic: str) -> None:
         self.up = asyncio.Event()
@@ -152,9 +150,7 @@ class Sending:
             self.sender.wake()
 
     def close(self) -> list[EmitterReported]:
-        """
-        Ends the sender and returns the reports in the log.
-        """
+        """Ends the sender and returns the reports in the log."""
         self.ring.close()
         self.sender.close(5)
         reports = [event for event in self.read() if isinstance(event, EmitterReported)]
@@ -164,9 +160,7 @@ class Sending:
         return [decode_event(value) for partition in sorted(self.link.log) for value in self.link.log[partition]]
 
     def runs(self) -> list[tuple[int, str]]:
-        """
-        Number and run id of every ended run in the log.
-        """
+        """Number and run id of every ended run in the log."""
         return [(event.sequence, event.run_id) for event in self.read() if isinstance(event, RunEnded)]
 
     def wait_for_runs(self, count: int) -> None:
@@ -176,9 +170,7 @@ class Sending:
         assert len(self.runs()) == count
 
     def read_first(self) -> Any:
-        """
-        The first event that was sent.
-        """
+        """The first event that was sent."""
         return decode_event(self.link.attempts[0][1].values[0])
 
     def numbers(self, partition: int) -> list[int]:

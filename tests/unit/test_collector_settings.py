@@ -1,6 +1,4 @@
-"""
-The collector's settings.
-"""
+"""The collector's settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Sizes, from one byte to 50 MB: every event fits, and what was cut says so.
-"""
+"""Sizes, from one byte to 50 MB: every event fits, and what was cut says so."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The spool's rules, each with what would break it. Whole processes that die: tests/integration.
-"""
+"""The spool's rules, each with what would break it. Whole processes that die: tests/integration."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ def _spool(directory: Path, max_bytes: int = 10**9, cluster_id: str = "c") -> Sp
 
 
 def _die(spool: Spool) -> SpoolFile:
-    """
-    What a killed process leaves: its lock is free, its file as it was.
-    """
+    """What a killed process leaves: its lock is free, its file as it was."""
     (file,) = spool.files
     os.close(file._lock_descriptor)
     return file
@@ -219,9 +215,7 @@ def test_forked_child_leaves_its_parents_spool_alone(tmp_path: Path) -> None:
 
 
 class _Outage(Sending):
-    """
-    A sender with a spool, and a Kafka that can be away.
-    """
+    """A sender with a spool, and a Kafka that can be away."""
 
     def __init__(self, directory: Path, *, is_away: bool) -> None:
         super().__init__(directory=directory)
@@ -240,9 +234,7 @@ class _Outage(Sending):
         assert self.spool.event_count == spooled
 
     def die(self) -> None:
-        """
-        Ends the thread as a kill would: nothing more is sent or written.
-        """
+        """Ends the thread as a kill would: nothing more is sent or written."""
         self.sender.put_rest_away = lambda: None  # type: ignore[method-assign]
         self.sender.close(0.5)
         for file in self.spool.files:

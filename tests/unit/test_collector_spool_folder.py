@@ -1,6 +1,4 @@
-"""
-Whose folder a spool trusts: one that leads elsewhere, or that another user can fill, is refused.
-"""
+"""Whose folder a spool trusts: one that leads elsewhere, or that another user can fill, is refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Streamed text as it comes: whole, in order, and only where it was asked for.
-"""
+"""Streamed text as it comes: whole, in order, and only where it was asked for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Usage, models and finish reasons, from wherever a provider's integration puts them.
-"""
+"""Usage, models and finish reasons, from wherever a provider's integration puts them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-docker-compose.yml says nothing that runtap does not understand. Its commands run for real in an integration test.
-"""
+"""docker-compose.yml says nothing that runtap does not understand. Its commands run for real in an integration test."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ WORKERS = {name: service for name, service in OURS.items() if service["command"]
 
 
 def parse(words: list[str]) -> list[str]:
-    """
-    Parses a command line down to the command that would run, which is not run. Returns its names.
-    """
+    """Parses a command line down to the command that would run, which is not run. Returns its names."""
     command: Any = get_command(app)
     names: list[str] = []
     context: Any = None

@@ -1,6 +1,4 @@
-"""
-The workers' settings, and how a wrong one is told.
-"""
+"""The workers' settings, and how a wrong one is told."""
 
 from __future__ import annotations
 

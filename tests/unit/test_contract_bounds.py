@@ -1,5 +1,5 @@
-"""
-Every key, number, text and list of the contract has a bound: one without stops a projection, or the store, for ever.
+"""Every key, number, text and list of the contract has a bound: one without stops a projection, or
+the store, for ever.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _HARMLESS = (inspect.BoolType, inspect.NoneType, inspect.LiteralType)
 
 
 def unbounded(kind: inspect.Type, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """
-    The places in a type where a value of any size or length would be decoded.
-    """
+    """The places in a type where a value of any size or length would be decoded."""
     match kind:
         case inspect.StructType():
             for field in kind.fields:

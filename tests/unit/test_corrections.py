@@ -1,5 +1,5 @@
-"""
-runtap's corrections of genai-prices: each is needed, does what its comment says, and gives way to the owner's file.
+"""runtap's corrections of genai-prices: each is needed, does what its comment says, and gives way
+to the owner's file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""
-The example in docs/costs.md is a file that works.
-"""
+"""The example in docs/costs.md is a file that works."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The demo notices every figure on which the report and the model server differ.
-"""
+"""The demo notices every figure on which the report and the model server differ."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the doctor makes of what it sees.
-"""
+"""What the doctor makes of what it sees."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""
-The wire contract: limits, versions, stored samples that must decode for ever, JSON Schema files that are up to date.
+"""The wire contract: limits, versions, stored samples that must decode for ever, JSON Schema files
+that are up to date.
 """
 
 from __future__ import annotations

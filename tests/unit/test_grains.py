@@ -1,6 +1,4 @@
-"""
-From minutes to hours, local days and totals.
-"""
+"""From minutes to hours, local days and totals."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Instants, ranges and money as people write them.
-"""
+"""Instants, ranges and money as people write them."""
 
 from __future__ import annotations
 

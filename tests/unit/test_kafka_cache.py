@@ -1,6 +1,4 @@
-"""
-Kafka's jars are brought once, whole or not at all, however many processes want them.
-"""
+"""Kafka's jars are brought once, whole or not at all, however many processes want them."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ JARS = [Jar("group", f"artifact-{number}", "1.0", hashlib.sha256(CONTENT).hexdig
 
 
 class Maven:
-    """
-    Stands for jgo: hands out `content` for every artifact, into the repository folder it was given.
-    """
+    """Stands for jgo: hands out `content` for every artifact, into the repository folder it was given."""
 
     asked = 0
     content = CONTENT
@@ -62,9 +58,7 @@ def _touch_checkpoint(kafka: KafkaFiles, scratch: Path) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """
-    An empty cache folder, and a Maven that answers from memory.
-    """
+    """An empty cache folder, and a Maven that answers from memory."""
     monkeypatch.setenv("RUNTAP_KAFKA_CACHE", str(tmp_path))
     monkeypatch.setattr(kafka_cache, "MavenContext", Maven)
     monkeypatch.setattr(kafka_cache, "listed_jars", lambda: JARS)

@@ -1,6 +1,4 @@
-"""
-The lane rule, against a set that remembers everything.
-"""
+"""The lane rule, against a set that remembers everything."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-The ledger and `complete_to`, over random histories of emitters, logs and readers, and by hand.
-"""
+"""The ledger and `complete_to`, over random histories of emitters, logs and readers, and by hand."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ SECOND = 10**9
 
 @dataclass
 class Entry:
-    """
-    A record of a partition's log.
-    """
+    """A record of a partition's log."""
 
     emitter: str
     number: int
@@ -46,9 +42,7 @@ class Entry:
 
 @dataclass
 class ModelEmitter:
-    """
-    An emitter that keeps books as the real one does.
-    """
+    """An emitter that keeps books as the real one does."""
 
     name: str
     captured: int = 0
@@ -64,9 +58,7 @@ class ModelEmitter:
 
 
 class World:
-    """
-    Emitters, a log of two partitions and two projections that read it.
-    """
+    """Emitters, a log of two partitions and two projections that read it."""
 
     def __init__(self, begins: dict[str, int]) -> None:
         self.now_ns = 1_000 * SECOND
@@ -235,9 +227,7 @@ def check_sums(world: World, books: Books) -> None:
 
 
 def check_claims(world: World, books: Books) -> None:
-    """
-    Before `complete_to` no event of an emitter that is known and has not left is missing uncounted.
-    """
+    """Before `complete_to` no event of an emitter that is known and has not left is missing uncounted."""
     for projection in PROJECTIONS:
         claim = work_out_completeness(books, [projection])
         if claim.at_ns is None:

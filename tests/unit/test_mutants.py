@@ -1,6 +1,4 @@
-"""
-The script that takes rules away finds the places of all of them.
-"""
+"""The script that takes rules away finds the places of all of them."""
 
 from __future__ import annotations
 

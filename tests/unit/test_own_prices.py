@@ -1,6 +1,4 @@
-"""
-The owner's own prices: what a file may say, what it changes, and how it is read again.
-"""
+"""The owner's own prices: what a file may say, what it changes, and how it is read again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Performance of a batch: counts, durations, output and sketches of each kind of run, minute by minute.
-"""
+"""Performance of a batch: counts, durations, output and sketches of each kind of run, minute by minute."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ ended = st.builds(
 
 
 def measures_of(runs: list[RunEnded]) -> dict[str, Any]:
-    """
-    Worked out by name.
-    """
+    """Worked out by name."""
     answers = [
         (run.usage.output_tokens, run.duration_ns)
         for run in runs

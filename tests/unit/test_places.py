@@ -1,6 +1,4 @@
-"""
-Where a tail stands is known to the next one.
-"""
+"""Where a tail stands is known to the next one."""
 
 from __future__ import annotations
 

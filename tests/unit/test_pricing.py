@@ -1,6 +1,4 @@
-"""
-Prices mean what genai-prices means by them, in exact integers, and what is not known is not zero.
-"""
+"""Prices mean what genai-prices means by them, in exact integers, and what is not known is not zero."""
 
 from __future__ import annotations
 
@@ -93,9 +91,7 @@ def numbers(prices: ModelPrice) -> Iterator[Decimal]:
 
 
 def assert_equals_reference(provider_id: str, model: str, usage: Usage, at_ns: int) -> None:
-    """
-    Equal to a picodollar, and half of one a token where a price has more than six decimals a million tokens.
-    """
+    """Equal to a picodollar, and half of one a token where a price has more than six decimals a million tokens."""
     priced = LISTED.price(provider_id, model, usage, at_ns).cost_picodollars
     try:
         expected = reference(provider_id, model, usage, at_ns)
@@ -139,9 +135,7 @@ def has_one_write_price(prices: ModelPrice) -> bool:
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """
-    Mostly possible ones: cached parts, audio and image, reasoning, and one of four with a part beyond its total.
-    """
+    """Mostly possible ones: cached parts, audio and image, reasoning, and one of four with a part beyond its total."""
     sizes = st.one_of(
         st.integers(0, 2_000), st.integers(0, 10**9), st.sampled_from([0, 32_000, 200_000, 200_001, 272_001])
     )

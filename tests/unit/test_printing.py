@@ -1,6 +1,4 @@
-"""
-The report fits the screen it is printed on.
-"""
+"""The report fits the screen it is printed on."""
 
 from __future__ import annotations
 

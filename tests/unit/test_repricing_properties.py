@@ -1,6 +1,4 @@
-"""
-What holds for all prices and all calls: sums, parts and totals, and pricing stored sums again.
-"""
+"""What holds for all prices and all calls: sums, parts and totals, and pricing stored sums again."""
 
 from __future__ import annotations
 
@@ -107,9 +105,7 @@ calls = some.lists(some.tuples(usages(), some.integers(0, 2 * HOUR_NS - 1)), min
 
 
 def folded(table: PriceTable, made: list[tuple[Usage, int]]) -> dict[tuple[int, str], list[tuple[Usage, int]]]:
-    """
-    The calls of each row that a fold makes: by hour and price class.
-    """
+    """The calls of each row that a fold makes: by hour and price class."""
     rows: dict[tuple[int, str], list[tuple[Usage, int]]] = defaultdict(list)
     for usage, after_ns in made:
         at_ns = BEGIN_NS + after_ns

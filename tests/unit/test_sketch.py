@@ -1,6 +1,4 @@
-"""
-Latency sketches: error, merging, full counts.
-"""
+"""Latency sketches: error, merging, full counts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-What the live stream shows of a record.
-"""
+"""What the live stream shows of a record."""
 
 from __future__ import annotations
 
@@ -138,9 +136,7 @@ def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(caps
 
 
 def archived(path: Path) -> list[bytes]:
-    """
-    The lines of all files, the oldest first; each file ends with a whole one.
-    """
+    """The lines of all files, the oldest first; each file ends with a whole one."""
     files = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: -int(file.suffix[1:]))
     contents = [file.read_bytes() for file in [*files, path]]
     assert all(content.endswith(b"\n") for content in contents)

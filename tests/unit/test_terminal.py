@@ -1,6 +1,4 @@
-"""
-What stored text looks like on a terminal.
-"""
+"""What stored text looks like on a terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Usage as providers really report it: what would be counted twice, as zero, or under another price.
-"""
+"""Usage as providers really report it: what would be counted twice, as zero, or under another price."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ NOW = 1_795_132_800 * 10**9
 
 
 class AnthropicUsage(BaseModel):
-    """
-    The SDK's object, which keeps what it does not know.
-    """
+    """The SDK's object, which keeps what it does not know."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,9 +42,7 @@ def answered(message: Any, streamed: bool = False, **output: Any) -> Outcome:
 
 
 def called(provider: str, outcome: Outcome, request_model: str | None = None) -> dict[str, Any]:
-    """
-    The measures that a worker makes of it, with price class and price set.
-    """
+    """The measures that a worker makes of it, with price class and price set."""
     event = RunEnded(
         at_ns=NOW,
         run_id="r",

@@ -1,5 +1,4 @@
-"""
-From a callback's arguments to records offered to the ring: `Capture.begin`, `end`, `end_model`, `fail`, `note`.
+"""From a callback's arguments to records offered to the ring: `Capture.begin`, `end`, `end_model`, `fail`, `note`.
 
 What runs for every callback: measured in tests/benchmarks, and written for it. Its methods never raise.
 """
@@ -38,9 +37,7 @@ _warnings = RareLog()
 
 
 class Capture:
-    """
-    What one handler does with its callbacks: the emitter it offers to, and whose runs they are.
-    """
+    """What one handler does with its callbacks: the emitter it offers to, and whose runs they are."""
 
     def __init__(self, emitter: Emitter, view: View) -> None:
         self.emitter = emitter
@@ -49,9 +46,7 @@ class Capture:
         self.is_on = True
 
     def open_run(self, run_id: UUID | str) -> OpenRun | None:
-        """
-        The open run of that id.
-        """
+        """The open run of that id."""
         return self.emitter.open_runs.by_key.get(run_id.int if type(run_id) is UUID else key_of(run_id))
 
     def begin(
@@ -65,9 +60,7 @@ class Capture:
         kwargs: Mapping[str, Any],
         inputs: object,
     ) -> None:
-        """
-        Reports that a run began. Does nothing where another handler has.
-        """
+        """Reports that a run began. Does nothing where another handler has."""
         try:
             emitter = self.emitter
             open_runs = emitter.open_runs
@@ -118,9 +111,7 @@ class Capture:
             self.count_failure("run.started")
 
     def add_token(self, run: OpenRun, token: object) -> None:
-        """
-        Joins streamed text, and reports it every 100 ms: what comes after a pause at once.
-        """
+        """Joins streamed text, and reports it every 100 ms: what comes after a pause at once."""
         text = token if isinstance(token, str) else _text_of(token)
         if not text:
             return
@@ -143,9 +134,7 @@ class Capture:
         self.emitter.offer(streamed_of(run, index, text))
 
     def end(self, run_id: UUID | str, outputs: object) -> None:
-        """
-        Reports that a run ended well, or by an interrupt of a run below it.
-        """
+        """Reports that a run ended well, or by an interrupt of a run below it."""
         try:
             run = self.emitter.open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:
@@ -156,9 +145,7 @@ class Capture:
             self.count_failure("run.ended")
 
     def end_model(self, run_id: UUID | str, response: LLMResult) -> None:
-        """
-        Reports that a model answered.
-        """
+        """Reports that a model answered."""
         try:
             run = self.emitter.open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:
@@ -169,9 +156,7 @@ class Capture:
             self.count_failure("run.ended")
 
     def fail(self, run_id: UUID | str, error: BaseException, response: LLMResult | None = None) -> None:
-        """
-        Reports that a run ended with an exception. `response` is what a model had answered until then.
-        """
+        """Reports that a run ended with an exception. `response` is what a model had answered until then."""
         try:
             open_runs = self.emitter.open_runs
             run = open_runs.end(run_id.int if type(run_id) is UUID else key_of(run_id))
@@ -201,9 +186,7 @@ class Capture:
         tags: list[str] | None,
         metadata: Mapping[str, Any],
     ) -> None:
-        """
-        Reports a run that no callback saw: it ends now, and began that long ago.
-        """
+        """Reports a run that no callback saw: it ends now, and began that long ago."""
         try:
             run.outcome, run.tags, run.session = outcome, tags, current_session.get()
             run.metadata = {key: metadata[key] for key in own_keys(metadata)}
@@ -215,9 +198,7 @@ class Capture:
             self.count_failure("run.ended")
 
     def note(self, run_id: UUID | str, kind: str, name: object, data: object, *, attempt: int | None = None) -> None:
-        """
-        Reports that something happened within a run.
-        """
+        """Reports that something happened within a run."""
         try:
             run = self.open_run(run_id)
             if run is None or run.owner is not self:
@@ -250,9 +231,7 @@ class Capture:
             self.emitter.wake()
 
     def _content_of(self, value: object) -> tuple[bytes | None, int]:
-        """
-        JSON of captured content, or its size where it is too large to keep or there is no room.
-        """
+        """JSON of captured content, or its size where it is too large to keep or there is no room."""
         ring = self.emitter.ring
         json, size_bytes = content_of(value)
         if json is not None and ring.has_content_room(size_bytes):
@@ -261,9 +240,7 @@ class Capture:
         return None, size_bytes
 
     def count_failure(self, kind: str) -> None:
-        """
-        Counts an event that was lost to a failure of our own, and says so at most once a minute.
-        """
+        """Counts an event that was lost to a failure of our own, and says so at most once a minute."""
         # A token is no event.
         if kind != "run.streamed":
             self.emitter.ring.count_lost(kind, "internal_error")
@@ -271,9 +248,7 @@ class Capture:
 
 
 def _text_of(blocks: object) -> str:
-    """
-    The text among content blocks.
-    """
+    """The text among content blocks."""
     if not isinstance(blocks, list):
         return ""
     texts = [
@@ -289,8 +264,7 @@ def make_session(
     tags: Sequence[str] | None,
     metadata: Mapping[str, Any] | None,
 ) -> Session:
-    """
-    A session with everything made to fit the contract's limits.
+    """A session with everything made to fit the contract's limits.
 
     Raises:
         ValueError: the session id is empty.

@@ -1,6 +1,4 @@
-"""
-Captured content as JSON. Done in the callback, since the app goes on to change these objects.
-"""
+"""Captured content as JSON. Done in the callback, since the app goes on to change these objects."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ _MESSAGE_FIELDS = ("type", "name", "id", "content", "tool_calls", "tool_call_id"
 
 
 def content_of(value: object) -> tuple[bytes | None, int]:
-    """
-    JSON of any object, and its size in bytes: messages and documents by what they say, what has no such form by its
+    """JSON of any object, and its size in bytes: messages and documents by what they say, what has no such form by its
     `str`. `None`: it is too large to keep; size 0: it cannot be written, nested too deeply or part of itself.
     """
     if isinstance(value, (str, dict)):
@@ -42,9 +39,7 @@ def content_of(value: object) -> tuple[bytes | None, int]:
 
 
 def _without_binaries(part: Any, depth: int = 0) -> Any:
-    """
-    Content blocks with the data of images and sounds replaced by type, size and hash.
-    """
+    """Content blocks with the data of images and sounds replaced by type, size and hash."""
     if isinstance(part, str):
         match = _BINARY.fullmatch(part) if len(part) >= _LEAST_BINARY_LENGTH else None
         return part if match is None else _describe_binary(match.group(1) or "base64", match.group(2))

@@ -1,6 +1,4 @@
-"""
-Whose a run is, and with which metadata: `context_of`.
-"""
+"""Whose a run is, and with which metadata: `context_of`."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _MISSING = object()
 
 
 def context_of(run: OpenRun) -> Context:
-    """
-    The context of a run; that of the runs above it is worked out first.
-    """
+    """The context of a run; that of the runs above it is worked out first."""
     if run.context is not None:
         return run.context
     if run.parent is None or run.parent.context is not None:
@@ -33,9 +29,7 @@ def context_of(run: OpenRun) -> Context:
 
 
 def _work_out(run: OpenRun) -> Context:
-    """
-    Session and user: the run's own first, then its parent's, then the block's.
-    """
+    """Session and user: the run's own first, then its parent's, then the block's."""
     metadata, session, parent = run.metadata or _NOTHING, run.session, run.parent
     context = None if parent is None else parent.context
     if parent is None or context is None or not _inherits(context, parent, session, metadata):
@@ -48,9 +42,7 @@ def _work_out(run: OpenRun) -> Context:
 
 
 def _inherits(above: Context, parent: OpenRun, session: Session | None, metadata: Mapping[str, Any]) -> bool:
-    """
-    Whether neither the run nor its block names another session, user or metadata than the run above has.
-    """
+    """Whether neither the run nor its block names another session, user or metadata than the run above has."""
     if parent.session is not session:
         return False
     shared_count = _count_shared(parent.metadata or _NOTHING, metadata) if metadata else 0
@@ -80,8 +72,7 @@ def _make(
 
 
 def _count_shared(parents: Mapping[str, Any], metadata: Mapping[str, Any]) -> int:
-    """
-    How many of the user's keys a run shares with its parent, as the same objects; -1: one of them differs.
+    """How many of the user's keys a run shares with its parent, as the same objects; -1: one of them differs.
 
     Not `==`, which a foreign value may refuse. Children inherit their parent's metadata, and LangChain's own keys
     differ from run to run.

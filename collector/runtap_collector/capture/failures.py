@@ -1,5 +1,4 @@
-"""
-Exceptions to facts: `status_of`, `describe_error`.
+"""Exceptions to facts: `status_of`, `describe_error`.
 
 Classes are told by their names and modules, so neither langgraph nor any provider's SDK need be installed.
 """
@@ -73,8 +72,8 @@ _CHANGING_PARTS: list[tuple[re.Pattern[str], str]] = [
 
 
 def status_of(error: BaseException) -> Status:
-    """
-    The status of a run that ended with this exception: leaving a graph on purpose is no error, nor is being cancelled.
+    """The status of a run that ended with this exception: leaving a graph on purpose is no error, nor is being
+    cancelled.
     """
     kind: Any = type(error)
     return _status_of_type(kind)
@@ -95,8 +94,7 @@ def _status_of_type(kind: type) -> Status:
 def describe_error(
     error: BaseException, run_type: str, known: list[tuple[BaseException, RunError]], *, keeps_message: bool = False
 ) -> RunError:
-    """
-    The error of a run.
+    """The error of a run.
 
     Args:
         error: what the run ended with.
@@ -130,9 +128,7 @@ def _message_of(error: BaseException) -> str:
 
 
 def _first_of(error: BaseException, paths: tuple[tuple[str, ...], ...], is_it: Callable[[object], bool]) -> Any:
-    """
-    The first value at the end of a path of attributes and keys that is what it should be. `None`: there is none.
-    """
+    """The first value at the end of a path of attributes and keys that is what it should be. `None`: there is none."""
     for path in paths:
         value: object = error
         try:
@@ -173,9 +169,8 @@ def _category_of_type(kind: type) -> str:
 
 
 def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:
-    """
-    Function, with its module, and line of the innermost frame. Code that came from no file has no say: a model may have
-    written it, and its names are content.
+    """Function, with its module, and line of the innermost frame. Code that came from no file has no say: a model may
+    have written it, and its names are content.
     """
     function, line = "", 0
     while traceback is not None:

@@ -1,5 +1,4 @@
-"""
-The callback handler: `RunTapHandler`, the first step of an event's way.
+"""The callback handler: `RunTapHandler`, the first step of an event's way.
 
 Its methods are plain functions that return a finished awaitable. LangChain's sync manager calls such a method directly
 instead of making an event loop for it, its async manager calls it inline instead of as a task or in a thread, and
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Finished:
-    """
-    An awaitable that is done. Not a coroutine, so LangChain's sync manager does not try to run it.
-    """
+    """An awaitable that is done. Not a coroutine, so LangChain's sync manager does not try to run it."""
 
     def __await__(self) -> Iterator[None]:
         return iter(())
@@ -45,8 +42,7 @@ _FINISHED = cast("Coroutine[Any, Any, None]", _Finished())
 
 
 class RunTapHandler(AsyncCallbackHandler):
-    """
-    Reports every run it is attached to, in microseconds: never waits, never raises.
+    """Reports every run it is attached to, in microseconds: never waits, never raises.
 
     Made without a tap it needs no set-up: settings come from the environment, the process's emitter starts with the
     first event and is closed at exit.
@@ -55,8 +51,7 @@ class RunTapHandler(AsyncCallbackHandler):
     run_inline = True
 
     def __init__(self, *, _capture: Capture | None = None) -> None:
-        """
-        Reads the settings from the environment.
+        """Reads the settings from the environment.
 
         Raises:
             SettingsError: a `RUNTAP_…` variable has a value that cannot work.

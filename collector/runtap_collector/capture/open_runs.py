@@ -1,5 +1,4 @@
-"""
-The table of open runs: parents, traces, and which reports of a run are repeats.
+"""The table of open runs: parents, traces, and which reports of a run are repeats.
 
 Every operation is one step of a dict, so it needs no lock and cannot make a callback wait.
 """
@@ -22,9 +21,8 @@ _MAX_ID_LENGTH = 64
 
 
 def identity_of(run_id: object) -> UUID | str:
-    """
-    What a run is known by, whatever LangChain was given as its id, since it hands everything on: the UUID that a text
-    stands for, else the text itself, or its hash where that is too long.
+    """What a run is known by, whatever LangChain was given as its id, since it hands everything on: the UUID that a
+    text stands for, else the text itself, or its hash where that is too long.
     """
     if isinstance(run_id, UUID):
         return UUID(int=run_id.int)
@@ -44,16 +42,13 @@ def _identity_of_text(text: str) -> UUID | str:
 
 
 def key_of(run_id: object) -> int | str:
-    """
-    The key of a run in the table, of whatever its id is. Callers ask UUIDs themselves, which takes no call.
-    """
+    """The key of a run in the table, of whatever its id is. Callers ask UUIDs themselves, which takes no call."""
     identity = identity_of(run_id)
     return identity.int if isinstance(identity, UUID) else identity
 
 
 class RouteMemory:
-    """
-    The newest routes by the id of a run or a session: between half the limit and the limit of them.
+    """The newest routes by the id of a run or a session: between half the limit and the limit of them.
 
     Two halves, the older of which is let go whole: taking the oldest of a dict one by one gets slower with each.
     """
@@ -64,24 +59,18 @@ class RouteMemory:
         self._older: dict[int | str, Route] = {}
 
     def add(self, key: int | str, route: Route) -> None:
-        """
-        Remembers a route.
-        """
+        """Remembers a route."""
         newer = self._newer
         newer[key] = route
         if len(newer) > self._half:
             self._older, self._newer = newer, {}
 
     def get(self, key: int | str) -> Route | None:
-        """
-        The route of that id, if it is remembered.
-        """
+        """The route of that id, if it is remembered."""
         return self._newer.get(key) or self._older.get(key)
 
     def get_or_add(self, key: int | str, identity: UUID | str) -> Route:
-        """
-        The route of that id, a new one if it is not remembered.
-        """
+        """The route of that id, a new one if it is not remembered."""
         route = self.get(key)
         if route is None:
             route = Route(identity)
@@ -90,9 +79,7 @@ class RouteMemory:
 
 
 class OpenRuns:
-    """
-    Runs between their first start and their first end, by the integers of their ids; by texts that are no UUIDs.
-    """
+    """Runs between their first start and their first end, by the integers of their ids; by texts that are no UUIDs."""
 
     def __init__(self, max_runs: int = MAX_OPEN_RUNS) -> None:
         self.max_runs = max_runs
@@ -106,39 +93,33 @@ class OpenRuns:
         return len(self.by_key)
 
     def end(self, key: int | str) -> OpenRun | None:
-        """
-        Takes a run out. None: it ended before, or began where nobody saw it.
-        """
+        """Takes a run out. None: it ended before, or began where nobody saw it."""
         run = self.by_key.pop(key, None)
         if run is not None:
             self._closed.add(key, run.route)
         return run
 
     def route_under(self, parent_run_id: UUID | str) -> Route:
-        """
-        The trace of a run whose parent is not open: the parent's if it was open lately, else one of the parent's id.
+        """The trace of a run whose parent is not open: the parent's if it was open lately, else one
+        of the parent's id.
         """
         key = key_of(parent_run_id)
         return self._closed.get(key) or self._strangers.get_or_add(key, parent_run_id)
 
     def mark_interrupted(self, run: OpenRun) -> None:
-        """
-        Makes a run's open ancestors end as interrupted.
-        """
+        """Makes a run's open ancestors end as interrupted."""
         parent = self.parent_of(run)
         while parent is not None and not parent.interrupted:
             parent.interrupted = True
             parent = self.parent_of(parent)
 
     def parent_of(self, run: OpenRun) -> OpenRun | None:
-        """
-        The open parent of a run.
-        """
+        """The open parent of a run."""
         return None if run.parent_run_id is None else self.by_key.get(key_of(run.parent_run_id))
 
     def evict(self, now_monotonic_ns: int | None = None) -> list[OpenRun]:
-        """
-        Takes out what is beyond the bounds: the oldest runs, and those older than a day. Their ends will not be seen.
+        """Takes out what is beyond the bounds: the oldest runs, and those older than a day. Their ends will not be
+        seen.
         """
         if now_monotonic_ns is None:
             now_monotonic_ns = time.monotonic_ns()

@@ -1,6 +1,4 @@
-"""
-Model calls that the service itself reports: `RunTap.record_usage`.
-"""
+"""Model calls that the service itself reports: `RunTap.record_usage`."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from runtap_schemas import Usage
 
 
 class UsageCounts(TypedDict, total=False):
-    """
-    The fields of `runtap_schemas.Usage`.
-    """
+    """The fields of `runtap_schemas.Usage`."""
 
     input_tokens: int | None
     output_tokens: int | None
@@ -32,8 +28,7 @@ class UsageCounts(TypedDict, total=False):
 
 
 def recorded_call(view: View, name: str, provider: str | None, model: str) -> tuple[OpenRun, Outcome]:
-    """
-    A run of its own, and how it ended, without usage yet.
+    """A run of its own, and how it ended, without usage yet.
 
     Raises:
         ValueError: the model is empty.
@@ -47,8 +42,7 @@ def recorded_call(view: View, name: str, provider: str | None, model: str) -> tu
 
 
 def usage_of(counts: Mapping[str, object]) -> Usage:
-    """
-    Usage of counts that may be anything.
+    """Usage of counts that may be anything.
 
     Raises:
         TypeError: there is no such count.

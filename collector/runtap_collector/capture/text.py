@@ -1,6 +1,4 @@
-"""
-Foreign text and values made to fit the contract's limits: what breaks one would be a dead letter.
-"""
+"""Foreign text and values made to fit the contract's limits: what breaks one would be a dead letter."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ _INT64 = 2**63
 
 
 def clip(text: str, limit: int) -> str:
-    """
-    At most `limit` characters, with lone surrogates replaced, which JSON in UTF-8 cannot hold.
-    """
+    """At most `limit` characters, with lone surrogates replaced, which JSON in UTF-8 cannot hold."""
     if len(text) > limit:
         text = text[:limit]
     if text.isascii():
@@ -30,8 +26,7 @@ def clip(text: str, limit: int) -> str:
 
 
 def text_of(value: object) -> str | None:
-    """
-    The text of any foreign value. `None`: it has none: too many digits, nested too deeply, or its `__str__` raises,
+    """The text of any foreign value. `None`: it has none: too many digits, nested too deeply, or its `__str__` raises,
     whatever that may be.
     """
     try:
@@ -42,18 +37,15 @@ def text_of(value: object) -> str | None:
 
 
 def let_signals_pass(error: BaseException) -> None:
-    """
-    Raises again what a signal's handler may have raised, at any place of the main thread, and there only: for whoever
-    calls a foreign object's methods and catches everything.
+    """Raises again what a signal's handler may have raised, at any place of the main thread, and there only: for
+    whoever calls a foreign object's methods and catches everything.
     """
     if isinstance(error, KeyboardInterrupt | SystemExit) and threading.current_thread() is threading.main_thread():
         raise error
 
 
 def name_of(value: object) -> str | None:
-    """
-    A name from a foreign value. `None`: there is none.
-    """
+    """A name from a foreign value. `None`: there is none."""
     if value is None:
         return None
     text = value if type(value) is str else text_of(value)
@@ -61,8 +53,8 @@ def name_of(value: object) -> str | None:
 
 
 def own_keys(metadata: Mapping[Any, Any]) -> tuple[str, ...]:
-    """
-    The metadata keys that are the user's, and not LangChain's or LangGraph's. The same few sets come again and again.
+    """The metadata keys that are the user's, and not LangChain's or LangGraph's. The same few sets come again and
+    again.
     """
     keys = tuple(metadata)
     try:
@@ -79,24 +71,18 @@ def _own_keys(keys: tuple[object, ...]) -> tuple[str, ...]:
 
 
 def clip_tags(tags: Iterable[object]) -> list[str]:
-    """
-    The first tags that fit.
-    """
+    """The first tags that fit."""
     texts = (tag if type(tag) is str else _text_of_subclass(tag) for tag in tags)
     return [clip(text, MAX_NAME_LENGTH) for text in texts if text is not None][:MAX_TAGS]
 
 
 def _text_of_subclass(value: object) -> str | None:
-    """
-    The characters of what is a string, though of another class, whatever that makes of them. `None`: it is none.
-    """
+    """The characters of what is a string, though of another class, whatever that makes of them. `None`: it is none."""
     return str.__str__(value) if issubclass(type(value), str) else None
 
 
 def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
-    """
-    Adds the user's own scalar values to `kept`, up to the limit of keys.
-    """
+    """Adds the user's own scalar values to `kept`, up to the limit of keys."""
     for key in own_keys(metadata):
         value: Any = metadata.get(key)
         kind = type(value)

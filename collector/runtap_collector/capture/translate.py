@@ -1,5 +1,4 @@
-"""
-LangChain's objects to facts: names, models, usage and finish reasons, from where they really are.
+"""LangChain's objects to facts: names, models, usage and finish reasons, from where they really are.
 
 The response is asked first, the request where it is silent. Everything here reads and copies; nothing is kept of a
 foreign object.
@@ -29,9 +28,7 @@ _TIER_PREFIXES = ("priority_", "flex_")
 
 
 def run_name(run: OpenRun) -> str:
-    """
-    Name of a run: given, or the class's (models and tools are given none), or the kind of run.
-    """
+    """Name of a run: given, or the class's (models and tools are given none), or the kind of run."""
     name, serialized = name_of(run.given_name), run.serialized
     if name is None and serialized:
         name = name_of(serialized.get("name"))
@@ -42,9 +39,7 @@ def run_name(run: OpenRun) -> str:
 
 
 def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
-    """
-    What the request of a model's run says of it: provider, name and service tier.
-    """
+    """What the request of a model's run says of it: provider, name and service tier."""
     metadata, invocation = run.metadata or _NOTHING, run.invocation or _NOTHING
     kwargs = (run.serialized or _NOTHING).get("kwargs") or _NOTHING
     try:
@@ -67,9 +62,7 @@ def _request_of(
 
 
 def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
-    """
-    Keeps the usage of a stream's chunk: some providers send the usage so far with each of them.
-    """
+    """Keeps the usage of a stream's chunk: some providers send the usage so far with each of them."""
     last, run.streamed_usage = run.streamed_usage, usage
     if last is not None and run.has_running_usage is not False:
         (before, was_out), (after, is_out) = (
@@ -81,8 +74,7 @@ def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
 def add_response(
     outcome: Outcome, response: LLMResult, was_streamed: bool, running_usage: Mapping[str, Any] | None = None
 ) -> None:
-    """
-    Adds what a model's answer says: model, service tier, finish reason, usage and cost.
+    """Adds what a model's answer says: model, service tier, finish reason, usage and cost.
 
     Args:
         outcome: what is added to.
@@ -144,9 +136,7 @@ def add_response(
 
 
 def _billed(raw: Mapping[str, Any]) -> str | None:
-    """
-    What a router says it billed; not where the owner's own key pays for the call (its fee alone is no cost).
-    """
+    """What a router says it billed; not where the owner's own key pays for the call (its fee alone is no cost)."""
     cost = raw.get("cost")
     if isinstance(cost, Mapping):
         cost = cost.get("total_cost")
@@ -154,9 +144,7 @@ def _billed(raw: Mapping[str, Any]) -> str | None:
 
 
 def _tier_of(counted: Mapping[str, Any]) -> str | None:
-    """
-    The service tier in the names of the details: a stream says it nowhere else.
-    """
+    """The service tier in the names of the details: a stream says it nowhere else."""
     details = counted.get("input_token_details")
     if not details:
         return None
@@ -194,8 +182,8 @@ def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messa
 
 
 def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usage:
-    """
-    Anthropic's usage with compaction: each pass is billed, and the total beside them leaves the compacting ones out.
+    """Anthropic's usage with compaction: each pass is billed, and the total beside them leaves the
+    compacting ones out.
     """
     total = {name: 0 for name in Usage.__struct_fields__ if name.startswith(("input_t", "output_t", "cache_"))}
     for each in iterations:
@@ -218,9 +206,7 @@ def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usa
 
 
 def _usage_of_raw(raw: Mapping[str, Any]) -> Usage | None:
-    """
-    Usage as completion models of OpenAI's kind report it, and older integrations.
-    """
+    """Usage as completion models of OpenAI's kind report it, and older integrations."""
     input_tokens = tokens_of(_first(raw, ("prompt_tokens", "input_tokens", "inputTokens", "input_token_count")))
     output_tokens = tokens_of(
         _first(raw, ("completion_tokens", "output_tokens", "outputTokens", "candidates_token_count"))
@@ -241,8 +227,7 @@ def _usage_of_raw(raw: Mapping[str, Any]) -> Usage | None:
 
 
 def _cache_writes(total: int | None, for_5m: int | None, for_1h: int | None) -> tuple[int | None, int | None]:
-    """
-    Tokens written to caches of 5 minutes and 1 hour.
+    """Tokens written to caches of 5 minutes and 1 hour.
 
     langchain-anthropic sets the total to 0 where it gives the parts; others give a total alone, which is the cache of
     5 minutes everywhere.
@@ -273,9 +258,7 @@ def _detail(details: Mapping[str, Any], name: str) -> int | None:
 
 
 def tokens_of(value: object) -> int | None:
-    """
-    A count that the contract takes. What is none (negative, absurd, text) is unknown.
-    """
+    """A count that the contract takes. What is none (negative, absurd, text) is unknown."""
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -295,9 +278,7 @@ def _finish_reason(places: list[Mapping[str, Any]]) -> str | None:
 
 
 def dollars_of(value: object) -> str | None:
-    """
-    What the provider says the call cost, in dollars, as a plain decimal.
-    """
+    """What the provider says the call cost, in dollars, as a plain decimal."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:
@@ -312,18 +293,14 @@ def dollars_of(value: object) -> str | None:
 
 
 def word_of(value: object) -> str | None:
-    """
-    A short name, such as a service tier's. `None`: there is none.
-    """
+    """A short name, such as a service tier's. `None`: there is none."""
     text = _without_repeats(name_of(value))
     return text[:_MAX_WORD_LENGTH] if text else None
 
 
 @lru_cache(maxsize=1_024)
 def _without_repeats(text: str | None) -> str | None:
-    """
-    A name that a stream's chunks each carried and LangChain's merging joined: "gpt-4gpt-4" is "gpt-4".
-    """
+    """A name that a stream's chunks each carried and LangChain's merging joined: "gpt-4gpt-4" is "gpt-4"."""
     if text is None or len(text) < 6:
         return text
     period = (text + text).find(text, 1)
@@ -355,8 +332,8 @@ def _first_of(places: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
 
 
 def _plain(place: object) -> dict[str, Any]:
-    """
-    Of a foreign mapping what can be asked without harm: an object of the app may refuse even to say whether it is true.
+    """Of a foreign mapping what can be asked without harm: an object of the app may refuse even to say whether it is
+    true.
     """
     if not isinstance(place, dict):
         return {}

@@ -1,7 +1,6 @@
-"""
-The process's one emitter: what all taps and handlers share.
+"""The process's one emitter: what all taps and handlers share.
 
-    Emitter.offer -> Ring.offer -> (first event after a pause) Sender.wake
+Emitter.offer -> Ring.offer -> (first event after a pause) Sender.wake
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ EXIT_SECONDS = 2.0
 
 
 class Emitter:
-    """
-    Ring, open runs and sender. Made anew in place after a fork, and when it is used again after its close.
-    """
+    """Ring, open runs and sender. Made anew in place after a fork, and when it is used again after its close."""
 
     def __init__(self, settings: CollectorSettings) -> None:
         self._settings = settings
@@ -54,16 +51,12 @@ class Emitter:
         self.ledger = Ledger(self.ring, View.of(settings), self.spool)
 
     def offer(self, record: Record) -> None:
-        """
-        Hands a record to the sender, or counts why not. Never waits.
-        """
+        """Hands a record to the sender, or counts why not. Never waits."""
         if self.ring.offer(record):
             self.wake()
 
     def wake(self) -> None:
-        """
-        Tells the sender that there is something, and starts it if there is none.
-        """
+        """Tells the sender that there is something, and starts it if there is none."""
         sender = self._sender
         if sender is None:
             with self._lock:
@@ -88,9 +81,7 @@ class Emitter:
         return sender
 
     def _replace_sender(self) -> None:
-        """
-        Makes the sender anew that a fault of ours ended; ring, lanes and spool are as it left them.
-        """
+        """Makes the sender anew that a fault of ours ended; ring, lanes and spool are as it left them."""
         time.sleep(TASK_RETRY_SECONDS)
         with self._lock:
             self._sender_deaths += 1
@@ -98,9 +89,7 @@ class Emitter:
             self._start_sender()
 
     def health(self) -> EmitterHealth:
-        """
-        Whether events get to Kafka.
-        """
+        """Whether events get to Kafka."""
         sender = self._sender
         away_seconds = 0.0 if sender is None else sender.down_seconds
         problems = [
@@ -116,9 +105,7 @@ class Emitter:
         return EmitterHealth(not problems, problems, away_seconds, self._sender_deaths, self.spool.failures)
 
     def evict_runs(self) -> None:
-        """
-        Forgets runs beyond the table's bounds, and counts the ends that will not be seen.
-        """
+        """Forgets runs beyond the table's bounds, and counts the ends that will not be seen."""
         for run in self.open_runs.evict():
             # Its children may hold it for longer.
             inputs, run.inputs = run.inputs, None
@@ -126,43 +113,34 @@ class Emitter:
             self.ring.count_lost("run.ended", "evicted")
 
     def flush(self, timeout_seconds: float) -> Delivery:
-        """
-        Waits until everything captured so far is in Kafka, or given up, or time is up.
-        """
+        """Waits until everything captured so far is in Kafka, or given up, or time is up."""
         if self._sender is not None:
             self._sender.flush(timeout_seconds)
         return self.ledger.delivery()
 
     def secure(self, timeout_seconds: float) -> None:
-        """
-        Sends everything captured so far, or puts it into the spool where Kafka does not answer.
-        """
+        """Sends everything captured so far, or puts it into the spool where Kafka does not answer."""
         if self._sender is not None:
             self._sender.secure(timeout_seconds)
 
     @property
     def is_over(self) -> bool:
-        """
-        Whether it is closed, and its sender gone.
-        """
+        """Whether it is closed, and its sender gone."""
         return self.ring.is_closed and (self._sender is None or self._sender.is_over)
 
     @property
     def is_busy(self) -> bool:
-        """
-        Whether this thread holds a lock that the sender may need. For signal handlers, which interrupt it anywhere.
+        """Whether this thread holds a lock that the sender may need. For signal handlers, which
+        interrupt it anywhere.
         """
         return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.ring.lock))
 
     def stats(self) -> Stats:
-        """
-        The emitter's side of the ledger.
-        """
+        """The emitter's side of the ledger."""
         return self.ledger.stats(len(self.open_runs))
 
     def attach(self, settings: CollectorSettings) -> None:
-        """
-        Adds a view.
+        """Adds a view.
 
         Raises:
             ConnectionConflictError: the emitter is at work with another connection.
@@ -175,18 +153,14 @@ class Emitter:
             self._views += 1
 
     def detach(self, timeout_seconds: float) -> Delivery:
-        """
-        Takes a view away: the last one closes the emitter, others wait until their events are sent.
-        """
+        """Takes a view away: the last one closes the emitter, others wait until their events are sent."""
         with self._lock:
             self._views = max(0, self._views - 1)
             is_last = self._views == 0
         return self.close(timeout_seconds) if is_last else self.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float) -> Delivery:
-        """
-        Sends what there is, reports for the last time, and takes no more events.
-        """
+        """Sends what there is, reports for the last time, and takes no more events."""
         self.ring.close()
         if self._sender is not None:
             self._sender.close(timeout_seconds)
@@ -196,17 +170,13 @@ class Emitter:
         return self.ledger.delivery()
 
     def go_on_as_another(self) -> None:
-        """
-        After a close: begins anew with an id of its own, for the taps that there are.
-        """
+        """After a close: begins anew with an id of its own, for the taps that there are."""
         with self._lock:
             if self._views and self.ring.is_closed:
                 self._begin_anew(self._settings)
 
     def leave_parent_process(self) -> None:
-        """
-        In a forked child: begins anew, with an id of its own and without what the parent still holds.
-        """
+        """In a forked child: begins anew, with an id of its own and without what the parent still holds."""
         self.spool.leave()
         # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
         _inherited.append((self._sender, self.ring, self.ledger, self.open_runs))
@@ -228,8 +198,7 @@ _inherited: list[object] = []
 
 
 def attach(settings: CollectorSettings) -> Emitter:
-    """
-    A view on the process's emitter, which is made if there is none. Every view is to be detached.
+    """A view on the process's emitter, which is made if there is none. Every view is to be detached.
 
     Raises:
         ConnectionConflictError: the emitter is at work with another connection.
@@ -253,9 +222,7 @@ def attach(settings: CollectorSettings) -> Emitter:
 
 
 def attach_for_life(settings: CollectorSettings) -> Emitter:
-    """
-    The process's emitter, closed at exit: for handlers that nobody closes.
-    """
+    """The process's emitter, closed at exit: for handlers that nobody closes."""
     global _is_attached_for_life
     with _lock:
         if _is_attached_for_life and _emitter is not None:
@@ -269,8 +236,8 @@ def attach_for_life(settings: CollectorSettings) -> Emitter:
 
 
 def attach_as_it_is() -> Emitter:
-    """
-    The process's emitter whatever its settings, closed at exit; where there is none, one of the environment's settings.
+    """The process's emitter whatever its settings, closed at exit; where there is none, one of the environment's
+    settings.
     """
     with _lock:
         return attach_for_life(CollectorSettings.load() if _emitter is None else _emitter._settings)
@@ -299,17 +266,13 @@ def _close_at_exit() -> None:
 
 
 def _close_at_exit_of_child(_: object = None) -> None:
-    """
-    A forked child of `multiprocessing` leaves without running what is registered with `atexit`.
-    """
+    """A forked child of `multiprocessing` leaves without running what is registered with `atexit`."""
     if parent_process() is not None:
         multiprocessing_util.Finalize(None, _close_at_exit, exitpriority=0)
 
 
 def _end_with_snapshots() -> None:
-    """
-    Where the platform restores snapshots of running processes, and says so, every copy is an emitter of its own.
-    """
+    """Where the platform restores snapshots of running processes, and says so, every copy is an emitter of its own."""
     try:
         # AWS Lambda's runtime brings it.
         hooks = import_module("snapshot_restore_py")

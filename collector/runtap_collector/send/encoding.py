@@ -1,5 +1,4 @@
-"""
-From what callbacks kept to finished JSON: `end_of`, `start_of`, `sealed`. Called by the ring, for many ends at once.
+"""From what callbacks kept to finished JSON: `end_of`, `start_of`, `sealed`. Called by the ring, for many ends at once.
 
 A start whose run has ended by the time it would be sent is never encoded at all.
 """
@@ -41,9 +40,7 @@ _OK = Outcome("ok")
 
 
 def start_of(run: OpenRun) -> Record:
-    """
-    The record of a run's start.
-    """
+    """The record of a run's start."""
     provider, request_model, _ = request_of(run) if run.run_type == "llm" else (None, None, None)
     event = RunStarted(
         at_ns=run.started_at_ns, provider=provider, request_model=request_model, **_identity_of(run, context_of(run))
@@ -53,9 +50,7 @@ def start_of(run: OpenRun) -> Record:
 
 
 def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
-    """
-    What every event of a run says of it. `parts` writes the same for ends, by pieces.
-    """
+    """What every event of a run says of it. `parts` writes the same for ends, by pieces."""
     return {
         "run_id": run.run_id,
         "trace_id": run.route.key,
@@ -71,9 +66,7 @@ def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
 
 
 def end_of(run: OpenRun) -> Record:
-    """
-    The record of a run's end. Lets go of what the run kept for it.
-    """
+    """The record of a run's end. Lets go of what the run kept for it."""
     body = encode_end(run, context_of(run), run.outcome or _OK)
     is_cut = len(body) > MAX_EVENT_BYTES and (run.inputs is not None or run.outputs is not None)
     if is_cut:
@@ -96,9 +89,7 @@ def end_of(run: OpenRun) -> Record:
 
 
 def sealed(record: Record) -> Record:
-    """
-    The record with its event encoded, which the ring has stamped.
-    """
+    """The record with its event encoded, which the ring has stamped."""
     event = record.event
     if event is not None:
         event.at_ns = record.at_ns
@@ -108,9 +99,7 @@ def sealed(record: Record) -> Record:
 
 
 def note_of(run: OpenRun, note: Note) -> Record:
-    """
-    The record of something that happened within a run.
-    """
+    """The record of something that happened within a run."""
     event = RunNoted(
         at_ns=0,
         kind=note.kind,
@@ -124,9 +113,7 @@ def note_of(run: OpenRun, note: Note) -> Record:
 
 
 def streamed_of(run: OpenRun, index: int, text: str) -> Record:
-    """
-    The record of text that a model has streamed.
-    """
+    """The record of text that a model has streamed."""
     event = RunStreamed(
         at_ns=0,
         index=index,
@@ -137,9 +124,7 @@ def streamed_of(run: OpenRun, index: int, text: str) -> Record:
 
 
 def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
-    """
-    The record of a session's start or end.
-    """
+    """The record of a session's start or end."""
     event = (SessionStarted if is_start else SessionEnded)(
         at_ns=0,
         session_id=session.session_id,
@@ -153,7 +138,5 @@ def session_of(session: Session, route: Route, *, is_start: bool) -> Record:
 
 
 def report_of(report: EmitterReported, emitter: str) -> Record:
-    """
-    The record of an emitter's report. The ring holds nothing for it.
-    """
+    """The record of an emitter's report. The ring holds nothing for it."""
     return Record(REPORT, Route(emitter, key_bytes=emitter.encode()), 0, encode_event(report), at_ns=report.at_ns)

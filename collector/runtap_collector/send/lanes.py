@@ -1,5 +1,4 @@
-"""
-Lanes: one emitter's events for one partition, numbered 1, 2, 3 … when their batch is built.
+"""Lanes: one emitter's events for one partition, numbered 1, 2, 3 … when their batch is built.
 
 A number once given belongs to its event for ever. A lane has at most one batch on its way, so what arrives is in order,
 with repeats at most.
@@ -18,17 +17,13 @@ from runtap_schemas import SkippedRange, number_event
 
 
 class Builder(Protocol):
-    """
-    What collects the records of a batch. `append` returns `None` where the batch is full.
-    """
+    """What collects the records of a batch. `append` returns `None` where the batch is full."""
 
     def append(self, *, timestamp: int | None, key: bytes | None, value: bytes | None) -> object | None: ...
 
 
 class NumberedEvent(NamedTuple):
-    """
-    A record as it goes to Kafka. `size_bytes`: what the ring holds for it, 0 for a report and what was spooled.
-    """
+    """A record as it goes to Kafka. `size_bytes`: what the ring holds for it, 0 for a report and what was spooled."""
 
     timestamp_ms: int
     key: bytes
@@ -39,8 +34,8 @@ class NumberedEvent(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """
-    Events on their way under the numbers `first` to `last`. The builder is kept: sent again, it is the same bytes.
+    """Events on their way under the numbers `first` to `last`. The builder is kept: sent again, it
+    is the same bytes.
     """
 
     emitter: str
@@ -62,9 +57,7 @@ class Batch:
         return self.first + len(self.events) - 1
 
     def append(self, record: Record) -> bool:
-        """
-        Gives a record the next number. False: the batch is full.
-        """
+        """Gives a record the next number. False: the batch is full."""
         value = number_event(record.body, self.emitter, self.first + len(self.events))
         timestamp_ms = record.at_ns // 1_000_000
         if self.builder.append(timestamp=timestamp_ms, key=record.route.key_bytes, value=value) is None:
@@ -75,9 +68,7 @@ class Batch:
         return True
 
     def append_numbered(self, event: NumberedEvent) -> None:
-        """
-        Adds one that has its number, of a batch that was not too large.
-        """
+        """Adds one that has its number, of a batch that was not too large."""
         timestamp_ms, key, value, size_bytes, is_report = event
         self.builder.append(timestamp=timestamp_ms, key=key, value=value)
         self.events.append(event)
@@ -85,9 +76,7 @@ class Batch:
         self.event_count += not is_report
 
     def numbered(self) -> list[NumberedEvent]:
-        """
-        Its events as they go to Kafka.
-        """
+        """Its events as they go to Kafka."""
         return [
             event if isinstance(event, NumberedEvent) else self._numbered(event, number)
             for number, event in enumerate(self.events, self.first)
@@ -101,9 +90,7 @@ class Batch:
         )
 
     def halve(self, new_builder: Callable[[], Builder]) -> tuple[Batch, Batch]:
-        """
-        Two batches of the same events with the same numbers.
-        """
+        """Two batches of the same events with the same numbers."""
         events = self.numbered()
         middle = len(events) // 2
         former = self._part(self.first, events[:middle], new_builder())
@@ -119,9 +106,7 @@ class Batch:
 
 
 class Lane:
-    """
-    One partition's queue. Touched by the sender's thread only; others may read its counts.
-    """
+    """One partition's queue. Touched by the sender's thread only; others may read its counts."""
 
     def __init__(self, partition: int, emitter: str) -> None:
         self.partition = partition
@@ -144,32 +129,24 @@ class Lane:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def enter(self, records: Collection[Record]) -> None:
-        """
-        Queues records behind the others.
-        """
+        """Queues records behind the others."""
         self.pending.extend(records)
         self._entered += len(records)
         self._wake()
 
     def move_to_another_loop(self) -> None:
-        """
-        Prepares it for another sender's loop. Nobody waits for it there yet.
-        """
+        """Prepares it for another sender's loop. Nobody waits for it there yet."""
         self.has_work, self.is_idle, self._waiters = asyncio.Event(), asyncio.Event(), []
 
     def enter_batch(self, batch: Batch) -> None:
-        """
-        Queues a batch that has its numbers already.
-        """
+        """Queues a batch that has its numbers already."""
         batch.is_spooled = True
         self.batches.append(batch)
         self._entered += batch.event_count
         self._wake()
 
     def ask_for_report(self) -> None:
-        """
-        Makes the next batch begin with a report.
-        """
+        """Makes the next batch begin with a report."""
         self.report_is_due = True
         self._wake()
 
@@ -178,9 +155,7 @@ class Lane:
         self.has_work.set()
 
     def pass_through(self, count: int) -> None:
-        """
-        Notes that `count` more events are sent, skipped, superseded or gone to another lane.
-        """
+        """Notes that `count` more events are sent, skipped, superseded or gone to another lane."""
         self._through += count
         ready = [waiter for waiter in self._waiters if waiter[0] <= self._through]
         if ready:
@@ -190,9 +165,7 @@ class Lane:
                     future.set_result(None)
 
     async def settle(self) -> None:
-        """
-        Waits until all that is here now is through; what enters later is not waited for.
-        """
+        """Waits until all that is here now is through; what enters later is not waited for."""
         if self._entered > self._through:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append((self._entered, future))

@@ -1,5 +1,4 @@
-"""
-What the emitter says of itself: reports on the wire, figures for the app.
+"""What the emitter says of itself: reports on the wire, figures for the app.
 
 Inside the emitter, always: captured + adopted = sum of the lanes' last numbers + dropped + superseded + waiting.
 """
@@ -33,8 +32,7 @@ from runtap_schemas.events import (
 
 @dataclass(frozen=True)
 class Delivery:
-    """
-    Where the events of this emitter are, counted since it began; its own reports are left out.
+    """Where the events of this emitter are, counted since it began; its own reports are left out.
 
     Attributes:
         sent: acknowledged by Kafka.
@@ -51,8 +49,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Stats:
-    """
-    The emitter's side of the ledger, counted since it began.
+    """The emitter's side of the ledger, counted since it began.
 
     At any instant captured + adopted = numbered + waiting + in_transit + superseded + dropped.
 
@@ -90,8 +87,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class EmitterHealth:
-    """
-    Whether events get to Kafka, and what stands in their way.
+    """Whether events get to Kafka, and what stands in their way.
 
     Attributes:
         is_ok: they do, as far as is known.
@@ -109,9 +105,7 @@ class EmitterHealth:
 
 
 class Ledger:
-    """
-    Counts of one emitter, read from its ring and its lanes.
-    """
+    """Counts of one emitter, read from its ring and its lanes."""
 
     def __init__(self, ring: Ring, view: View, spool: Spool) -> None:
         self.emitter = uuid.uuid4().hex
@@ -127,9 +121,8 @@ class Ledger:
         self.foreign_lanes: dict[tuple[str, int], Lane] = {}
 
     def report(self, lane: Lane, *, closing: bool) -> EmitterReported:
-        """
-        The next report, counting itself as the next event of `lane`. Called in the sender's thread only, where no lane
-        moves meanwhile; `count_report` makes it true.
+        """The next report, counting itself as the next event of `lane`. Called in the sender's thread only, where no
+        lane moves meanwhile; `count_report` makes it true.
         """
         with self._ring.lock:
             now_ns, now_monotonic_ns = time.time_ns(), time.monotonic_ns()
@@ -169,32 +162,24 @@ class Ledger:
         )
 
     def _newest_skipped(self) -> list[SkippedRange]:
-        """
-        The newest ranges of each lane, as many as fit. What followed an older one shows readers its gap.
-        """
+        """The newest ranges of each lane, as many as fit. What followed an older one shows readers its gap."""
         lanes = [lane.skipped for lane in self.all_lanes() if lane.skipped]
         share = max(1, MAX_SKIPPED_RANGES // max(1, len(lanes)))
         return [skipped for ranges in lanes for skipped in ranges[-share:]][-MAX_SKIPPED_RANGES:]
 
     def can_adopt(self) -> bool:
-        """
-        Whether a report has room to name another emitter whose spool is emptied here.
-        """
+        """Whether a report has room to name another emitter whose spool is emptied here."""
         return len(self.adopted) < MAX_ADOPTED_EMITTERS and len(self.foreign_lanes) < MAX_REPLAYED_LANES
 
     def count_report(self, report: EmitterReported) -> None:
-        """
-        Counts a report that got its number.
-        """
+        """Counts a report that got its number."""
         self._reports += 1
         self._last_report_id = report.report_id
         with self._ring.lock:
             self._ring.captured += 1
 
     def skip(self, lane: Lane, first: int, last: int, reason: str) -> None:
-        """
-        Announces numbers that were given and will never be seen.
-        """
+        """Announces numbers that were given and will never be seen."""
         lane.skipped_count += last - first + 1
         if lane.skipped and lane.skipped[-1].last == first - 1 and lane.skipped[-1].reason == reason:
             # Reports repeat all of them, so neighbours are one.
@@ -204,9 +189,7 @@ class Ledger:
         )
 
     def delivery(self) -> Delivery:
-        """
-        The short answer, for `flush` and `close`.
-        """
+        """The short answer, for `flush` and `close`."""
         with self._ring.lock:
             dropped: Counter[str] = Counter()
             for (reason, _), count in self._ring.dropped.items():
@@ -223,9 +206,7 @@ class Ledger:
         return Delivery(delivered, waiting, spooled, dict(dropped))
 
     def stats(self, open_runs: int) -> Stats:
-        """
-        The long answer.
-        """
+        """The long answer."""
         with self._ring.lock:
             lanes = list(self.lanes.values())
             oldest = self._oldest_waiting()
@@ -250,14 +231,12 @@ class Ledger:
             )
 
     def all_lanes(self) -> list[Lane]:
-        """
-        This emitter's lanes, and those it replays for others.
-        """
+        """This emitter's lanes, and those it replays for others."""
         return [*self.lanes.values(), *self.foreign_lanes.values()]
 
     def _count_unnumbered(self) -> tuple[int, int, int]:
-        """
-        Events without a number that are in memory, on disk, and between two places. The caller holds the ring's lock.
+        """Events without a number that are in memory, on disk, and between two places. The caller holds the ring's
+        lock.
 
         The first two are counted; the third is what is missing in them while the sender moves events.
         """

@@ -1,5 +1,4 @@
-"""
-The connection to Kafka, and the only module that knows aiokafka.
+"""The connection to Kafka, and the only module that knows aiokafka.
 
 `Link.run` keeps a producer; `Link.send` sends one batch and says how it ended in the four ways that a lane tells apart.
 A producer is given up only where it missed our own deadline or its tasks died: with any other failure the same
@@ -55,9 +54,7 @@ _REFUSALS: dict[type[Exception], str] = {
 
 
 class SendError(Exception):
-    """
-    A batch was not acknowledged. `reason` is for people.
-    """
+    """A batch was not acknowledged. `reason` is for people."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -65,33 +62,23 @@ class SendError(Exception):
 
 
 class BatchRefusedError(SendError):
-    """
-    Kafka refuses this batch for good. `reason` is a word for the ledger.
-    """
+    """Kafka refuses this batch for good. `reason` is a word for the ledger."""
 
 
 class SendDeniedError(SendError):
-    """
-    An operator must act first: rights, credentials, a setting of the topic. Sent again later, it may pass.
-    """
+    """An operator must act first: rights, credentials, a setting of the topic. Sent again later, it may pass."""
 
 
 class PartitionUnknownError(SendError):
-    """
-    The metadata do not know the partition, not yet or not any more.
-    """
+    """The metadata do not know the partition, not yet or not any more."""
 
 
 class SendFailedError(SendError):
-    """
-    The batch may have reached the log or not.
-    """
+    """The batch may have reached the log or not."""
 
 
 class Link:
-    """
-    A producer, kept connected.
-    """
+    """A producer, kept connected."""
 
     def __init__(self, settings: ConnectionSettings, topic: str) -> None:
         self._settings = settings
@@ -108,9 +95,7 @@ class Link:
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """
-        Connects, and connects anew whenever a producer is lost, until cancelled.
-        """
+        """Connects, and connects anew whenever a producer is lost, until cancelled."""
         wait_seconds = _MIN_RETRY_SECONDS
         while True:
             self._connecting_since = self._connecting_since or time.monotonic()
@@ -148,58 +133,44 @@ class Link:
         )
 
     async def wait_until_up(self) -> None:
-        """
-        Waits for a producer that knows the topic.
-        """
+        """Waits for a producer that knows the topic."""
         await self._is_up.wait()
 
     def partitions(self) -> frozenset[int]:
-        """
-        The topic's partitions as the metadata have them now. Empty: unknown.
-        """
+        """The topic's partitions as the metadata have them now. Empty: unknown."""
         if self._producer is None:
             return frozenset()
         return frozenset(self._producer.client.cluster.partitions_for_topic(self._topic) or ())
 
     def new_builder(self) -> Builder:
-        """
-        An empty batch. Only while there is a producer.
-        """
+        """An empty batch. Only while there is a producer."""
         return cast(Builder, self._producer.create_batch())
 
     @property
     def is_up(self) -> bool:
-        """
-        Whether there is a producer that knows the topic.
-        """
+        """Whether there is a producer that knows the topic."""
         return self._is_up.is_set()
 
     @property
     def down_seconds(self) -> float:
-        """
-        For how long Kafka could not be written, as far as is known. 0: it could at last.
-        """
+        """For how long Kafka could not be written, as far as is known. 0: it could at last."""
         return 0.0 if self._down_since is None else time.monotonic() - self._down_since
 
     @property
     def unanswered_seconds(self) -> float:
-        """
-        For how long Kafka has said nothing to what it was asked, while it took no other batch. 0: it was asked nothing.
+        """For how long Kafka has said nothing to what it was asked, while it took no other batch. 0: it was asked
+        nothing.
         """
         asked_at = min(self._asked_at, default=self._connecting_since)
         return 0.0 if asked_at is None else min(time.monotonic() - asked_at, self.silent_seconds)
 
     @property
     def silent_seconds(self) -> float:
-        """
-        Since Kafka took a batch, or since this began.
-        """
+        """Since Kafka took a batch, or since this began."""
         return time.monotonic() - self._took_batch_at
 
     async def cluster_id(self) -> str:
-        """
-        The id of the cluster behind the connection; empty where it does not say.
-        """
+        """The id of the cluster behind the connection; empty where it does not say."""
         if self._producer is None:
             return ""
         client = self._producer.client
@@ -211,17 +182,14 @@ class Link:
         return str(getattr(answer, "cluster_id", None) or "")
 
     async def refresh(self) -> None:
-        """
-        Asks Kafka for the topic's partitions.
-        """
+        """Asks Kafka for the topic's partitions."""
         if self._producer is None:
             return
         async with asyncio.timeout(DELIVERY_SECONDS):
             await self._producer.client.force_metadata_update()
 
     async def send(self, builder: Builder, partition: int) -> None:
-        """
-        Sends a batch and waits until Kafka has it.
+        """Sends a batch and waits until Kafka has it.
 
         Raises:
             SendError: one of its subclasses: what to do next.
@@ -257,9 +225,7 @@ class Link:
             self.say_down(str(error) or type(error).__name__)
 
     def say_down(self, reason: str, event: str = "kafka_unreachable") -> None:
-        """
-        Logs that Kafka cannot be written, once until it can.
-        """
+        """Logs that Kafka cannot be written, once until it can."""
         if self._down_since is None:
             self._down_since = time.monotonic()
             log.warning(
@@ -292,8 +258,7 @@ class Link:
         return any(task is None or task.done() for task in tasks)
 
     def _abandon(self, producer: Any) -> None:
-        """
-        Gives a producer up such that nobody waits for it and it connects no more.
+        """Gives a producer up such that nobody waits for it and it connects no more.
 
         A request that is written may still land. aiokafka has no way to do this: its `stop` waits for the brokers.
         """
@@ -326,9 +291,7 @@ class Link:
         _read_failure(task)
 
     async def stop(self) -> None:
-        """
-        Ends the connection, politely if that is quick.
-        """
+        """Ends the connection, politely if that is quick."""
         producer, self._producer = self._producer, None
         self._is_up.clear()
         if producer is not None:
@@ -342,8 +305,8 @@ class Link:
 
     @contextmanager
     def overheard(self) -> Iterator[None]:
-        """
-        Keeps aiokafka's log of this thread for ourselves: its reasons are needed, its thousand lines a second are not.
+        """Keeps aiokafka's log of this thread for ourselves: its reasons are needed, its thousand lines a second are
+        not.
 
         The app's own Kafka clients live in other threads and log as ever.
         """
@@ -360,17 +323,13 @@ class Link:
 
 
 def _read_failure(future: asyncio.Future[Any]) -> None:
-    """
-    Keeps asyncio from logging a failure as never retrieved.
-    """
+    """Keeps asyncio from logging a failure as never retrieved."""
     if future.done() and not future.cancelled():
         future.exception()
 
 
 class _RefusedConnections(dict[Any, Any]):
-    """
-    Takes the place of a given-up client's connections: a task that is still connecting cannot keep what it made.
-    """
+    """Takes the place of a given-up client's connections: a task that is still connecting cannot keep what it made."""
 
     def __setitem__(self, key: Any, connection: Any) -> None:
         connection._on_close_cb = None

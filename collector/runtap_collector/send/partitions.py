@@ -1,6 +1,4 @@
-"""
-The partitions of keys, as Kafka's own clients choose them: `partitions_of`.
-"""
+"""The partitions of keys, as Kafka's own clients choose them: `partitions_of`."""
 
 from __future__ import annotations
 
@@ -12,16 +10,12 @@ _MASK = 0xFFFFFFFF
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
-    """
-    The partition that Kafka's own clients would choose for this key.
-    """
+    """The partition that Kafka's own clients would choose for this key."""
     return partitions_of([key], partition_count)[0]
 
 
 def partitions_of(keys: Sequence[bytes], partition_count: int) -> list[int]:
-    """
-    The same for many keys at once, which takes a fifth of the time.
-    """
+    """The same for many keys at once, which takes a fifth of the time."""
     by_length: dict[int, list[int]] = {}
     for place, key in enumerate(keys):
         by_length.setdefault(len(key), []).append(place)
@@ -33,8 +27,7 @@ def partitions_of(keys: Sequence[bytes], partition_count: int) -> list[int]:
 
 
 def _murmur2(keys: Sequence[bytes]) -> Sequence[int]:
-    """
-    Kafka's hashes of keys that are all of one length.
+    """Kafka's hashes of keys that are all of one length.
 
     They are computed side by side, each in 64 bits of one long integer: no product of 32 bits reaches its neighbour.
     """

@@ -1,5 +1,4 @@
-"""
-The JSON of a run's end (`runtap_schemas.RunEnded`) in three parts: its own, its kind's, and what its trace shares.
+"""The JSON of a run's end (`runtap_schemas.RunEnded`) in three parts: its own, its kind's, and what its trace shares.
 
 Ends are nearly all that is sent, and most of one has been written before: in half the time this way.
 """
@@ -59,9 +58,7 @@ class _Shared(Struct, gc=False, omit_defaults=True):
 
 
 def encode_end(run: OpenRun, context: Context, outcome: Outcome) -> bytes:
-    """
-    The JSON of a run's end, without a number.
-    """
+    """The JSON of a run's end, without a number."""
     parent_run_id = run.parent_run_id
     end = _End(
         run.ended_at_ns,
@@ -122,8 +119,6 @@ def _encode_kind(service: str, environment: str, run_type: str, name: str, tags:
 
 
 def encode_shared(context: Context) -> bytes:
-    """
-    The JSON of what a run's children inherit, with the brace that ends their events.
-    """
+    """The JSON of what a run's children inherit, with the brace that ends their events."""
     shared = _encode(_Shared(context.session_id, context.user_id, context.metadata))
     return shared[1:] if len(shared) == 2 else b"," + shared[1:]

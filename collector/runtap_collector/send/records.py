@@ -1,6 +1,4 @@
-"""
-What goes from a callback to the sender: runs as references to what LangChain gave, records as finished JSON.
-"""
+"""What goes from a callback to the sender: runs as references to what LangChain gave, records as finished JSON."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ EVENT_BYTES = 700
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """
-    Whose runs a handler reports.
-    """
+    """Whose runs a handler reports."""
 
     service: str
     environment: str
@@ -43,9 +39,7 @@ class View:
 
     @classmethod
     def of(cls, settings: CollectorSettings) -> View:
-        """
-        The view that settings describe.
-        """
+        """The view that settings describe."""
         return cls(
             settings.service,
             settings.environment,
@@ -61,8 +55,7 @@ class View:
 
 
 class Route(Struct, gc=False):
-    """
-    Key of the events of one trace (the id of its root) or session, and the partition that the first of them went to.
+    """Key of the events of one trace (the id of its root) or session, and the partition that the first of them went to.
 
     Kept for as long as the trace lives: its events stay together when partitions are added.
     """
@@ -74,9 +67,7 @@ class Route(Struct, gc=False):
     key_bytes: bytes = b""
 
     def key_text(self) -> bytes:
-        """
-        The Kafka records' key.
-        """
+        """The Kafka records' key."""
         if not self.key_bytes:
             # A UUID's text in half the time of `str`.
             self.key_bytes = to_builtins(self.key).encode()
@@ -84,9 +75,7 @@ class Route(Struct, gc=False):
 
 
 class Stream(Struct, gc=False):
-    """
-    Text that a model has streamed and that is in no event yet. `index` is the place of its first token.
-    """
+    """Text that a model has streamed and that is in no event yet. `index` is the place of its first token."""
 
     index: int = 0
     length: int = 0
@@ -95,8 +84,7 @@ class Stream(Struct, gc=False):
 
 
 class Context(Struct, gc=False):
-    """
-    Session, user and metadata of a run, made to fit the contract. Runs that inherit them share it.
+    """Session, user and metadata of a run, made to fit the contract. Runs that inherit them share it.
 
     Attributes:
         own_keys: how many keys of the metadata that LangChain gave are not its own.
@@ -111,8 +99,7 @@ class Context(Struct, gc=False):
 
 
 class OpenRun(Struct, gc=False):
-    """
-    A run that has started: references to what its callbacks were given, and once it has ended, to how.
+    """A run that has started: references to what its callbacks were given, and once it has ended, to how.
 
     The first six are LangChain's: it makes tags and metadata anew for each run and changes them no more.
 
@@ -163,9 +150,7 @@ class OpenRun(Struct, gc=False):
 
 
 class Outcome(Struct, gc=False):
-    """
-    How a run ended.
-    """
+    """How a run ended."""
 
     status: Status
     error: RunError | None = None
@@ -179,9 +164,7 @@ class Outcome(Struct, gc=False):
 
 
 class Session(Struct, gc=False):
-    """
-    A session that the service names. `metadata` holds the view's as well.
-    """
+    """A session that the service names. `metadata` holds the view's as well."""
 
     session_id: str
     view: View
@@ -191,8 +174,7 @@ class Session(Struct, gc=False):
 
 
 class Record(Struct, gc=False):
-    """
-    One event on its way, but for its number.
+    """One event on its way, but for its number.
 
     Attributes:
         size_bytes: memory that it is counted with.
@@ -213,9 +195,7 @@ class Record(Struct, gc=False):
 
 
 class Note(Struct, gc=False):
-    """
-    What happened within a run. `data` is its content as JSON, `lost_bytes` its size where it was not kept.
-    """
+    """What happened within a run. `data` is its content as JSON, `lost_bytes` its size where it was not kept."""
 
     kind: str
     note: str | None = None

@@ -1,5 +1,4 @@
-"""
-The bounded buffer between callbacks and the sender: `Ring.offer` is its door.
+"""The bounded buffer between callbacks and the sender: `Ring.offer` is its door.
 
 Its one lock is held for a few additions at a time, or while a few ends are encoded, never over a system call or a wait.
 """
@@ -33,8 +32,7 @@ _warnings = RareLog()
 
 
 class Ring:
-    """
-    Records that the sender has not taken yet, and the counters of everything that came to the door.
+    """Records that the sender has not taken yet, and the counters of everything that came to the door.
 
     `held_bytes` covers records from the door to their acknowledgement, and the inputs of open runs.
     """
@@ -66,8 +64,7 @@ class Ring:
         self.dropped: Counter[tuple[str, str]] = Counter()
 
     def offer(self, record: Record) -> bool:
-        """
-        Stamps the record, and takes it or counts why not. Of a run's start and end the record is the run itself.
+        """Stamps the record, and takes it or counts why not. Of a run's start and end the record is the run itself.
 
         Returns:
             Whether the caller must wake the sender.
@@ -90,8 +87,8 @@ class Ring:
         return must_wake
 
     def offer_start(self, run: OpenRun) -> bool:
-        """
-        The same for a run's start, whose record is the run itself. Its inputs are held from here on until it ends.
+        """The same for a run's start, whose record is the run itself. Its inputs are held from here
+        on until it ends.
         """
         with self.lock:
             run.started_at_ns = time.time_ns()
@@ -110,9 +107,7 @@ class Ring:
         return must_wake
 
     def offer_end(self, run: OpenRun) -> bool:
-        """
-        The same for a run's end, whose record is the run itself, too. Its inputs are part of it.
-        """
+        """The same for a run's end, whose record is the run itself, too. Its inputs are part of it."""
         inputs_bytes = 0 if run.inputs is None else len(run.inputs)
         new_bytes = EVENT_BYTES if run.outputs is None else EVENT_BYTES + len(run.outputs)
         with self.lock:
@@ -140,30 +135,22 @@ class Ring:
         return must_wake
 
     def has_content_room(self, size_bytes: int) -> bool:
-        """
-        Whether there is room for content now. Asked before it becomes part of a run or a record.
-        """
+        """Whether there is room for content now. Asked before it becomes part of a run or a record."""
         return self.is_closed or self.held_bytes + size_bytes <= self._content_limit
 
     def count_lost(self, kind: str, reason: str) -> None:
-        """
-        Counts an event that could not even be offered.
-        """
+        """Counts an event that could not even be offered."""
         with self.lock:
             self.captured += 1
             self.dropped[reason, kind] += 1
 
     def count_content_lost(self) -> None:
-        """
-        Counts content that was too large to keep, or had no room.
-        """
+        """Counts content that was too large to keep, or had no room."""
         with self.lock:
             self.content_dropped += 1
 
     def take(self) -> list[Record]:
-        """
-        All waiting records, in the order of their capture. None: the sender may sleep, the next offer wakes it.
-        """
+        """All waiting records, in the order of their capture. None: the sender may sleep, the next offer wakes it."""
         with self.lock:
             self._encode_ends()
             records, self._waiting, self._encoded_count = cast("list[Record]", self._waiting), [], 0
@@ -188,9 +175,7 @@ class Ring:
         return records
 
     def _encode_ends(self) -> None:
-        """
-        Encodes what waits, in its place: from then on it is as large as it is counted. The caller holds `lock`.
-        """
+        """Encodes what waits, in its place: from then on it is as large as it is counted. The caller holds `lock`."""
         waiting = self._waiting
         while (place := self._encoded_count) < len(waiting):
             # Claimed first: an end that the collector of garbage brings meanwhile goes on behind it.
@@ -210,9 +195,7 @@ class Ring:
                 self.content_dropped += record.is_cut
 
     def _drop_unencoded(self, kind: str, size_bytes: int, error: BaseException) -> None:
-        """
-        One event that cannot be written must not stop the others. It is logged by the sender, without the lock.
-        """
+        """One event that cannot be written must not stop the others. It is logged by the sender, without the lock."""
         with self.lock:
             self.dropped["internal_error", kind] += 1
             self.held_bytes -= size_bytes
@@ -220,62 +203,46 @@ class Ring:
             self._unencoded.append((kind, type(error).__name__))
 
     def put_back(self, records: list[Record]) -> None:
-        """
-        Returns what was taken and could not go on, in front of what came since.
-        """
+        """Returns what was taken and could not go on, in front of what came since."""
         with self.lock:
             self._waiting[:0] = records
             self._encoded_count += len(records)
 
     def count_expired(self, kind: str, count: int) -> None:
-        """
-        Counts events of a spool that are too old to be sent.
-        """
+        """Counts events of a spool that are too old to be sent."""
         with self.lock:
             self.dropped["expired", kind] += count
 
     def release(self, size_bytes: int) -> None:
-        """
-        Gives room back: its records were acknowledged, skipped or superseded.
-        """
+        """Gives room back: its records were acknowledged, skipped or superseded."""
         with self.lock:
             self.held_bytes -= size_bytes
 
     def supersede(self, count: int) -> None:
-        """
-        Counts starts that are not sent since another record says it all.
-        """
+        """Counts starts that are not sent since another record says it all."""
         if count:
             with self.lock:
                 self.superseded += count
                 self.held_bytes -= count * START_BYTES
 
     def drop(self, records: Iterable[Record], reason: str) -> None:
-        """
-        Counts records that were taken and will never get a number.
-        """
+        """Counts records that were taken and will never get a number."""
         with self.lock:
             for record in records:
                 self.dropped[reason, record.kind] += 1
                 self.held_bytes -= record.size_bytes
 
     def close(self) -> None:
-        """
-        From now on everything offered is dropped, and counted as `closed`.
-        """
+        """From now on everything offered is dropped, and counted as `closed`."""
         with self.lock:
             self.is_closed = True
 
     def count_waiting(self) -> int:
-        """
-        How many events the sender has not taken yet. The caller holds `lock`.
-        """
+        """How many events the sender has not taken yet. The caller holds `lock`."""
         return len(self._waiting) + len(self._starts)
 
     def oldest_waiting(self) -> tuple[int, int] | None:
-        """
-        The times of the oldest of them: by the clock, and monotonic. The caller holds `lock`.
-        """
+        """The times of the oldest of them: by the clock, and monotonic. The caller holds `lock`."""
         times = [
             (one.ended_at_ns, one.ended_monotonic_ns) if isinstance(one, OpenRun) else (one.at_ns, one.monotonic_ns)
             for one in self._waiting[:1]

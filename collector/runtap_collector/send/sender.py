@@ -1,5 +1,4 @@
-"""
-The sender: a thread with a loop of its own, in which everything that touches Kafka happens.
+"""The sender: a thread with a loop of its own, in which everything that touches Kafka happens.
 
     Ring.take -> Sender._move (to lanes) -> Sender._number (a batch) -> Sender._deliver -> Link.send
 
@@ -65,9 +64,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class Sender:
-    """
-    Sends what the ring takes, until closed. One use.
-    """
+    """Sends what the ring takes, until closed. One use."""
 
     def __init__(
         self,
@@ -78,14 +75,13 @@ class Sender:
         every_report: Callable[[], None],
         on_death: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            ring: where events come from.
-            ledger: what counts them.
-            spool: where they wait when Kafka is away.
-            settings: how to reach Kafka.
-            every_report: called in the sender's thread before each report.
-            on_death: called in the sender's thread as its last act, should a fault of ours end it.
+        """Args:
+        ring: where events come from.
+        ledger: what counts them.
+        spool: where they wait when Kafka is away.
+        settings: how to reach Kafka.
+        every_report: called in the sender's thread before each report.
+        on_death: called in the sender's thread as its last act, should a fault of ours end it.
         """
         self._ring = ring
         self._ledger = ledger
@@ -105,8 +101,7 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="runtap-sender", daemon=True)
 
     def start(self) -> None:
-        """
-        Starts the thread.
+        """Starts the thread.
 
         Raises:
             RuntimeError: the system or a leaving interpreter starts none.
@@ -122,41 +117,29 @@ class Sender:
 
     @property
     def down_seconds(self) -> float:
-        """
-        For how long Kafka could not be written, as far as is known. 0: it could at last.
-        """
+        """For how long Kafka could not be written, as far as is known. 0: it could at last."""
         unanswered_seconds = self._link.unanswered_seconds
         return max(self._link.down_seconds, unanswered_seconds if unanswered_seconds > AWAY_SECONDS else 0.0)
 
     def wake(self) -> None:
-        """
-        Tells the sender that the ring is not empty any more. From any thread.
-        """
+        """Tells the sender that the ring is not empty any more. From any thread."""
         self._call(self._has_records.set)
 
     def flush(self, timeout_seconds: float) -> None:
-        """
-        Waits until everything captured so far is through, or time is up.
-        """
+        """Waits until everything captured so far is through, or time is up."""
         self._wait_for(self._flush, timeout_seconds)
 
     def secure(self, timeout_seconds: float) -> None:
-        """
-        Has everything captured so far sent, or spooled where Kafka takes too long; waits for it until time is up.
-        """
+        """Has everything captured so far sent, or spooled where Kafka takes too long; waits for it until time is up."""
         self._wait_for(self._secure, timeout_seconds)
 
     @property
     def is_over(self) -> bool:
-        """
-        Whether the thread has ended.
-        """
+        """Whether the thread has ended."""
         return not self._thread.is_alive()
 
     def close(self, timeout_seconds: float) -> None:
-        """
-        Sends what the closed ring still holds, then the last report, and ends the thread.
-        """
+        """Sends what the closed ring still holds, then the last report, and ends the thread."""
         deadline = time.monotonic() + timeout_seconds
         if not self._must_stop.is_set():
             self._wait_for(self._finish, max(0.0, timeout_seconds - _HANG_UP_SECONDS))
@@ -164,8 +147,8 @@ class Sender:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _call(self, function: Callable[[], object]) -> bool:
-        """
-        Has the sender's thread call a function. False: the thread has not begun, or ended and counted what was left.
+        """Has the sender's thread call a function. False: the thread has not begun, or ended and
+        counted what was left.
         """
         if self._loop is None:
             return False
@@ -263,9 +246,7 @@ class Sender:
                 linger_seconds = LINGER_SECONDS if moved is not None and moved <= BUSY_EVENTS else BUSY_LINGER_SECONDS
 
     async def _linger(self, seconds: float) -> None:
-        """
-        Waits for more to send: at most so long, and no longer than the first step once the ring fills.
-        """
+        """Waits for more to send: at most so long, and no longer than the first step once the ring fills."""
         await asyncio.sleep(LINGER_SECONDS)
         if seconds > LINGER_SECONDS:
             try:
@@ -276,9 +257,7 @@ class Sender:
             self._has_records.clear()
 
     async def _pass_on(self) -> int | None:
-        """
-        Moves the ring's records on: to their lanes, or into the spool while Kafka is away. As `_move`.
-        """
+        """Moves the ring's records on: to their lanes, or into the spool while Kafka is away. As `_move`."""
         if not self._link.is_up and not self._must_spool():
             # Most often it has just begun. Nobody knows the partitions yet, and the ring is the place to wait.
             try:
@@ -297,16 +276,12 @@ class Sender:
         return self._move()
 
     def _must_spool(self) -> bool:
-        """
-        Whether Kafka has been away for a while, as far as is known, or takes nothing while memory fills.
-        """
+        """Whether Kafka has been away for a while, as far as is known, or takes nothing while memory fills."""
         is_filling = self._ring.held_bytes > self._ring.spool_mark
         return self.down_seconds > AWAY_SECONDS or (is_filling and self._link.silent_seconds > AWAY_SECONDS)
 
     def _put_in_spool(self) -> int:
-        """
-        Moves all that waits into the spool, and copies there what is on its way: nobody knows whether it arrives.
-        """
+        """Moves all that waits into the spool, and copies there what is on its way: nobody knows whether it arrives."""
         taken = self._ring.take()
         lanes = list(self._ledger.lanes.values())
         pending = {lane: list(lane.pending) for lane in lanes}
@@ -339,9 +314,8 @@ class Sender:
         return len(records)
 
     def _move(self) -> int | None:
-        """
-        Moves the ring's records to their lanes. 0: there were none, and the next one will wake us. `None`: the topic is
-        away, and they stay where they are.
+        """Moves the ring's records to their lanes. 0: there were none, and the next one will wake us. `None`: the topic
+        is away, and they stay where they are.
         """
         partitions = self._link.partitions()
         if not partitions:
@@ -361,18 +335,14 @@ class Sender:
         return len(records)
 
     def _route(self, records: list[Record], partitions: frozenset[int]) -> None:
-        """
-        Gives partitions to traces that have none. A trace keeps the one with which it began.
-        """
+        """Gives partitions to traces that have none. A trace keeps the one with which it began."""
         routes = {id(record.route): record.route for record in records if record.route.partition is None}
         keys = [route.key_text() for route in routes.values()]
         for route, partition in zip(routes.values(), partitions_of(keys, len(partitions)), strict=True):
             route.partition = partition
 
     def lane(self, partition: int) -> Lane:
-        """
-        This emitter's lane of a partition.
-        """
+        """This emitter's lane of a partition."""
         lane = self._ledger.lanes.get(partition)
         if lane is None:
             lane = self._ledger.lanes[partition] = Lane(partition, self._ledger.emitter)
@@ -380,9 +350,7 @@ class Sender:
         return lane
 
     def drive(self, lane: Lane) -> None:
-        """
-        Sets a lane going.
-        """
+        """Sets a lane going."""
         self._supervise(f"runtap-lane-{lane.partition}", lambda: self._drive(lane))
 
     async def _drive(self, lane: Lane) -> None:
@@ -402,9 +370,7 @@ class Sender:
                 await lane.has_work.wait()
 
     def _number(self, lane: Lane) -> None:
-        """
-        Makes the lane's next batch: as many events as fit, each with its number for ever.
-        """
+        """Makes the lane's next batch: as many events as fit, each with its number for ever."""
         batch = Batch(lane.emitter, lane.last + 1, self._link.new_builder())
         if lane.report_is_due:
             lane.report_is_due = False
@@ -444,9 +410,7 @@ class Sender:
         lane.last += 1
 
     async def _deliver(self, lane: Lane, batch: Batch) -> None:
-        """
-        Sends the lane's first batch once, and puts what follows from the answer in its place.
-        """
+        """Sends the lane's first batch once, and puts what follows from the answer in its place."""
         # No event may come that leads to a look at the spool, and what is on its way is to go there too.
         alarm = asyncio.get_running_loop().call_later(AWAY_SECONDS + LINGER_SECONDS, self._has_records.set)
         try:
@@ -500,8 +464,8 @@ class Sender:
         self._finish_batch(lane, batch)
 
     async def _await_partition(self, lane: Lane, error: SendError) -> None:
-        """
-        Waits for a partition that the metadata lack; where it stays away, gives its batches up and moves the rest.
+        """Waits for a partition that the metadata lack; where it stays away, gives its batches up
+        and moves the rest.
         """
         deadline = time.monotonic() + GONE_SECONDS
         while lane.partition not in (partitions := self._link.partitions()):
@@ -535,9 +499,7 @@ class Sender:
             await asyncio.sleep(REPORT_SECONDS)
 
     def next_report_lane(self) -> Lane:
-        """
-        Reports go round the lanes, which keeps quiet ones known.
-        """
+        """Reports go round the lanes, which keeps quiet ones known."""
         partitions = self._link.partitions()
         known = sorted(partition for partition in self._ledger.lanes if partition in partitions)
         if not known:
@@ -583,8 +545,7 @@ class Sender:
         await lane.is_idle.wait()
 
     def put_rest_away(self) -> None:
-        """
-        At the end: puts what was not sent into the spool, for the next process. Without one, what never got a number
+        """At the end: puts what was not sent into the spool, for the next process. Without one, what never got a number
         is dropped; what got one may be in the log: the gap, if there is one, says so.
         """
         try:

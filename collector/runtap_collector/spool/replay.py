@@ -1,5 +1,4 @@
-"""
-What leaves the spool again, beside the new traffic: `Replay.run`.
+"""What leaves the spool again, beside the new traffic: `Replay.run`.
 
 Events without numbers get them here, a chunk at a time, and go down this emitter's lanes. Batches that another emitter
 had numbered go unchanged under its id, in lanes of their own.
@@ -40,9 +39,7 @@ _RETRY_SECONDS = 1.0
 
 
 class Replay:
-    """
-    Adopts abandoned spools, and empties all of them while Kafka is there.
-    """
+    """Adopts abandoned spools, and empties all of them while Kafka is there."""
 
     def __init__(self, sender: Sender, spool: Spool, ring: Ring, ledger: Ledger, link: Link) -> None:
         self._sender = sender
@@ -55,9 +52,7 @@ class Replay:
         self.has_events = asyncio.Event()
 
     async def run(self) -> None:
-        """
-        Goes on until cancelled.
-        """
+        """Goes on until cancelled."""
         while True:
             await self._link.wait_until_up()
             try:
@@ -104,9 +99,8 @@ class Replay:
             return
 
     def _try_to_take_over(self, file: SpoolFile) -> Lane | None:
-        """
-        Makes an abandoned file ours, and returns the lane of the report that says so. `None`: it could not be written,
-        or the report has no room for it.
+        """Makes an abandoned file ours, and returns the lane of the report that says so. `None`: it could not be
+        written, or the report has no room for it.
         """
         if not self._ledger.can_adopt():
             # Unnamed there, its events would count as another emitter's. The next process adopts it.
@@ -128,8 +122,8 @@ class Replay:
         return lane
 
     def _take_over(self, file: SpoolFile, owner: str, count: int) -> Lane:
-        """
-        The report is numbered and stored in the same transaction: killed before it is sent, we leave it to the next.
+        """The report is numbered and stored in the same transaction: killed before it is sent, we
+        leave it to the next.
         """
         ledger, now_ns = self._ledger, time.time_ns()
         file.set_clocks()
@@ -158,9 +152,7 @@ class Replay:
             self._ring.count_expired(kind, number)
 
     def _replay(self, file: SpoolFile, batches: Sequence[NumberedBatch]) -> None:
-        """
-        Gives the batches of other emitters to lanes of their own.
-        """
+        """Gives the batches of other emitters to lanes of their own."""
         partitions = self._link.partitions()
         for stored in batches:
             place = (stored.emitter, stored.partition)
@@ -182,9 +174,7 @@ class Replay:
             lane.enter_batch(batch)
 
     def _number_chunk(self) -> list[Lane]:
-        """
-        Numbers the oldest chunk of the first file that has one, and returns the lanes that have it now.
-        """
+        """Numbers the oldest chunk of the first file that has one, and returns the lanes that have it now."""
         partitions = self._link.partitions()
         if not partitions:
             return []

@@ -1,5 +1,4 @@
-"""
-Events on disk while Kafka is away: one SQLite file an emitter, adopted by the next process after a crash.
+"""Events on disk while Kafka is away: one SQLite file an emitter, adopted by the next process after a crash.
 
     Sender._spool -> Spool.write          chunks of events that have no number yet
     Replay        -> SpoolFile.renumber   a chunk becomes numbered batches, before their first byte is sent
@@ -60,15 +59,11 @@ CREATE TABLE batches (
 
 
 class SpoolError(Exception):
-    """
-    The spool cannot be written or read now: no room, no right, or its limit is reached.
-    """
+    """The spool cannot be written or read now: no room, no right, or its limit is reached."""
 
 
 class SpooledEvent(NamedTuple):
-    """
-    An event without a number. `partition`: the one that its trace began with, if that was known.
-    """
+    """An event without a number. `partition`: the one that its trace began with, if that was known."""
 
     kind: str
     key: bytes
@@ -78,9 +73,7 @@ class SpooledEvent(NamedTuple):
 
 
 class NumberedBatch(NamedTuple):
-    """
-    Events that have their numbers, of whichever emitter gave them. `row` is their place in the file.
-    """
+    """Events that have their numbers, of whichever emitter gave them. `row` is their place in the file."""
 
     emitter: str
     partition: int
@@ -92,9 +85,7 @@ class NumberedBatch(NamedTuple):
 
 
 def stored_form(batch: Batch, partition: int, numbered_at_ns: int) -> NumberedBatch:
-    """
-    A batch as a spool keeps it.
-    """
+    """A batch as a spool keeps it."""
     return NumberedBatch(batch.emitter, partition, batch.first, batch.last, numbered_at_ns, batch.numbered())
 
 
@@ -108,9 +99,7 @@ def _pack(events: Sequence[tuple[object, ...]]) -> bytes:
 
 
 class SpoolFile:
-    """
-    One file, locked by this process. Used in one thread at a time.
-    """
+    """One file, locked by this process. Used in one thread at a time."""
 
     def __init__(self, path: Path, lock_descriptor: int) -> None:
         self.path = path
@@ -134,31 +123,23 @@ class SpoolFile:
         ).fetchone()
 
     def size_bytes(self) -> int:
-        """
-        What it takes on disk.
-        """
+        """What it takes on disk."""
         paths = [Path(f"{self.path}{suffix}") for suffix in ("", "-wal")]
         return sum(path.stat().st_size for path in paths if path.exists())
 
     def facts(self) -> dict[str, str]:
-        """
-        What the file says of itself: owner, topic, cluster id, inode and host.
-        """
+        """What the file says of itself: owner, topic, cluster id, inode and host."""
         return dict(self._connection.execute("SELECT name, value FROM meta"))
 
     def say(self, **facts: str) -> None:
-        """
-        Stores facts.
-        """
+        """Stores facts."""
         with self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
 
     def store(
         self, events: Sequence[SpooledEvent], oldest_monotonic_ns: int, batches: Sequence[NumberedBatch]
     ) -> list[int]:
-        """
-        Adds events without numbers and numbered batches, all or none. Returns the rows of the batches.
-        """
+        """Adds events without numbers and numbered batches, all or none. Returns the rows of the batches."""
         with self._transaction():
             for chunk in _chunks(events):
                 oldest_at_ns = min(event.at_ns for event in chunk)
@@ -169,9 +150,7 @@ class SpoolFile:
         return rows
 
     def first_chunk(self) -> tuple[int, list[SpooledEvent]] | None:
-        """
-        The oldest events without numbers, and their row.
-        """
+        """The oldest events without numbers, and their row."""
         try:
             found = self._connection.execute("SELECT id, events FROM chunks ORDER BY id LIMIT 1").fetchone()
         except sqlite3.Error as error:
@@ -179,9 +158,7 @@ class SpoolFile:
         return None if found is None else (found[0], _decode_events(cramjam.zstd.decompress(found[1])))
 
     def renumber(self, chunk: int, batches: Sequence[NumberedBatch]) -> list[int]:
-        """
-        Puts numbered batches in the place of a chunk, in one transaction, and returns their rows.
-        """
+        """Puts numbered batches in the place of a chunk, in one transaction, and returns their rows."""
         with self._transaction():
             rows = [self._insert(batch) for batch in batches]
             self._connection.execute("DELETE FROM chunks WHERE id = ?", (chunk,))
@@ -189,9 +166,7 @@ class SpoolFile:
         return rows
 
     def numbered(self) -> list[NumberedBatch]:
-        """
-        All numbered batches, in the order in which their lanes need them.
-        """
+        """All numbered batches, in the order in which their lanes need them."""
         query = "SELECT emitter, partition, first, last, numbered_at_ns, events, id FROM batches"
         return [
             NumberedBatch(
@@ -203,16 +178,12 @@ class SpoolFile:
         ]
 
     def forget(self, row: int) -> None:
-        """
-        Takes out a batch that Kafka has, or never will have.
-        """
+        """Takes out a batch that Kafka has, or never will have."""
         with self._transaction():
             self._connection.execute("DELETE FROM batches WHERE id = ?", (row,))
 
     def set_clocks(self) -> None:
-        """
-        Makes the monotonic times those of this boot: another one's say nothing here.
-        """
+        """Makes the monotonic times those of this boot: another one's say nothing here."""
         with self._transaction():
             self._connection.execute(
                 "UPDATE chunks SET oldest_monotonic_ns = ? - max(0, ? - oldest_at_ns)",
@@ -221,9 +192,7 @@ class SpoolFile:
         self._look()
 
     def count_expired(self, now_ns: int) -> Counter[str]:
-        """
-        Counts by kind the events of chunks that are too old.
-        """
+        """Counts by kind the events of chunks that are too old."""
         query = "SELECT events FROM chunks WHERE oldest_at_ns < ?"
         expired: Counter[str] = Counter()
         for (events,) in self._connection.execute(query, (now_ns - MAX_AGE_NS,)):
@@ -231,8 +200,7 @@ class SpoolFile:
         return expired
 
     def take_over(self, owner: str, now_ns: int, announcement: NumberedBatch) -> int:
-        """
-        Makes another emitter the owner of the events without numbers, but for those that are too old: they go.
+        """Makes another emitter the owner of the events without numbers, but for those that are too old: they go.
 
         Args:
             owner: the other emitter's id.
@@ -250,9 +218,7 @@ class SpoolFile:
         return row
 
     def close(self) -> None:
-        """
-        Lets others have the file; one with nothing in it is removed.
-        """
+        """Lets others have the file; one with nothing in it is removed."""
         try:
             queries = ("SELECT 1 FROM chunks LIMIT 1", "SELECT 1 FROM batches LIMIT 1")
             is_empty = not any(self._connection.execute(query).fetchone() for query in queries)
@@ -266,17 +232,14 @@ class SpoolFile:
         os.close(self._lock_descriptor)
 
     def leave(self) -> None:
-        """
-        In a forked child: closes the descriptor and nothing else. To unlock, or to close SQLite, would reach into the
-        parent's file.
+        """In a forked child: closes the descriptor and nothing else. To unlock, or to close SQLite, would reach into
+        the parent's file.
         """
         os.close(self._lock_descriptor)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
 
     def set_aside(self, reason: str) -> None:
-        """
-        Puts a file that belongs elsewhere out of everybody's way, loudly.
-        """
+        """Puts a file that belongs elsewhere out of everybody's way, loudly."""
         self._connection.close()
         for suffix in ("", "-wal", "-shm"):
             source = Path(f"{self.path}{suffix}")
@@ -297,16 +260,12 @@ class SpoolFile:
 
 
 def forgetting(file: SpoolFile, row: int) -> Callable[[], None]:
-    """
-    What takes a batch out of a file.
-    """
+    """What takes a batch out of a file."""
     return lambda: file.forget(row)
 
 
 class _Transaction:
-    """
-    All or nothing, with SQLite's errors as ours.
-    """
+    """All or nothing, with SQLite's errors as ours."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -348,9 +307,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _lock(path: Path) -> int | None:
-    """
-    The descriptor of a spool's lock. `None`: another process holds it, or it went meanwhile.
-    """
+    """The descriptor of a spool's lock. `None`: another process holds it, or it went meanwhile."""
     lock_path = _lock_path(path)
     assert fcntl is not None, "there is a spool only where there are locks"
     descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -366,16 +323,13 @@ def _lock(path: Path) -> int | None:
 
 
 class Spool:
-    """
-    The spool of one emitter: its own file, made when it is first needed, and those it adopted.
-    """
+    """The spool of one emitter: its own file, made when it is first needed, and those it adopted."""
 
     def __init__(self, directory: Path | None, settings: ConnectionSettings, max_bytes: int) -> None:
-        """
-        Args:
-            directory: where spools of all emitters are, by connection. `None`: there is no spool.
-            settings: which Kafka the events are for.
-            max_bytes: most that an emitter's own file may hold.
+        """Args:
+        directory: where spools of all emitters are, by connection. `None`: there is no spool.
+        settings: which Kafka the events are for.
+        max_bytes: most that an emitter's own file may hold.
         """
         self._topic = events_topic(settings.topic_prefix)
         place = hashlib.sha256(f"{settings.bootstrap_servers} {self._topic}".encode()).hexdigest()[:12]
@@ -395,51 +349,38 @@ class Spool:
 
     @property
     def files(self) -> list[SpoolFile]:
-        """
-        Its own file, if there is one, and those it adopted.
-        """
+        """Its own file, if there is one, and those it adopted."""
         return [*self.adopted, *([] if self._own is None else [self._own])]
 
     @property
     def event_count(self) -> int:
-        """
-        Events in it that have no number.
-        """
+        """Events in it that have no number."""
         return self._left_event_count + sum(file.event_count for file in self.files)
 
     @property
     def own_event_count(self) -> int:
-        """
-        Likewise, without those of adopted files.
-        """
+        """Likewise, without those of adopted files."""
         return 0 if self._own is None else self._own.event_count
 
     @property
     def oldest(self) -> tuple[int, int] | None:
-        """
-        Times of the oldest of them: by the clock, and monotonic.
-        """
+        """Times of the oldest of them: by the clock, and monotonic."""
         return min((file.oldest for file in self.files if file.oldest), key=lambda times: times[1], default=None)
 
     @property
     def is_usable(self) -> bool:
-        """
-        Whether it makes sense to try to write.
-        """
+        """Whether it makes sense to try to write."""
         return self._directory is not None and time.monotonic() >= self._try_again_at
 
     @property
     def has_failed_lately(self) -> bool:
-        """
-        Whether it could not be written at the last try.
-        """
+        """Whether it could not be written at the last try."""
         return self.failures > 0 and time.monotonic() < self._try_again_at + _RETRY_SECONDS
 
     def write(
         self, owner: str, records: Sequence[Record], batches: Sequence[NumberedBatch]
     ) -> list[Callable[[], None]]:
-        """
-        Takes records that wait and batches that Kafka may or may not have. All or none.
+        """Takes records that wait and batches that Kafka may or may not have. All or none.
 
         Args:
             owner: the emitter's id.
@@ -502,8 +443,7 @@ class Spool:
         return own
 
     def _refuse_unsafe(self) -> None:
-        """
-        Looks whether events could be led elsewhere, or foreign ones brought here.
+        """Looks whether events could be led elsewhere, or foreign ones brought here.
 
         Raises:
             SpoolError: the folder, or that of all spools, is a link or another user's.
@@ -520,17 +460,13 @@ class Spool:
                 raise SpoolError(f"{folder} belongs to another user: set RUNTAP_SPOOL_DIR to a folder of this one's")
 
     def learn_cluster(self, cluster_id: str) -> None:
-        """
-        Notes which cluster the events are for, now that it has been reached.
-        """
+        """Notes which cluster the events are for, now that it has been reached."""
         self.cluster_id = cluster_id
         if self._own is not None and self._own.facts()["cluster_id"] != cluster_id:
             self._own.say(cluster_id=cluster_id)
 
     def find_abandoned(self) -> list[SpoolFile]:
-        """
-        Locks and opens the files that no living process holds. Those that belong elsewhere are set aside.
-        """
+        """Locks and opens the files that no living process holds. Those that belong elsewhere are set aside."""
         found: list[SpoolFile] = []
         if self._directory is None or not self._directory.is_dir():
             return found
@@ -567,18 +503,14 @@ class Spool:
         return None
 
     def close(self) -> None:
-        """
-        Lets the next process have what is left.
-        """
+        """Lets the next process have what is left."""
         self._left_event_count = self.event_count
         for file in self.files:
             file.close()
         self._own, self.adopted = None, []
 
     def leave(self) -> None:
-        """
-        In a forked child: leaves the files to the parent.
-        """
+        """In a forked child: leaves the files to the parent."""
         for file in self.files:
             file.leave()
         self._own, self.adopted = None, []

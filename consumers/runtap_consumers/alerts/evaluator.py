@@ -1,5 +1,5 @@
-"""
-Evaluating the alert rules over the store, where all partitions meet: one evaluator at a time, one transaction a round.
+"""Evaluating the alert rules over the store, where all partitions meet: one evaluator at a time, one transaction a
+round.
 """
 
 from __future__ import annotations
@@ -25,17 +25,14 @@ _logger = structlog.get_logger(__name__)
 
 
 class Watermark(NamedTuple):
-    """
-    Up to which log time everything is applied, in all partitions; `caught_up`: everything there is.
-    """
+    """Up to which log time everything is applied, in all partitions; `caught_up`: everything there is."""
 
     watermark_ns: int
     caught_up: bool
 
 
 class AlertEvaluator:
-    """
-    One process's evaluator. Any number may run on a store: the holder of the lease works, the others wait for it.
+    """One process's evaluator. Any number may run on a store: the holder of the lease works, the others wait for it.
 
     Not safe for use by two threads at once.
     """
@@ -48,8 +45,7 @@ class AlertEvaluator:
         self.holds_lease = False
 
     def evaluate(self, now_ns: int, watermark_ns: int, caught_up: bool) -> int:
-        """
-        Judges what has changed since the last round, and stores alerts in the outbox.
+        """Judges what has changed since the last round, and stores alerts in the outbox.
 
         Args:
             now_ns: the present, Unix nanoseconds.
@@ -117,8 +113,7 @@ class AlertEvaluator:
         return verdict.alerts
 
     def watermark(self, ends: Mapping[int, int], now_ns: int) -> Watermark:
-        """
-        Compares what is applied with where the log ends.
+        """Compares what is applied with where the log ends.
 
         Args:
             ends: the next offset of every partition, read before this call.
@@ -134,23 +129,17 @@ class AlertEvaluator:
         return Watermark(min(times, default=0), bool(ends) and all(at_end.values()))
 
     def outbox(self) -> list[OutboxRow]:
-        """
-        Alerts that are not acknowledged yet, in the order in which they arose.
-        """
+        """Alerts that are not acknowledged yet, in the order in which they arose."""
         with self._writer.transaction():
             return alert_rows.read_outbox(self._writer)
 
     def mark_published(self, alert_id: str) -> None:
-        """
-        Notes that an alert was acknowledged.
-        """
+        """Notes that an alert was acknowledged."""
         with self._writer.transaction():
             alert_rows.mark_published(self._writer, "alert_outbox", alert_id)
 
     def close(self) -> None:
-        """
-        Gives the lease back, so that the next evaluator need not wait for its end, and closes the connection.
-        """
+        """Gives the lease back, so that the next evaluator need not wait for its end, and closes the connection."""
         try:
             if self.holds_lease:
                 with self._writer.transaction():

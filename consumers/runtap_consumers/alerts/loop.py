@@ -1,5 +1,4 @@
-"""
-The alert loop: every second a round of the evaluator, then what it stored goes to Kafka.
+"""The alert loop: every second a round of the evaluator, then what it stored goes to Kafka.
 
 State and outbox row are one transaction, the record comes after it: an alert is published at least once, a repeat with
 the same id.
@@ -32,8 +31,7 @@ _logger = structlog.get_logger(__name__)
 async def run_alerts(
     store: Store, settings: ConsumerSettings, stop: asyncio.Event, on_round: Callable[[], None] = lambda: None
 ) -> None:
-    """
-    Evaluates and publishes until `stop` is set; an outage of Kafka or of the store is logged once and waited out.
+    """Evaluates and publishes until `stop` is set; an outage of Kafka or of the store is logged once and waited out.
 
     Args:
         store: whose figures are judged.

@@ -1,5 +1,4 @@
-"""
-When an alert is raised: functions of figures, without store and clock.
+"""When an alert is raised: functions of figures, without store and clock.
 
 A rule is a function from what it reads and its state to alerts and its next state; the evaluator feeds it.
 """
@@ -31,8 +30,8 @@ _MESSAGE_LENGTH = 500
 
 
 class AlertState(NamedTuple):
-    """
-    A condition that has an end. `transition` counts its changes, `window_to_ns` is the end of the window of the last.
+    """A condition that has an end. `transition` counts its changes, `window_to_ns` is the end of the window of the
+    last.
     """
 
     state: str
@@ -41,9 +40,7 @@ class AlertState(NamedTuple):
 
 
 class RootsMinute(NamedTuple):
-    """
-    Ended roots of a service and environment in one minute.
-    """
+    """Ended roots of a service and environment in one minute."""
 
     service: str
     environment: str
@@ -54,9 +51,7 @@ class RootsMinute(NamedTuple):
 
 
 class NewGroup(NamedTuple):
-    """
-    An error group that no alert has named.
-    """
+    """An error group that no alert has named."""
 
     service: str
     fingerprint: str
@@ -72,9 +67,7 @@ class NewGroup(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """
-    New-group alerts of a service in one hour: how many were sent, how many await the summary.
-    """
+    """New-group alerts of a service in one hour: how many were sent, how many await the summary."""
 
     service: str
     hour_ns: int
@@ -83,18 +76,14 @@ class Budget(NamedTuple):
 
 
 class RateLimits(NamedTuple):
-    """
-    From which rate of failed roots on a service fires, and how many ended roots a window needs to be judged.
-    """
+    """From which rate of failed roots on a service fires, and how many ended roots a window needs to be judged."""
 
     rate: float
     least_roots: int
 
 
 class WindowPlan(NamedTuple):
-    """
-    The ends of the windows to judge, ascending, and up to where windows are judged after them.
-    """
+    """The ends of the windows to judge, ascending, and up to where windows are judged after them."""
 
     windows: list[int]
     evaluated_to_ns: int
@@ -102,18 +91,14 @@ class WindowPlan(NamedTuple):
 
 @dataclass
 class Verdict:
-    """
-    What a rule makes of its figures: alerts in their order, and the states that changed.
-    """
+    """What a rule makes of its figures: alerts in their order, and the states that changed."""
 
     alerts: list[Alert] = field(default_factory=list)
     states: dict[tuple[str, str], AlertState] = field(default_factory=dict)
 
 
 def alert_id(*parts: str | int) -> str:
-    """
-    An id that names what it is about, the same whenever it is made; long ones are hashed in the middle.
-    """
+    """An id that names what it is about, the same whenever it is made; long ones are hashed in the middle."""
     quoted = [quote(str(part), safe="") for part in parts]
     text = "/".join(quoted)
     if len(text) <= _ID_LENGTH:
@@ -130,8 +115,7 @@ def judge_error_rates(
     limits: RateLimits,
     now_ns: int,
 ) -> Verdict:
-    """
-    Failed roots over ended roots (ok and error) of each service and environment, window by window.
+    """Failed roots over ended roots (ok and error) of each service and environment, window by window.
 
     It fires where a window with enough roots reaches the rate, and is resolved by a later window that lies below it, or
     that is over and has none: a service that fell silent would fire for ever.
@@ -212,8 +196,7 @@ def _rate_alert(
 def choose_new_groups(
     groups: Sequence[NewGroup], sent: Mapping[str, int], groups_an_hour: int
 ) -> tuple[list[NewGroup], dict[str, tuple[int, int]]]:
-    """
-    Divides new groups into those that get an alert of their own and those that wait for the hour's summary.
+    """Divides new groups into those that get an alert of their own and those that wait for the hour's summary.
 
     Args:
         groups: in the order of their first occurrence.
@@ -236,9 +219,7 @@ def choose_new_groups(
 
 
 def new_group_alert(group: NewGroup, now_ns: int) -> Alert:
-    """
-    The alert that names a group which was never seen in its service.
-    """
+    """The alert that names a group which was never seen in its service."""
     what = f"{group.type} ({error_facts(group.category, group.status_code, group.code)})"
     if group.raised_at:
         what += f" at {group.raised_at}"
@@ -259,9 +240,7 @@ def new_group_alert(group: NewGroup, now_ns: int) -> Alert:
 
 
 def summary_alert(budget: Budget, now_ns: int) -> Alert:
-    """
-    The one alert for the new groups of an hour that had none of their own.
-    """
+    """The one alert for the new groups of an hour that had none of their own."""
     hour = datetime.fromtimestamp(budget.hour_ns // 10**9, UTC)
     return Alert(
         id=alert_id(NEW_ERROR_GROUP, budget.service, "hour", budget.hour_ns // HOUR_NS),
@@ -282,8 +261,7 @@ def summary_alert(budget: Budget, now_ns: int) -> Alert:
 def plan_windows(
     evaluated_to_ns: int, oldest_touched_ns: int | None, watermark_ns: int, now_ns: int | None
 ) -> WindowPlan:
-    """
-    The windows that may have changed, at most `WINDOWS_A_ROUND`.
+    """The windows that may have changed, at most `WINDOWS_A_ROUND`.
 
     Args:
         evaluated_to_ns: that of the plan before.

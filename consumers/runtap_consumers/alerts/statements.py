@@ -1,5 +1,4 @@
-"""
-The statements of the alert evaluator and of what publishes from the store: lease, states, outbox, dead letters.
+"""The statements of the alert evaluator and of what publishes from the store: lease, states, outbox, dead letters.
 
 Those that take a writer run inside a transaction of it.
 """
@@ -22,9 +21,7 @@ _BUDGETS_KEPT_NS = 48 * HOUR_NS
 
 
 class Lease(NamedTuple):
-    """
-    Who may evaluate, until when, and how far it has come.
-    """
+    """Who may evaluate, until when, and how far it has come."""
 
     holder: str
     expires_at_ns: int
@@ -33,9 +30,7 @@ class Lease(NamedTuple):
 
 
 class OutboxRow(NamedTuple):
-    """
-    An alert, as it is stored until it is published and afterwards.
-    """
+    """An alert, as it is stored until it is published and afterwards."""
 
     id: str
     at_ns: int
@@ -47,9 +42,7 @@ class OutboxRow(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """
-    A record that could not be read, as it was.
-    """
+    """A record that could not be read, as it was."""
 
     id: str
     partition: int
@@ -60,8 +53,7 @@ class DeadLetter(NamedTuple):
 
 
 def lock_lease(writer: Writer, learning_until_ns: int, evaluated_to_ns: int) -> Lease | None:
-    """
-    The lease, locked until the transaction ends; `None` while another evaluator is inside one of its own.
+    """The lease, locked until the transaction ends; `None` while another evaluator is inside one of its own.
 
     Args:
         writer: inside a transaction.
@@ -81,9 +73,7 @@ def lock_lease(writer: Writer, learning_until_ns: int, evaluated_to_ns: int) -> 
 
 
 def renew_lease(writer: Writer, holder: str, expires_at_ns: int, evaluated_to_ns: int) -> None:
-    """
-    Writes what the holder of the locked lease has done.
-    """
+    """Writes what the holder of the locked lease has done."""
     writer.execute(
         "UPDATE alert_lease SET holder = ?, expires_at_ns = ?, evaluated_to_ns = ? WHERE id = 1",
         (holder, expires_at_ns, evaluated_to_ns),
@@ -91,23 +81,18 @@ def renew_lease(writer: Writer, holder: str, expires_at_ns: int, evaluated_to_ns
 
 
 def release_lease(writer: Writer, holder: str) -> None:
-    """
-    Ends a holder's lease now.
-    """
+    """Ends a holder's lease now."""
     writer.execute("UPDATE alert_lease SET expires_at_ns = 0 WHERE id = 1 AND holder = ?", (holder,))
 
 
 def applied_log(writer: Writer) -> dict[int, tuple[int, int]]:
-    """
-    Next offset and log time of the `errors` projection, by partition.
-    """
+    """Next offset and log time of the `errors` projection, by partition."""
     rows = writer.query("SELECT partition, next_offset, log_time_ns FROM positions WHERE projection = 'errors'")
     return {partition: (next_offset, log_time_ns) for partition, next_offset, log_time_ns in rows}
 
 
 def take_touched_minutes(writer: Writer) -> int | None:
-    """
-    Takes the announcements of commits, to be called before reading what they announce.
+    """Takes the announcements of commits, to be called before reading what they announce.
 
     A row that a commit has locked is left for the next time: waiting for it, two rows in two orders could deadlock.
 
@@ -123,9 +108,7 @@ def take_touched_minutes(writer: Writer) -> int | None:
 
 
 def read_roots(writer: Writer, from_ns: int, to_ns: int) -> list[RootsMinute]:
-    """
-    Minutes that begin in [from_ns, to_ns), all partitions together.
-    """
+    """Minutes that begin in [from_ns, to_ns), all partitions together."""
     rows = writer.query(
         "SELECT t.service, t.environment, t.bucket_ns, sum(t.ok), sum(t.errors), max(t.sample_error_run_id) "
         f"FROM roots_minute t {_LIVE} WHERE t.bucket_ns >= ? AND t.bucket_ns < ? "
@@ -140,9 +123,7 @@ def read_roots(writer: Writer, from_ns: int, to_ns: int) -> list[RootsMinute]:
 
 
 def read_new_groups(writer: Writer, limit: int = 1_000) -> list[NewGroup]:
-    """
-    Error groups that are not known yet, the oldest first. What is beyond the limit comes in the next round.
-    """
+    """Error groups that are not known yet, the oldest first. What is beyond the limit comes in the next round."""
     rows = writer.query(
         "SELECT t.service, t.fingerprint, max(t.environment), max(t.type), max(t.category), max(t.status_code), "
         "max(t.code), max(t.raised_at), max(t.message), sum(t.count), max(t.sample_run_id) "
@@ -155,9 +136,7 @@ def read_new_groups(writer: Writer, limit: int = 1_000) -> list[NewGroup]:
 
 
 def add_known_groups(writer: Writer, groups: Sequence[NewGroup], known_at_ns: int) -> None:
-    """
-    Makes groups known: no alert will name them again.
-    """
+    """Makes groups known: no alert will name them again."""
     for group in groups:
         writer.execute(
             "INSERT INTO alert_known_groups (service, fingerprint, known_at_ns) VALUES (?, ?, ?)",
@@ -166,9 +145,7 @@ def add_known_groups(writer: Writer, groups: Sequence[NewGroup], known_at_ns: in
 
 
 def read_states(writer: Writer, rule: str) -> dict[tuple[str, str], AlertState]:
-    """
-    States of a rule by service and environment.
-    """
+    """States of a rule by service and environment."""
     rows = writer.query(
         "SELECT service, environment, state, transition, window_to_ns FROM alert_states WHERE rule = ?", (rule,)
     )
@@ -176,9 +153,7 @@ def read_states(writer: Writer, rule: str) -> dict[tuple[str, str], AlertState]:
 
 
 def write_state(writer: Writer, rule: str, service: str, environment: str, state: AlertState) -> None:
-    """
-    Writes a state, new or changed.
-    """
+    """Writes a state, new or changed."""
     writer.execute(
         "INSERT INTO alert_states (rule, service, environment, state, transition, window_to_ns) "
         "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (rule, service, environment) DO UPDATE SET "
@@ -188,16 +163,12 @@ def write_state(writer: Writer, rule: str, service: str, environment: str, state
 
 
 def read_sent(writer: Writer, hour_ns: int) -> dict[str, int]:
-    """
-    New-group alerts of an hour by service.
-    """
+    """New-group alerts of an hour by service."""
     return dict(writer.query("SELECT service, sent FROM alert_budgets WHERE hour_ns = ?", (hour_ns,)))
 
 
 def spend_budget(writer: Writer, service: str, hour_ns: int, sent: int, suppressed: int) -> None:
-    """
-    Adds to what a service has used up of an hour's budget.
-    """
+    """Adds to what a service has used up of an hour's budget."""
     writer.execute(
         "INSERT INTO alert_budgets (service, hour_ns, sent, suppressed, summarised) VALUES (?, ?, ?, ?, 0) "
         "ON CONFLICT (service, hour_ns) DO UPDATE SET sent = alert_budgets.sent + excluded.sent, "
@@ -207,9 +178,7 @@ def spend_budget(writer: Writer, service: str, hour_ns: int, sent: int, suppress
 
 
 def take_unsummarised(writer: Writer, before_hour_ns: int) -> list[Budget]:
-    """
-    Hours before the given one that owe a summary; it counts as written from here on.
-    """
+    """Hours before the given one that owe a summary; it counts as written from here on."""
     rows = writer.query(
         "SELECT service, hour_ns, sent, suppressed FROM alert_budgets "
         "WHERE hour_ns < ? AND suppressed > 0 AND summarised = 0 ORDER BY hour_ns, service",
@@ -221,9 +190,7 @@ def take_unsummarised(writer: Writer, before_hour_ns: int) -> list[Budget]:
 
 
 def add_to_outbox(writer: Writer, rows: Sequence[OutboxRow]) -> None:
-    """
-    Stores alerts to be published, and forgets what was published long ago.
-    """
+    """Stores alerts to be published, and forgets what was published long ago."""
     for row in rows[:1]:
         writer.execute(
             "DELETE FROM alert_outbox WHERE published = 1 AND at_ns < ?", (row.at_ns - RETENTION_NS["hour"],)
@@ -237,9 +204,7 @@ def add_to_outbox(writer: Writer, rows: Sequence[OutboxRow]) -> None:
 
 
 def read_outbox(writer: Writer, limit: int = 100) -> list[OutboxRow]:
-    """
-    Alerts that nobody has acknowledged, in the order in which they arose.
-    """
+    """Alerts that nobody has acknowledged, in the order in which they arose."""
     rows = writer.query(
         "SELECT id, at_ns, rule, state, service, summary, payload FROM alert_outbox "
         "WHERE published = 0 ORDER BY at_ns, id LIMIT ?",
@@ -249,15 +214,12 @@ def read_outbox(writer: Writer, limit: int = 100) -> list[OutboxRow]:
 
 
 def mark_published(writer: Writer, table: str, row_id: str) -> None:
-    """
-    Notes that Kafka has acknowledged a row of `alert_outbox` or `dead_letters`.
-    """
+    """Notes that Kafka has acknowledged a row of `alert_outbox` or `dead_letters`."""
     writer.execute(f"UPDATE {table} SET published = 1 WHERE id = ?", (row_id,))
 
 
 def read_dead_letters(connection: Connection, partitions: Collection[int], limit: int = 100) -> list[DeadLetter]:
-    """
-    Dead letters of some partitions that are not published, the oldest first. It is asked every second: by a pooled
+    """Dead letters of some partitions that are not published, the oldest first. It is asked every second: by a pooled
     connection.
     """
     letters = dead_letters.c

@@ -1,6 +1,4 @@
-"""
-The command line. One module a group of commands; what is raised on purpose becomes one line on standard error.
-"""
+"""The command line. One module a group of commands; what is raised on purpose becomes one line on standard error."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ app.add_typer(prices.prices_app, name="prices")
 
 
 def run() -> None:
-    """
-    Runs the command line; exits with 2 for a wrong request or setting, 1 for what failed.
-    """
+    """Runs the command line; exits with 2 for a wrong request or setting, 1 for what failed."""
     try:
         app(prog_name="runtap")
     except RuntapError as error:

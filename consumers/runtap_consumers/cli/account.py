@@ -1,6 +1,4 @@
-"""
-`runtap ledger` and `runtap dead-letters`: what became of every event, and what could not be read.
-"""
+"""`runtap ledger` and `runtap dead-letters`: what became of every event, and what could not be read."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ dead_letters_app = typer.Typer(help="The records that could not be read.", no_ar
 
 
 class ExportFormat(StrEnum):
-    """
-    What `dead-letters export` writes.
-    """
+    """What `dead-letters export` writes."""
 
     JSON = "json"
     RAW = "raw"
@@ -43,8 +39,8 @@ def ledger(
     settings: ConsumerSettings,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
 ) -> None:
-    """
-    Where every captured event is: applied, in flight, dropped, lost or unreadable, by service, emitter and reason.
+    """Where every captured event is: applied, in flight, dropped, lost or unreadable, by service,
+    emitter and reason.
     """
     from runtap_consumers.cli.printing_ledger import print_ledger
     from runtap_consumers.figures.ledger_report import build_ledger
@@ -59,9 +55,7 @@ def ledger(
 
 @dead_letters_app.callback()
 def dead_letters() -> None:
-    """
-    The records that could not be read.
-    """
+    """The records that could not be read."""
 
 
 @dead_letters_app.command("list")
@@ -71,9 +65,7 @@ def list_letters(
     limit: Limit = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """
-    Where they lay and what was wrong with them, the newest first.
-    """
+    """Where they lay and what was wrong with them, the newest first."""
     from runtap_consumers.cli.printing_ledger import print_dead_letters
 
     zone = settings.zone()
@@ -94,9 +86,7 @@ def show(
     settings: ConsumerSettings,
     letter: Annotated[str, typer.Argument(metavar="ID", help="As in the list, or partition/offset.")],
 ) -> None:
-    """
-    One of them whole: cause, place and bytes, as text where they are text, else as a hex dump.
-    """
+    """One of them whole: cause, place and bytes, as text where they are text, else as a hex dump."""
     zone = settings.zone()
     with _opened(settings) as snapshot:
         found = find_dead_letters(snapshot, letter)
@@ -121,9 +111,7 @@ def export(
         typer.Option("--format", help="json: one object a line, key and value in base64; raw: values, a line each."),
     ] = ExportFormat.JSON,
 ) -> None:
-    """
-    Writes all of them to a file, in the order of the log.
-    """
+    """Writes all of them to a file, in the order of the log."""
     if file == "-" and form is ExportFormat.RAW and sys.stdout.isatty():
         raise InputError("raw values can drive a terminal: name a file, or send the output to another program")
     zone = settings.zone()

@@ -1,5 +1,5 @@
-"""
-An archive of the stream: every event with whatever content it has, one JSON object a line, in files of bounded size.
+"""An archive of the stream: every event with whatever content it has, one JSON object a line, in
+files of bounded size.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from runtap_consumers.private_files import private_opener
 
 
 class Archive(RotatingFileHandler):
-    """
-    Appends to a file. Before it outgrows `max_bytes` it becomes FILE.1, the one before FILE.2, up to `kept_files`.
+    """Appends to a file. Before it outgrows `max_bytes` it becomes FILE.1, the one before FILE.2,
+    up to `kept_files`.
     """
 
     def __init__(self, path: Path, max_bytes: int, kept_files: int) -> None:
-        """
-        Raises:
-            InputError: the file cannot be written.
+        """Raises:
+        InputError: the file cannot be written.
         """
         self._path = path
         try:
@@ -39,9 +38,7 @@ class Archive(RotatingFileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=private_opener)
 
     def _end_half_line(self) -> None:
-        """
-        Keeps what a full disk cut off from spoiling the next line.
-        """
+        """Keeps what a full disk cut off from spoiling the next line."""
         if self._path.is_file() and self._path.stat().st_size:
             with self._path.open("rb+") as written:
                 written.seek(-1, os.SEEK_END)
@@ -49,8 +46,7 @@ class Archive(RotatingFileHandler):
                     written.write(b"\n")
 
     def __call__(self, record: Record, event: Decoded) -> None:
-        """
-        Appends an event, and hands the whole line to the system at once: a killed process leaves no half of one.
+        """Appends an event, and hands the whole line to the system at once: a killed process leaves no half of one.
 
         Raises:
             InputError: the file cannot be written any more.
@@ -62,9 +58,7 @@ class Archive(RotatingFileHandler):
             raise self._refusal(error) from error
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
-        """
-        Raises what went wrong: `logging` would print it and go on.
-        """
+        """Raises what went wrong: `logging` would print it and go on."""
         raise
 
     def _refusal(self, error: OSError) -> InputError:

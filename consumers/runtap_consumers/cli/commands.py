@@ -1,5 +1,4 @@
-"""
-Commands that other packages bring, found by the entry points of the group `runtap.commands`.
+"""Commands that other packages bring, found by the entry points of the group `runtap.commands`.
 
 They are loaded when they are called: what they need may not be installed.
 """
@@ -19,20 +18,14 @@ GROUP = "runtap.commands"
 
 
 class CommandGroup(TyperGroup):
-    """
-    The commands of this package, and those of others after them.
-    """
+    """The commands of this package, and those of others after them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """
-        All names; those of other packages last.
-        """
+        """All names; those of other packages last."""
         return [*self.commands, *(name for name in _others() if name not in self.commands)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """
-        The command of a name, `None` where there is none.
-        """
+        """The command of a name, `None` where there is none."""
         entry_point = _others().get(cmd_name)
         if cmd_name in self.commands or entry_point is None:
             return self.commands.get(cmd_name)

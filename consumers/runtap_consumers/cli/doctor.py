@@ -1,5 +1,5 @@
-"""
-What `runtap doctor` looks at: settings, Kafka, topics, rights, store, prices, LangSmith; and what to do about each.
+"""What `runtap doctor` looks at: settings, Kafka, topics, rights, store, prices, LangSmith; and
+what to do about each.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from runtap_schemas.topics import events_topic
 
 
 class Level(Enum):
-    """
-    How bad a finding is.
-    """
+    """How bad a finding is."""
 
     OK = "OK"
     WARN = "WARN"
@@ -38,9 +36,7 @@ class Level(Enum):
 
 
 class Finding(NamedTuple):
-    """
-    The result of one check. `advice` says what to do, where there is something to do.
-    """
+    """The result of one check. `advice` says what to do, where there is something to do."""
 
     level: Level
     subject: str
@@ -49,9 +45,7 @@ class Finding(NamedTuple):
 
 
 class LangSmithVariables(BaseSettings):
-    """
-    LangSmith's variables, found where its client finds them. Only shown: runtap does not use them.
-    """
+    """LangSmith's variables, found where its client finds them. Only shown: runtap does not use them."""
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
@@ -72,9 +66,7 @@ class LangSmithVariables(BaseSettings):
 
 
 async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
-    """
-    Makes all checks, one after the other; a check that cannot reach Kafka or the store takes about five seconds.
-    """
+    """Makes all checks, one after the other; a check that cannot reach Kafka or the store takes about five seconds."""
     for finding in check_settings(settings):
         yield finding
     try:
@@ -97,9 +89,7 @@ async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
 
 
 def check_settings(settings: ConsumerSettings) -> Iterator[Finding]:
-    """
-    The settings in force. Values that cannot work have stopped the command before.
-    """
+    """The settings in force. Values that cannot work have stopped the command before."""
     store = shown_url(make_url(settings.database_url))
     shown = f"Kafka {settings.bootstrap_servers} ({settings.security_protocol}), topics {settings.topic_prefix}.*"
     yield Finding(Level.OK, "settings", f"{shown}, store {store}")
@@ -113,9 +103,7 @@ def check_settings(settings: ConsumerSettings) -> Iterator[Finding]:
 
 
 def check_topic(topic: TopicState, cluster: ClusterState, settings: ConsumerSettings) -> Iterator[Finding]:
-    """
-    Whether a topic exists, and is as runtap would have made it on this cluster.
-    """
+    """Whether a topic exists, and is as runtap would have made it on this cluster."""
     name = topic.topic.name
     if not topic.exists:
         yield Finding(Level.FAIL, f"topic {name}", "does not exist", _create_command(cluster, settings))
@@ -167,9 +155,7 @@ async def _check_rights(settings: ConsumerSettings) -> Finding:
 
 
 def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
-    """
-    Whether the store can be opened, and whose it is.
-    """
+    """Whether the store can be opened, and whose it is."""
     try:
         store = open_store(settings.database_url)
     except StoreError as error:
@@ -210,9 +196,7 @@ def _check_open_store(store: Store, settings: ConsumerSettings) -> Iterator[Find
 
 
 def check_prices(settings: ConsumerSettings) -> Finding:
-    """
-    Which prices are in force.
-    """
+    """Which prices are in force."""
     try:
         installed = version("genai-prices")
     except PackageNotFoundError:
@@ -230,9 +214,7 @@ def check_prices(settings: ConsumerSettings) -> Finding:
 
 
 def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
-    """
-    What LangSmith's tracer, which works beside runtap, would do in a process with these variables.
-    """
+    """What LangSmith's tracer, which works beside runtap, would do in a process with these variables."""
     key = variables.api_key.get_secret_value().strip() if variables.api_key else ""
     if variables.tracing is None:
         if key:
@@ -255,16 +237,12 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
 
 
 def masked(secret: str) -> str:
-    """
-    The first and last four characters of a secret; none of a short one.
-    """
+    """The first and last four characters of a secret; none of a short one."""
     return f"{secret[:4]}…{secret[-4:]}" if len(secret) >= 16 else "…"
 
 
 def _split(error: Exception) -> tuple[str, str]:
-    """
-    Messages of runtap's errors end with what to do, after a colon or a full stop.
-    """
+    """Messages of runtap's errors end with what to do, after a colon or a full stop."""
     message = str(error)
     for mark in (". Check ", ": run ", ": start ", ": grant "):
         head, found, tail = message.partition(mark)

@@ -1,5 +1,4 @@
-"""
-Logging of worker processes: structlog, one JSON object a line, on standard error.
+"""Logging of worker processes: structlog, one JSON object a line, on standard error.
 
 Only commands configure logging; everything else just logs.
 """
@@ -15,8 +14,7 @@ from runtap_schemas.masking import mask_log_event
 
 
 def configure_logs(level: str) -> None:
-    """
-    Sends structlog's events, and what libraries log, to standard error as JSON lines.
+    """Sends structlog's events, and what libraries log, to standard error as JSON lines.
 
     Args:
         level: least level that is shown: `debug`, `info`, `warning` or `error`.

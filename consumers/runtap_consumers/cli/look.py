@@ -1,6 +1,4 @@
-"""
-`runtap report`, `runtap runs` and `runtap sessions`: the figures, as people read them and as JSON.
-"""
+"""`runtap report`, `runtap runs` and `runtap sessions`: the figures, as people read them and as JSON."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ def report(
         str | None, typer.Option(metavar="ATTRIBUTE", help="Costs alone, by user or a metadata key of RUNTAP_COST_BY.")
     ] = None,
 ) -> None:
-    """
-    Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time.
-    """
+    """Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time."""
     now_ns = time.time_ns()
     since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
@@ -89,9 +85,7 @@ def runs(
     limit: Limit = 50,
     json: JsonLines = False,
 ) -> None:
-    """
-    The single calls, newest first.
-    """
+    """The single calls, newest first."""
     if status is not None and status not in run_rows.STATUSES:
         raise InputError(f"there is no status {status!r}: expected one of {', '.join(run_rows.STATUSES)}")
     zone = settings.zone()
@@ -116,9 +110,7 @@ def sessions(
     limit: Limit = 50,
     json: JsonLines = False,
 ) -> None:
-    """
-    Sessions: who, how long, how much. The one with the newest event first.
-    """
+    """Sessions: who, how long, how much. The one with the newest event first."""
     zone = settings.zone()
     since_ns = _instant(since, settings, time.time_ns()) or 0
     with _opened(settings) as store, open_snapshot(store) as snapshot:

@@ -1,6 +1,4 @@
-"""
-`runtap topics create` and `runtap doctor`: what an operator needs before and beside the workers.
-"""
+"""`runtap topics create` and `runtap doctor`: what an operator needs before and beside the workers."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
 @topics_app.callback()
 def topics() -> None:
-    """
-    The topics on Kafka.
-    """
+    """The topics on Kafka."""
 
 
 @topics_app.command()
@@ -38,9 +34,7 @@ def create(
         bool, typer.Option("--print", help="Change nothing; print the commands of Kafka's own tool instead.")
     ] = False,
 ) -> None:
-    """
-    Makes the topics that do not exist yet; those that do are left as they are.
-    """
+    """Makes the topics that do not exist yet; those that do are left as they are."""
     from runtap_consumers.kafka.topics import create_topics, print_topics
 
     if prints:
@@ -62,9 +56,7 @@ def create(
 
 @takes_settings("timezone", "prices", "price_data")
 def doctor(settings: ConsumerSettings) -> None:
-    """
-    Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure.
-    """
+    """Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure."""
     configure_logs("error")
     watch_client_log(is_silent=True)
     raise typer.Exit(asyncio.run(_examine(settings)))

@@ -1,6 +1,4 @@
-"""
-Settings as options: every command takes the connection and the store as options, by one decorator.
-"""
+"""Settings as options: every command takes the connection and the store as options, by one decorator."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many
 
 
 def takes_settings(*more: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """
-    Gives a command's `settings` parameter to people as options.
+    """Gives a command's `settings` parameter to people as options.
 
     Kafka's address, the store and `more` settings become options, which win over the environment. Secrets do not: what
     stands on a command line is readable by everybody on the machine.

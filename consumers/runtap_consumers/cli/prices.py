@@ -1,6 +1,4 @@
-"""
-`runtap prices`: what calls are priced at, and what has no price.
-"""
+"""`runtap prices`: what calls are priced at, and what has no price."""
 
 from __future__ import annotations
 
@@ -22,16 +20,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 @prices_app.callback()
 def prices() -> None:
-    """
-    What calls are priced at, and what has no price.
-    """
+    """What calls are priced at, and what has no price."""
 
 
 @prices_app.command()
 def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="As for RUNTAP_PRICES.")]) -> None:
-    """
-    Checks a file of own prices; names every mistake with its line.
-    """
+    """Checks a file of own prices; names every mistake with its line."""
     from runtap_consumers.pricing.listing import missing_classes
     from runtap_consumers.pricing.overrides import load_overrides
 
@@ -51,9 +45,7 @@ def show(
     provider: Annotated[str | None, typer.Option(help="As calls name it; else the model's name decides.")] = None,
     json: Json = False,
 ) -> None:
-    """
-    Today's prices of a model, by price class, in dollars per million tokens.
-    """
+    """Today's prices of a model, by price class, in dollars per million tokens."""
     from runtap_consumers.cli.printing_costs import print_rates
     from runtap_consumers.pricing.listing import list_rates
     from runtap_consumers.pricing.source import load_prices
@@ -76,9 +68,7 @@ def show(
 @prices_app.command()
 @takes_settings("prices", "price_data")
 def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
-    """
-    Models with calls that have usage and no price, with the nearest known names.
-    """
+    """Models with calls that have usage and no price, with the nearest known names."""
     from runtap_consumers.cli.printing_costs import print_unmatched
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.engine import open_store
@@ -118,9 +108,7 @@ def update(
         Path | None, typer.Option("--from-file", metavar="FILE", help="genai-prices' data.json; else from the network.")
     ] = None,
 ) -> None:
-    """
-    Takes newer data of genai-prices without a reinstall; running workers read them within seconds.
-    """
+    """Takes newer data of genai-prices without a reinstall; running workers read them within seconds."""
     from runtap_consumers.pricing.source import update_prices
 
     done = update_prices(settings, from_file, time.time_ns())

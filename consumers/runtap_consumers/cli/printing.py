@@ -1,6 +1,4 @@
-"""
-The figures as tables for people.
-"""
+"""The figures as tables for people."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ _UNKNOWN = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """
-    A column. Numbers are right-aligned; what is not essential is left out on narrow screens.
+    """A column. Numbers are right-aligned; what is not essential is left out on narrow screens.
 
     `longest` cuts its texts, at three times that in a pipe; a column of prose wraps instead.
     """
@@ -60,17 +57,13 @@ def _extra(title: str, is_number: bool = False, longest: int | None = None) -> C
 
 
 def open_console() -> Console:
-    """
-    Standard output, wide enough where it is no terminal.
-    """
+    """Standard output, wide enough where it is no terminal."""
     console = Console()
     return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=_PIPE_WIDTH)
 
 
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """
-    Prints a report of `runtap_consumers.figures.report.build_report`, the slowest components in total first.
-    """
+    """Prints a report of `runtap_consumers.figures.report.build_report`, the slowest components in total first."""
     console = console or open_console()
     console.print(f"[bold]runtap[/]  {_instant(report['range']['from'])} to {_instant(report['range']['to'])}")
     if report["ledger"]["captured"] == 0 and not report["performance"] and not report["sessions"]:
@@ -109,9 +102,7 @@ def _print_state(report: dict[str, Any], console: Console) -> None:
 
 
 def print_runs(runs: Iterator[dict[str, Any]], console: Console | None = None) -> None:
-    """
-    Prints runs of `runtap_consumers.figures.runs.describe_run`, a page at a time.
-    """
+    """Prints runs of `runtap_consumers.figures.runs.describe_run`, a page at a time."""
     console = console or open_console()
     columns = [
         *(_text("Started"), _extra("Type"), _text("Name", 13), _text("Model", 13), _text("Status", 12)),
@@ -141,9 +132,7 @@ def _run_cells(run: dict[str, Any]) -> list[str | None]:
 
 
 def print_sessions(sessions: Iterator[dict[str, Any]], console: Console | None = None) -> None:
-    """
-    Prints sessions of `runtap_consumers.figures.sessions.describe_session`, a page at a time.
-    """
+    """Prints sessions of `runtap_consumers.figures.sessions.describe_session`, a page at a time."""
     console = console or open_console()
     any_shown = False
     while page := list(islice(sessions, _ROWS_A_PAGE)):
@@ -250,9 +239,7 @@ def print_table(
     rows: Iterable[Sequence[str | None]],
     shown: int = _ROWS_SHOWN,
 ) -> None:
-    """
-    Prints a table with a title and its first rows, nothing where there are none. `None` is what is not known.
-    """
+    """Prints a table with a title and its first rows, nothing where there are none. `None` is what is not known."""
     all_rows = list(rows)
     if not all_rows:
         return
@@ -276,9 +263,7 @@ def print_table(
 
 
 def _cell(text: str | None, longest: int = 120) -> Text:
-    """
-    Where text becomes a cell: `Text`, because a string would be read as markup.
-    """
+    """Where text becomes a cell: `Text`, because a string would be read as markup."""
     line = one_line(text or _UNKNOWN)
     return Text(line if len(line) <= longest else f"{line[: longest - 1]}…")
 
@@ -304,9 +289,7 @@ def _seconds(value: float | None) -> str | None:
 
 
 def money(value: str | None) -> str | None:
-    """
-    An exact decimal of dollars, as a page takes it.
-    """
+    """An exact decimal of dollars, as a page takes it."""
     if value is None:
         return None
     amount = Decimal(value)

@@ -1,6 +1,4 @@
-"""
-Prices and costs as tables for people.
-"""
+"""Prices and costs as tables for people."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _PRICES_SHOWN = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "out
 
 
 def print_rates(rows: list[dict[str, Any]], price_set: str) -> None:
-    """
-    Prints rows of `runtap_consumers.pricing.listing.list_rates`.
-    """
+    """Prints rows of `runtap_consumers.pricing.listing.list_rates`."""
     first = rows[0]
     listed = "the table as runtap corrects it" if first["is_corrected"] else "the table"
     origin = f"your own terms over {listed}" if first["is_own"] else listed
@@ -31,9 +27,7 @@ def print_rates(rows: list[dict[str, Any]], price_set: str) -> None:
 
 
 def print_unmatched(rows: list[dict[str, Any]]) -> None:
-    """
-    Prints the models without a price.
-    """
+    """Prints the models without a price."""
     console = open_console()
     if not rows:
         console.print("Every call with usage has a price.")
@@ -62,9 +56,7 @@ def _advice(row: dict[str, Any]) -> str:
 
 
 def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
-    """
-    Prints what a repricing changes, by day and model.
-    """
+    """Prints what a repricing changes, by day and model."""
     console = open_console()
     if not outcome.days and not outcome.sessions.calls:
         print_line(console, f"Nothing in this range is priced otherwise than by {price_set}.")
@@ -95,9 +87,7 @@ def _difference_cells(difference: Difference) -> list[str | None]:
 
 
 def print_attribution(figures: dict[str, Any]) -> None:
-    """
-    Prints costs of `runtap_consumers.figures.attribution.build_attribution`.
-    """
+    """Prints costs of `runtap_consumers.figures.attribution.build_attribution`."""
     console = open_console()
     titles = ("Calls", "Unpriced", "Tokens in", "out", "Cost")
     columns = [Column(figures["attribute"], longest=40), *(Column(title, is_number=True) for title in titles)]

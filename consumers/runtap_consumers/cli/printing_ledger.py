@@ -1,6 +1,4 @@
-"""
-The ledger and the dead letters as tables for people.
-"""
+"""The ledger and the dead letters as tables for people."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ _ROWS_SHOWN = 50
 
 
 def print_ledger(ledger: dict[str, Any]) -> None:
-    """
-    Prints what `runtap_consumers.figures.ledger_report.build_ledger` returned.
-    """
+    """Prints what `runtap_consumers.figures.ledger_report.build_ledger` returned."""
     console = open_console()
     if not ledger["emitters"]:
         console.print("There is nothing yet: no worker has applied an event.")
@@ -68,9 +64,7 @@ def print_ledger(ledger: dict[str, Any]) -> None:
 
 
 def print_dead_letters(rows: Iterable[dict[str, Any]]) -> None:
-    """
-    Prints a list of dead letters.
-    """
+    """Prints a list of dead letters."""
     columns = [
         # Partition and offset name a letter to `show` as well, where an id would leave no room for the cause.
         *(Column("Id", is_essential=False), Column("Log time", longest=19), Column("Partition", is_number=True)),

@@ -1,6 +1,4 @@
-"""
-What a rebuild would change, as a table for people.
-"""
+"""What a rebuild would change, as a table for people."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from runtap_consumers.figures.instants import local_time
 
 
 def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:
-    """
-    Prints the sums that a rebuild would change.
-    """
+    """Prints the sums that a rebuild would change."""
     console = open_console()
     if not comparison.differences:
         print_line(console, f"A rebuild of {comparison.projection} would change nothing.")

@@ -1,6 +1,4 @@
-"""
-`runtap rebuild`: a projection's figures made anew of the log.
-"""
+"""`runtap rebuild`: a projection's figures made anew of the log."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ def rebuild(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
 ) -> None:
-    """
-    Folds the retained log again, and puts the figures in the place of the old ones at once. Workers may run.
+    """Folds the retained log again, and puts the figures in the place of the old ones at once. Workers may run.
 
     Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and begins
     anew when it is started again.

@@ -1,6 +1,4 @@
-"""
-`runtap reprice`: history under today's prices.
-"""
+"""`runtap reprice`: history under today's prices."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def reprice(
         bool, typer.Option("--keep-inexact", help="Leave what cannot be priced exactly as it is, instead of refusing.")
     ] = False,
 ) -> None:
-    """
-    Prices past calls again: costs, sessions and runs. Workers may run; give them the same prices first.
-    """
+    """Prices past calls again: costs, sessions and runs. Workers may run; give them the same prices first."""
     from runtap_consumers.cli.printing_costs import print_repricing
     from runtap_consumers.correct import Request, apply_repricing, preview_repricing
     from runtap_consumers.pricing.source import load_prices

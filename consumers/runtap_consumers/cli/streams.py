@@ -1,6 +1,4 @@
-"""
-`runtap tail` and `runtap alerts tail`: what is in the stream right now.
-"""
+"""`runtap tail` and `runtap alerts tail`: what is in the stream right now."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ def tail(
         int, typer.Option(min=1, max=10_000, help="With --output: how many files FILE.1, FILE.2 … to keep.")
     ] = 10,
 ) -> None:
-    """
-    The live stream of events, one line each. Ctrl-C ends it.
-    """
+    """The live stream of events, one line each. Ctrl-C ends it."""
     # The Kafka client takes a moment to load, which other commands need not wait for.
     from runtap_consumers.cli.archive import Archive
     from runtap_consumers.cli.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
@@ -80,26 +76,20 @@ def tail(
 
 @alerts_app.callback()
 def alerts() -> None:
-    """
-    The alerts.
-    """
+    """The alerts."""
 
 
 @alerts_app.command("tail")
 @takes_settings("timezone")
 def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
-    """
-    Alerts as they are raised, one line each. Ctrl-C ends it.
-    """
+    """Alerts as they are raised, one line each. Ctrl-C ends it."""
     from runtap_consumers.cli import tail as streams
 
     _run(streams.tail_alerts(settings, json, from_beginning))
 
 
 def _run(stream: Coroutine[Any, Any, None]) -> None:
-    """
-    Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure.
-    """
+    """Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure."""
     configure_logs("warning")
     # What keeps the client from connecting is told once, by the error.
     watch_client_log(is_silent=True)

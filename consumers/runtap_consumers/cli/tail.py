@@ -1,6 +1,4 @@
-"""
-The live stream, one line a record, for people and for programs.
-"""
+"""The live stream, one line a record, for people and for programs."""
 
 from __future__ import annotations
 
@@ -45,8 +43,7 @@ Decoded = AnyEvent | Skipped | Unreadable
 
 
 class TailFilter(NamedTuple):
-    """
-    Which events to show. Without a filter everything is, also what cannot be read.
+    """Which events to show. Without a filter everything is, also what cannot be read.
 
     `types` holds event types (`run.ended`) and run types (`llm`); an event of one of them is shown.
     """
@@ -55,18 +52,14 @@ class TailFilter(NamedTuple):
     types: tuple[str, ...] = ()
 
     def admits(self, event: Decoded) -> bool:
-        """
-        Whether to show an event.
-        """
+        """Whether to show an event."""
         if self.session is not None and getattr(event, "session_id", None) != self.session:
             return False
         return not self.types or bool({type_name(event), getattr(event, "run_type", None)} & {*self.types})
 
 
 def type_name(event: Decoded) -> str:
-    """
-    The event type as it stands on the wire; `unreadable` for what is none.
-    """
+    """The event type as it stands on the wire; `unreadable` for what is none."""
     if isinstance(event, Skipped):
         return event.type
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
@@ -82,8 +75,7 @@ async def tail_events(
     from_beginning: bool = False,
     places: Places | None = None,
 ) -> None:
-    """
-    Shows events as they come, until it is cancelled.
+    """Shows events as they come, until it is cancelled.
 
     Args:
         settings: how to reach Kafka.
@@ -106,8 +98,7 @@ async def tail_events(
 
 
 async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_beginning: bool = False) -> None:
-    """
-    Prints alerts as they come, until it is cancelled.
+    """Prints alerts as they come, until it is cancelled.
 
     Args:
         settings: how to reach Kafka, and the time zone to print in.
@@ -138,24 +129,18 @@ def _decode_alert(record: Record) -> Alert | Unreadable:
 
 
 def as_lines(zone: ZoneInfo) -> Show:
-    """
-    A line for people for each event.
-    """
+    """A line for people for each event."""
     console = _open_console()
     return lambda record, event: console.print(describe_event(event, record, zone), soft_wrap=True)
 
 
 def as_json(record: Record, event: Decoded) -> None:
-    """
-    The records as they are, one a line.
-    """
+    """The records as they are, one a line."""
     _write_json(record, event)
 
 
 class Tokens:
-    """
-    The text of streamed answers, as it comes: where another run goes on, under a line that names it.
-    """
+    """The text of streamed answers, as it comes: where another run goes on, under a line that names it."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         self._show_head = as_lines(zone)
@@ -199,9 +184,7 @@ def _write_json(record: Record, event: Decoded | Alert) -> None:
 
 
 def json_line(record: Record, event: Decoded | Alert) -> bytes:
-    """
-    A record as it is, in one line; of one that cannot be read, where it lies and why.
-    """
+    """A record as it is, in one line; of one that cannot be read, where it lies and why."""
     if isinstance(event, Unreadable):
         place = {"partition": record.partition, "offset": record.offset}
         return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **place})
@@ -211,9 +194,7 @@ def json_line(record: Record, event: Decoded | Alert) -> bytes:
 
 
 def describe_event(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
-    """
-    One line about an event: when, whose, what, how it went.
-    """
+    """One line about an event: when, whose, what, how it went."""
     if isinstance(event, Unreadable):
         return _unreadable(event.cause, record, zone)
     if isinstance(event, Skipped):
@@ -247,9 +228,7 @@ def _describe_run(event: RunEvent, zone: ZoneInfo) -> Text:
 
 
 def _call(event: RunEnded) -> list[str | tuple[str, str]]:
-    """
-    What a model run used, and the model.
-    """
+    """What a model run used, and the model."""
     parts: list[str | tuple[str, str]] = []
     if event.usage is not None:
         taken, given = (
@@ -271,9 +250,7 @@ def _describe_report(event: EmitterReported, zone: ZoneInfo) -> Text:
 
 
 def describe_alert(alert: Alert, zone: ZoneInfo) -> Text:
-    """
-    One line about an alert.
-    """
+    """One line about an alert."""
     run = f"sample run {alert.sample_run_id}" if alert.sample_run_id else ""
     return _line(alert.at_ns, zone, None, (f"{alert.state:8}", _ALERT_STYLES[alert.state]), alert.summary, (run, "dim"))
 
@@ -284,9 +261,7 @@ def _unreadable(cause: str, record: Record, zone: ZoneInfo) -> Text:
 
 
 def _line(at_ns: int, zone: ZoneInfo, service: str | None, *parts: str | tuple[str, str]) -> Text:
-    """
-    Text is appended as it is: what a service sends is never read as markup or as control codes.
-    """
+    """Text is appended as it is: what a service sends is never read as markup or as control codes."""
     moment = local_time(at_ns, zone)
     line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
     for part in (*(() if service is None else ((service or "(unknown service)", "dim"),)), *parts):
@@ -307,8 +282,6 @@ def _duration(duration_ns: int) -> str:
 
 
 def event_types() -> tuple[str, ...]:
-    """
-    Names of the event types that this version knows.
-    """
+    """Names of the event types that this version knows."""
     kinds: tuple[Any, ...] = AnyEvent.__args__
     return tuple(str(kind.__struct_config__.tag) for kind in kinds)

@@ -1,6 +1,4 @@
-"""
-Stored text on its way to a terminal: what could drive the terminal, or hide in it, is shown as an escape.
-"""
+"""Stored text on its way to a terminal: what could drive the terminal, or hide in it, is shown as an escape."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ _BLANK = frozenset(
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""
-    A text without what a terminal would obey or not show: `\x1b`, `\u202e` and the like stand in its place.
+    r"""A text without what a terminal would obey or not show: `\x1b`, `\u202e` and the like stand in its place.
 
     Args:
         text: what anybody wrote.
@@ -36,16 +33,12 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """
-    A visible text in one line, with one space for any run of white space.
-    """
+    """A visible text in one line, with one space for any run of white space."""
     return " ".join(visible(text, keep="\t\n\r").split())
 
 
 def visible_json(line: bytes) -> bytes:
-    """
-    JSON of the same value, in which what a terminal would obey is escaped the way JSON does it.
-    """
+    """JSON of the same value, in which what a terminal would obey is escaped the way JSON does it."""
     if line.isascii() and line.decode().isprintable():
         return line
     # A string that no decoder of ours looked into may hold any byte: one that is no UTF-8 is escaped as well.
@@ -56,9 +49,7 @@ def visible_json(line: bytes) -> bytes:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """
-    Prints a text as it is, visible and never as markup, wrapped to the console.
-    """
+    """Prints a text as it is, visible and never as markup, wrapped to the console."""
     console.print(Text(visible(text, keep="\n"), style=style))
 
 

@@ -1,6 +1,4 @@
-"""
-`runtap worker` and `runtap store`: what keeps the figures.
-"""
+"""`runtap worker` and `runtap store`: what keeps the figures."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ def worker(
         int | None, typer.Option(min=1, max=65_535, metavar="PORT", help="Serve health over HTTP; healthy is progress.")
     ] = None,
 ) -> None:
-    """
-    Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly.
-    """
+    """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
     projections, alerts = check_names(names or [])
     configure_logs(settings.log_level)
     # What keeps the client from connecting is told once, by the error.
@@ -52,8 +48,7 @@ def worker(
 
 
 def check_names(names: list[str]) -> tuple[tuple[str, ...], bool]:
-    """
-    Sorts what a worker is to run into projections and the alert evaluator; all where none is named.
+    """Sorts what a worker is to run into projections and the alert evaluator; all where none is named.
 
     Raises:
         InputError: there is no such thing.
@@ -68,15 +63,11 @@ def check_names(names: list[str]) -> tuple[tuple[str, ...], bool]:
 
 @store_app.callback()
 def store() -> None:
-    """
-    The store of the figures.
-    """
+    """The store of the figures."""
 
 
 @store_app.command()
 @takes_settings()
 def migrate(settings: ConsumerSettings) -> None:
-    """
-    Brings a store that an older runtap made to this version. Forward only; stop the workers first.
-    """
+    """Brings a store that an older runtap made to this version. Forward only; stop the workers first."""
     say(f"The store is at version {migrate_store(settings.database_url)}.")

@@ -1,5 +1,4 @@
-"""
-Pricing history again: what stored rows become under other prices (`rows`), and doing it (`transactions`).
+"""Pricing history again: what stored rows become under other prices (`rows`), and doing it (`transactions`).
 
 A row is priced as a whole where its price class, time and tokens leave no doubt. Where they do, its parts are priced: a
 day's hours, an hour's minutes, at last its single runs while they are kept; each only if they add up to the row. What

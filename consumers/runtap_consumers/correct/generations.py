@@ -1,5 +1,4 @@
-"""
-Generations of a projection's rows: one is live in each partition, a rebuild fills another one beside it.
+"""Generations of a projection's rows: one is live in each partition, a rebuild fills another one beside it.
 
 What a rebuild does not replace, since the log does not reach back so far, is copied from the live generation.
 """
@@ -53,8 +52,7 @@ _AGGREGATES = {Merge.ADD: "CAST(sum({}) AS BIGINT)", Merge.MIN: "min({})", Merge
 
 @dataclass(frozen=True)
 class LivePartition:
-    """
-    A partition's live state at one moment: from its `next_offset` on, a rebuild does what live workers do.
+    """A partition's live state at one moment: from its `next_offset` on, a rebuild does what live workers do.
 
     `unread`: numbers of quarantined events, by emitter. `older_sessions`: sessions that began before the replaced range
     and go on in it; they stay as they are.
@@ -68,9 +66,7 @@ class LivePartition:
 
 
 def tables_of(projection: str) -> list[Table]:
-    """
-    The tables of a projection's figures.
-    """
+    """The tables of a projection's figures."""
     return [
         table
         for table in tables.metadata.sorted_tables
@@ -83,8 +79,7 @@ def tables_of(projection: str) -> list[Table]:
 
 @contextmanager
 def exclusively(store: Store) -> Iterator[None]:
-    """
-    Keeps other rebuilds of this store away for as long as this process lives.
+    """Keeps other rebuilds of this store away for as long as this process lives.
 
     Raises:
         RebuildError: another one is running.
@@ -113,8 +108,7 @@ def exclusively(store: Store) -> Iterator[None]:
 
 @contextmanager
 def snapshot_to_write(store: Store) -> Iterator[Connection]:
-    """
-    A transaction that sees one state of the store and may write; live workers go on.
+    """A transaction that sees one state of the store and may write; live workers go on.
 
     Raises:
         StoreError: the store refused or vanished; nothing was written.
@@ -132,9 +126,7 @@ def snapshot_to_write(store: Store) -> Iterator[Connection]:
 
 
 def read_positions(store: Store, projection: str) -> dict[int, Position]:
-    """
-    A projection's positions as they are now, by partition.
-    """
+    """A projection's positions as they are now, by partition."""
     with store.read() as connection:
         numbers = connection.execute(
             select(tables.positions.c.partition).where(tables.positions.c.projection == projection)
@@ -143,9 +135,7 @@ def read_positions(store: Store, projection: str) -> dict[int, Position]:
 
 
 def read_live(connection: Connection, projection: str, number: int, from_ns: int) -> LivePartition:
-    """
-    What a rebuild must know of a partition's live state.
-    """
+    """What a rebuild must know of a partition's live state."""
     position = load_positions(connection, number, [projection])[projection]
     lanes = load_lanes(connection, number, projection)
     unread: dict[str, set[int]] = defaultdict(set)
@@ -175,9 +165,7 @@ def read_live(connection: Connection, projection: str, number: int, from_ns: int
 
 
 def copy_older(connection: Connection, projection: str, live: LivePartition, generation: int, from_ns: int) -> None:
-    """
-    Gives a new generation the rows that stay; totals are added up of the days that do.
-    """
+    """Gives a new generation the rows that stay; totals are added up of the days that do."""
     parameters = {
         "partition": live.number,
         "live": live.position.generation,
@@ -237,9 +225,7 @@ def _copy_error_groups(table: Table) -> str:
 
 
 def lock_positions(writer: Writer, projection: str) -> dict[int, tuple[int, int, str]]:
-    """
-    Next offset, epoch and fingerprint of a projection's positions, which nobody moves until the transaction ends.
-    """
+    """Next offset, epoch and fingerprint of a projection's positions, which nobody moves until the transaction ends."""
     lock = " FOR UPDATE" if writer.dialect == "postgresql" else ""
     rows = writer.query(
         "SELECT partition, next_offset, epoch, fingerprint FROM positions WHERE projection = ? "
@@ -250,8 +236,7 @@ def lock_positions(writer: Writer, projection: str) -> dict[int, tuple[int, int,
 
 
 def switch_generation(writer: Writer, projection: str, partition: int, generation: int, lanes: dict[str, Lane]) -> None:
-    """
-    Makes a generation the live one, inside a transaction that has locked the position; workers must load it again.
+    """Makes a generation the live one, inside a transaction that has locked the position; workers must load it again.
 
     Args:
         writer: of the transaction.
@@ -270,8 +255,7 @@ def switch_generation(writer: Writer, projection: str, partition: int, generatio
 
 
 def delete_dead_generations(writer: Writer, projection: str) -> int:
-    """
-    Deletes rows that do not count (of a rebuild that was ended, or of before one) a few thousand at a time.
+    """Deletes rows that do not count (of a rebuild that was ended, or of before one) a few thousand at a time.
 
     Returns:
         How many they were.
@@ -311,8 +295,7 @@ def sum_replaced(
     from_ns: int,
     sums: dict[tuple[str, int | None, str], int],
 ) -> None:
-    """
-    Adds what a partition's replaced rows come to, by table, day (`None` for tables without) and measure.
+    """Adds what a partition's replaced rows come to, by table, day (`None` for tables without) and measure.
 
     Args:
         connection: to the store of the rows.
@@ -354,9 +337,7 @@ _SUMMED_OF_RUNS = ("duration_ns", "input_tokens", "output_tokens", "cost_picodol
 
 
 def copy_dimension_values(store: Store, target: Writer, from_ns: int) -> None:
-    """
-    Gives a store for a trial the names that figures may show since an instant.
-    """
+    """Gives a store for a trial the names that figures may show since an instant."""
     values = tables.dimension_values
     with store.read() as connection:
         found = connection.execute(select(values).where(values.c.day >= from_ns // DAY_NS - 1)).all()

@@ -1,6 +1,4 @@
-"""
-What is to be priced again, and what became of it.
-"""
+"""What is to be priced again, and what became of it."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ END_NS = 2**63 - 1
 
 @dataclass(frozen=True)
 class Request:
-    """
-    What is to be priced again: whole days of the store's from the one that holds `from_ns` to the one before `to_ns`
+    """What is to be priced again: whole days of the store's from the one that holds `from_ns` to the one before `to_ns`
     (`None`: to the end), of the providers and models that fit the patterns.
     """
 
@@ -30,24 +27,18 @@ class Request:
     model: str | None = None
 
     def span(self, store: Store) -> tuple[int, int]:
-        """
-        The days' begin and end.
-        """
+        """The days' begin and end."""
         end_ns = END_NS if self.to_ns is None else day_start_ns(self.to_ns - 1, store.zone, days_later=1)
         return day_start_ns(self.from_ns, store.zone), end_ns
 
     def wanted(self, partition: int, price_set: str) -> Wanted:
-        """
-        The rows of a partition that it is about, under other prices than these.
-        """
+        """The rows of a partition that it is about, under other prices than these."""
         return Wanted(partition, price_set, self.provider, self.model)
 
 
 @dataclass(frozen=True)
 class Inexact:
-    """
-    A row that cannot be priced again exactly.
-    """
+    """A row that cannot be priced again exactly."""
 
     table: str
     key: dict[str, Any]
@@ -65,9 +56,7 @@ class Inexact:
 
 @dataclass
 class Difference:
-    """
-    Calls that are priced again: what they cost, and what they cost now.
-    """
+    """Calls that are priced again: what they cost, and what they cost now."""
 
     calls: int = 0
     old_unpriced_calls: int = 0
@@ -76,9 +65,7 @@ class Difference:
     new_picodollars: int = 0
 
     def add(self, old: Measures, new: Measures) -> None:
-        """
-        Adds a row, before and after.
-        """
+        """Adds a row, before and after."""
         self.calls += old["calls"]
         self.old_unpriced_calls += old["unpriced_calls"]
         self.new_unpriced_calls += new["unpriced_calls"]
@@ -86,17 +73,15 @@ class Difference:
         self.new_picodollars += new["cost_picodollars"]
 
     def join(self, other: Difference) -> None:
-        """
-        Adds another one.
-        """
+        """Adds another one."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class Outcome:
-    """
-    What a repricing changes: costs by day, provider and model; sessions and runs besides, which tell of the same calls.
+    """What a repricing changes: costs by day, provider and model; sessions and runs besides, which tell of the same
+    calls.
     """
 
     days: dict[tuple[int, str, str], Difference] = field(default_factory=lambda: defaultdict(Difference))
@@ -107,9 +92,7 @@ class Outcome:
 
     @property
     def total(self) -> Difference:
-        """
-        All days together.
-        """
+        """All days together."""
         total = Difference()
         for each in self.days.values():
             total.join(each)

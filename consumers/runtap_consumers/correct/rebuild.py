@@ -1,5 +1,4 @@
-"""
-Rebuilding a projection: its figures made anew of the retained log, beside the live ones, and switched to at once.
+"""Rebuilding a projection: its figures made anew of the retained log, beside the live ones, and switched to at once.
 
 `rebuild` works in attempts. Each copies the older rows of the live generation, folds the log again from its beginning
 (`refold.Refold`) into a new one, follows the live workers until it has read all that they have applied, locks their
@@ -52,31 +51,21 @@ _logger = structlog.get_logger(__name__)
 
 
 class Log(Protocol):
-    """
-    The events topic, as `partition_reader.PartitionReader` reads it.
-    """
+    """The events topic, as `partition_reader.PartitionReader` reads it."""
 
     async def log_range(self, partition: int) -> tuple[int, int]:
-        """
-        Offsets of the log's start and end.
-        """
+        """Offsets of the log's start and end."""
 
     def take(self, offsets: dict[int, int]) -> None:
-        """
-        Begins to read these partitions, each at an offset.
-        """
+        """Begins to read these partitions, each at an offset."""
 
     async def poll(self, partition: int, next_offset: int, at_most: int) -> Sequence[Record]:
-        """
-        The records that are there now.
-        """
+        """The records that are there now."""
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """
-    What a rebuild did. `from_ns`: begin of the replaced range; 0: all that there is.
-    """
+    """What a rebuild did. `from_ns`: begin of the replaced range; 0: all that there is."""
 
     projection: str
     from_ns: int
@@ -87,9 +76,7 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class Difference:
-    """
-    A sum that a rebuild would change. `day_ns` is `None` in tables without days.
-    """
+    """A sum that a rebuild would change. `day_ns` is `None` in tables without days."""
 
     table: str
     day_ns: int | None
@@ -100,9 +87,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """
-    What a rebuild would change, of the figures as they stood when it was looked for.
-    """
+    """What a rebuild would change, of the figures as they stood when it was looked for."""
 
     projection: str
     from_ns: int
@@ -112,16 +97,12 @@ class Comparison:
 
 
 class _StartAgainError(Exception):
-    """
-    What an attempt has built on has changed. The message says what.
-    """
+    """What an attempt has built on has changed. The message says what."""
 
 
 @dataclass
 class _Reading:
-    """
-    A partition in hand: what of its log was read and not folded.
-    """
+    """A partition in hand: what of its log was read and not folded."""
 
     log_start: int
     log_end: int
@@ -138,8 +119,7 @@ async def rebuild(
     settings: ConsumerSettings,
     since_ns: int = 0,
 ) -> Rebuilt:
-    """
-    Makes a projection's figures anew, from the first whole day that every partition's log still holds.
+    """Makes a projection's figures anew, from the first whole day that every partition's log still holds.
 
     Args:
         store: where the figures are; workers may go on.
@@ -177,8 +157,7 @@ async def compare(
     settings: ConsumerSettings,
     since_ns: int = 0,
 ) -> Comparison:
-    """
-    Finds out what `rebuild` would change; writes nothing but a temporary file, which it deletes.
+    """Finds out what `rebuild` would change; writes nothing but a temporary file, which it deletes.
 
     Raises:
         RebuildError: it cannot be done now.
@@ -198,9 +177,7 @@ async def compare(
 
 
 def first_whole_day(zone: ZoneInfo, at_ns: int) -> int:
-    """
-    Begin of the first local day that begins at an instant or after it.
-    """
+    """Begin of the first local day that begins at an instant or after it."""
     calendar = Calendar(zone)
     day = calendar.day_of(at_ns)
     # Days are 23 to 25 hours long.
@@ -213,9 +190,7 @@ def _check_name(projection: str) -> None:
 
 
 class _Attempt:
-    """
-    One try, from a fresh beginning.
-    """
+    """One try, from a fresh beginning."""
 
     def __init__(
         self,
@@ -244,8 +219,7 @@ class _Attempt:
         self._refreshed = 0.0
 
     async def run(self) -> Rebuilt:
-        """
-        Builds a generation and makes it the live one.
+        """Builds a generation and makes it the live one.
 
         Raises:
             _StartAgainError: something else than its workers changed the projection.
@@ -270,9 +244,7 @@ class _Attempt:
             await self._rest(moved)
 
     async def _begin(self) -> int:
-        """
-        Begins to read every partition at its log's start, and decides which range can be replaced.
-        """
+        """Begins to read every partition at its log's start, and decides which range can be replaced."""
         self._live = generations.read_positions(self._store, self._projection)
         numbers = sorted(self._live)
         if not numbers:
@@ -287,9 +259,7 @@ class _Attempt:
         return max(earliest, Calendar(self._store.zone).day_of(self._since_ns) if self._since_ns else 0)
 
     async def _boundary_of(self, number: int, reading: _Reading) -> int:
-        """
-        No event that the log has lost lies at that instant or after it; 0 where it has lost none.
-        """
+        """No event that the log has lost lies at that instant or after it; 0 where it has lost none."""
         position = self._live[number]
         reading.next_offset = reading.log_start
         if reading.log_start == 0 and position.incarnation == 1:
@@ -338,8 +308,7 @@ class _Attempt:
         return all(reading.next_offset >= self._live[number].next_offset for number, reading in self._readings.items())
 
     def _switch(self, generation: int) -> bool:
-        """
-        Locks the positions, folds what is left up to them, and makes the generation the live one.
+        """Locks the positions, folds what is left up to them, and makes the generation the live one.
 
         Returns:
             False where live workers were quicker than what was read, or hold their positions too long.
@@ -412,14 +381,10 @@ class _Attempt:
 
 
 class _Trial(_Attempt):
-    """
-    A try into a store of its own, of which only the sums are wanted.
-    """
+    """A try into a store of its own, of which only the sums are wanted."""
 
     async def compare(self) -> Comparison:
-        """
-        Folds up to where live workers stand now, and compares.
-        """
+        """Folds up to where live workers stand now, and compares."""
         from_ns = await self._begin()
         generations.copy_dimension_values(self._store, self._writer, from_ns)
         before: dict[tuple[str, int | None, str], int] = {}

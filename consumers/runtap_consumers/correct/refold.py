@@ -1,5 +1,4 @@
-"""
-One partition of a rebuild: the retained log folded again into a generation of its own.
+"""One partition of a rebuild: the retained log folded again into a generation of its own.
 
 Up to where live workers stood when it began (`LivePartition.position`), only what lies in the replaced range counts:
 the rest was copied. From there on it does what they do, with their marks.
@@ -33,21 +32,18 @@ from runtap_schemas import EmitterReported, Skipped, Unreadable
 
 
 class Refold(Partition):
-    """
-    A projection's figures of one partition, made anew. Its commits move no position.
-    """
+    """A projection's figures of one partition, made anew. Its commits move no position."""
 
     def __init__(
         self, projection: str, live: LivePartition, tools: Tools, log_start: int, generation: int, from_ns: int
     ) -> None:
-        """
-        Args:
-            projection: whose figures.
-            live: the state from which the older rows were copied.
-            tools: where to write, at which prices.
-            log_start: the offset at which reading begins.
-            generation: of the rows that it writes.
-            from_ns: begin of the replaced range; 0: all.
+        """Args:
+        projection: whose figures.
+        live: the state from which the older rows were copied.
+        tools: where to write, at which prices.
+        log_start: the offset at which reading begins.
+        generation: of the rows that it writes.
+        from_ns: begin of the replaced range; 0: all.
         """
         super().__init__(live.number, [projection], tools)
         self.projection = projection
@@ -67,23 +63,18 @@ class Refold(Partition):
 
     @property
     def fingerprint(self) -> str:
-        """
-        Of the record before the next offset, '' before any was folded.
-        """
+        """Of the record before the next offset, '' before any was folded."""
         return self._cursor.fingerprint
 
     def parts(self, records: Sequence[Record]) -> list[Sequence[Record]]:
-        """
-        Divides records where live workers stood; each part is folded on its own.
-        """
+        """Divides records where live workers stood; each part is folded on its own."""
         if self.has_caught_up:
             return [records] if records else []
         boundary = sum(record.offset < self.live.position.next_offset for record in records)
         return [part for part in (records[:boundary], records[boundary:]) if part]
 
     def fold(self, records: Sequence[Record]) -> Commit:
-        """
-        Works out what records write; no part of them may lie on both sides of where live workers stood.
+        """Works out what records write; no part of them may lie on both sides of where live workers stood.
 
         Raises:
             RebuildError: the fold raised.
@@ -123,9 +114,7 @@ class Refold(Partition):
         return whole
 
     def changed_lanes(self) -> dict[str, Lane]:
-        """
-        The lanes of which events count now that did not before: read at last, or found in a gap.
-        """
+        """The lanes of which events count now that did not before: read at last, or found in a gap."""
         if not self.has_caught_up:
             self._go_on_as_live()
         return {emitter: self._cursor.marks.lanes[emitter] for emitter in self._recovered}
@@ -163,9 +152,7 @@ class Refold(Partition):
         return not self.live.older_sessions or getattr(event, "session_id", None) not in self.live.older_sessions
 
     def _recover(self, emitter: str, number: int) -> None:
-        """
-        Notes an event that counts now and did not for live workers.
-        """
+        """Notes an event that counts now and did not for live workers."""
         lane = self.live.lanes.get(emitter)
         if lane is None:
             return

@@ -1,6 +1,4 @@
-"""
-What stored rows become under other prices.
-"""
+"""What stored rows become under other prices."""
 
 from __future__ import annotations
 
@@ -27,20 +25,17 @@ RUNS_A_TRANSACTION = 50_000
 
 
 class Repricer:
-    """
-    What becomes of the rows of one partition. It reads in a transaction or a snapshot of the caller's.
-    """
+    """What becomes of the rows of one partition. It reads in a transaction or a snapshot of the caller's."""
 
     def __init__(
         self, query: Query, store: Store, table: PriceTable, wanted: Wanted, generations: dict[str, int]
     ) -> None:
-        """
-        Args:
-            query: reads.
-            store: whose rows.
-            table: the prices.
-            wanted: which rows of which partition.
-            generations: that count there, by projection.
+        """Args:
+        query: reads.
+        store: whose rows.
+        table: the prices.
+        wanted: which rows of which partition.
+        generations: that count there, by projection.
         """
         self._query = query
         self._store = store
@@ -54,9 +49,7 @@ class Repricer:
         self._range = self._runs_within = (0, 0)
 
     def reprice_costs(self, from_ns: int, to_ns: int, outcome: Outcome) -> Deltas:
-        """
-        Works out the changes of the projection `cost` for whole days of the store's, in [from_ns, to_ns).
-        """
+        """Works out the changes of the projection `cost` for whole days of the store's, in [from_ns, to_ns)."""
         deltas = Deltas((self._wanted.partition, self._generations["cost"]))
         self._begin(from_ns - from_ns % HOUR_NS, to_ns)
         by_grain = {grain: self._read_grain(grain) for grain in ("minute", "hour", "day")}
@@ -77,8 +70,8 @@ class Repricer:
         return deltas
 
     def reprice_sessions(self, from_ns: int, to_ns: int, outcome: Outcome) -> Deltas:
-        """
-        Works out the changes of the projection `sessions`. Of a session that began before, only the runs within change.
+        """Works out the changes of the projection `sessions`. Of a session that began before, only the runs within
+        change.
         """
         generation = self._generations["sessions"]
         deltas = Deltas((self._wanted.partition, generation))
@@ -94,9 +87,7 @@ class Repricer:
         return deltas
 
     def reprice_runs(self, from_ns: int, to_ns: int, outcome: Outcome) -> list[tuple[Any, int | None]]:
-        """
-        Works out what runs cost; some of them at a time: those that are written are not met again.
-        """
+        """Works out what runs cost; some of them at a time: those that are written are not met again."""
         found = stored_costs.read_runs(
             self._query,
             self._wanted,
@@ -147,9 +138,7 @@ class Repricer:
         deltas.add(table, {**key, "price_set": self._table.price_set}, new, 1)
 
     def _reprice(self, row: StoredRow) -> Measures | None:
-        """
-        A row's measures under the new prices; `None`, and noted, where they cannot be told.
-        """
+        """A row's measures under the new prices; `None`, and noted, where they cannot be told."""
         new = self._price(row)
         if new is None:
             self._refuse(row, "its prices differ within it, and its single runs are not all there")
@@ -181,9 +170,7 @@ class Repricer:
         return _sum(map(_stored_measures, within)), self._price_runs(within)
 
     def _parts_of(self, row: StoredRow) -> list[StoredRow]:
-        """
-        The rows of the next finer grain that the row was made of, if it was made of whole ones.
-        """
+        """The rows of the next finer grain that the row was made of, if it was made of whole ones."""
         finer = {COST.table_name("day"): COST.table_name("hour"), COST.table_name("hour"): COST.table_name("minute")}
         table = finer.get(row.table)
         if table is None or row.from_ns % HOUR_NS or row.to_ns % HOUR_NS:
@@ -193,9 +180,7 @@ class Repricer:
 
     @cached_property
     def _runs(self) -> dict[tuple[str, ...], list[StoredRun]]:
-        """
-        The runs of the partition that are still kept, by provider, model, price set and price class.
-        """
+        """The runs of the partition that are still kept, by provider, model, price set and price class."""
         generation = self._generations.get("runs")
         if generation is None:
             return {}
@@ -214,9 +199,7 @@ class Repricer:
 
 
 def run_cost(table: PriceTable, facts: dict[str, Any]) -> int | None:
-    """
-    What a stored run costs: as when it was folded (`batch.price_call`), under these prices.
-    """
+    """What a stored run costs: as when it was folded (`batch.price_call`), under these prices."""
     usage = Usage(**{name: facts[name] for name in TOKEN_CLASSES})
     model = facts["model"] or facts["request_model"]
     cost = table.price(facts["provider"], model, usage, facts["ended_at_ns"], facts["service_tier"]).cost_picodollars
@@ -224,9 +207,7 @@ def run_cost(table: PriceTable, facts: dict[str, Any]) -> int | None:
 
 
 def price_row(table: PriceTable, row: StoredRow) -> Measures | None:
-    """
-    A row's measures under other prices; `None` where its price class, time and tokens leave a doubt.
-    """
+    """A row's measures under other prices; `None` where its price class, time and tokens leave a doubt."""
     old = row.measures
     calls = old["priced_calls"] + old["unpriced_calls"]
     key = row.key
@@ -258,9 +239,7 @@ def _stored_measures(run: StoredRun) -> Measures:
 
 
 def _measures_of(run: StoredRun, picodollars: int | None) -> Measures:
-    """
-    The measures that a run of that cost adds to its rows, as `batch.price_call` makes them.
-    """
+    """The measures that a run of that cost adds to its rows, as `batch.price_call` makes them."""
     facts = run.facts
     is_metered = _is_metered(facts)
     return {
@@ -275,8 +254,8 @@ def _measures_of(run: StoredRun, picodollars: int | None) -> Measures:
 
 
 def _is_in(facts: dict[str, Any], row: StoredRow) -> bool:
-    """
-    Whether a run is one of those that a row was made of; provider, model, price set and class are known to be the same.
+    """Whether a run is one of those that a row was made of; provider, model, price set and class are known to be the
+    same.
     """
     if not row.from_ns <= facts["ended_at_ns"] < row.to_ns:
         return False

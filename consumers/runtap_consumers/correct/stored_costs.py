@@ -1,5 +1,4 @@
-"""
-The statements of `runtap reprice`: rows that carry a price, read for one partition, and written again.
+"""The statements of `runtap reprice`: rows that carry a price, read for one partition, and written again.
 
 Rows that are left out: what a provider billed itself, what a cache answered, and what has the wanted price set already.
 """
@@ -47,8 +46,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Wanted:
-    """
-    Which rows are to be priced again: of one partition, under which prices they are not yet. Patterns may hold `*`.
+    """Which rows are to be priced again: of one partition, under which prices they are not yet.
+    Patterns may hold `*`.
     """
 
     partition: int
@@ -59,9 +58,7 @@ class Wanted:
     sessions: tuple[str | None, str | None] = (None, None)
 
     def condition(self, provider: str = "provider", model: str = "model") -> tuple[str, list[Any]]:
-        """
-        SQL of the condition, with its parameters.
-        """
+        """SQL of the condition, with its parameters."""
         parts = ["partition = ?", "price_set NOT IN (?, ?)", "price_class <> ?"]
         parameters: list[Any] = [self.partition, self.price_set, REPORTED_SET, CACHED_CLASS]
         for column, pattern in ((provider, self.provider), (model, self.model)):
@@ -73,8 +70,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """
-    A row that carries a price. `key` leaves out partition and generation; its calls were made in [from_ns, to_ns).
+    """A row that carries a price. `key` leaves out partition and generation; its calls were made in
+    [from_ns, to_ns).
     """
 
     table: str
@@ -86,9 +83,7 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """
-    A model run; `facts` are its columns.
-    """
+    """A model run; `facts` are its columns."""
 
     row_id: Any
     facts: dict[str, Any]
@@ -96,26 +91,20 @@ class StoredRun:
 
 @dataclass
 class Deltas:
-    """
-    What is added to rows, by table and whole key; what is taken away is negative.
-    """
+    """What is added to rows, by table and whole key; what is taken away is negative."""
 
     tail: tuple[int, int]
     rows: dict[str, dict[tuple[Any, ...], list[int]]] = field(default_factory=dict)
 
     def add(self, table: str, key: dict[str, Any], measures: Measures, sign: int) -> None:
-        """
-        Adds measures to a row (`sign` 1), or takes them from it (-1).
-        """
+        """Adds measures to a row (`sign` 1), or takes them from it (-1)."""
         row = self.rows.setdefault(table, {}).setdefault((*key.values(), *self.tail), [0] * len(MEASURES))
         for place, name in enumerate(MEASURES):
             row[place] += sign * measures[name]
 
 
 def snapshot_query(connection: Connection) -> Query:
-    """
-    Reads what a snapshot's connection sees.
-    """
+    """Reads what a snapshot's connection sees."""
 
     def query(statement: str, parameters: Sequence[Any]) -> list[Any]:
         native = statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s")
@@ -125,9 +114,7 @@ def snapshot_query(connection: Connection) -> Query:
 
 
 def read_generations(query: Query) -> dict[int, dict[str, int]]:
-    """
-    The generation that counts, by partition and projection.
-    """
+    """The generation that counts, by partition and projection."""
     generations: dict[int, dict[str, int]] = {}
     for partition, projection, generation in query(
         "SELECT partition, projection, generation FROM positions ORDER BY partition, projection", ()
@@ -137,9 +124,7 @@ def read_generations(query: Query) -> dict[int, dict[str, int]]:
 
 
 def days_stored(query: Query) -> tuple[int, int] | None:
-    """
-    Starts of the first and the last day with costs; `None` where there are none.
-    """
+    """Starts of the first and the last day with costs; `None` where there are none."""
     ((first, last),) = query("SELECT min(bucket_ns), max(bucket_ns) FROM cost_day", ())
     return None if first is None else (int(first), int(last))
 
@@ -147,8 +132,7 @@ def days_stored(query: Query) -> tuple[int, int] | None:
 def read_cost_rows(
     query: Query, wanted: Wanted, generation: int, grain: str, from_ns: int, to_ns: int, length: Callable[[int], int]
 ) -> list[StoredRow]:
-    """
-    The rows of one grain whose buckets begin in [from_ns, to_ns).
+    """The rows of one grain whose buckets begin in [from_ns, to_ns).
 
     Args:
         query: reads.
@@ -164,9 +148,7 @@ def read_cost_rows(
 
 
 def read_attribute_rows(query: Query, wanted: Wanted, generation: int, from_ns: int, to_ns: int) -> list[StoredRow]:
-    """
-    Costs by attribute whose hours begin in [from_ns, to_ns).
-    """
+    """Costs by attribute whose hours begin in [from_ns, to_ns)."""
     names = COST_BY_ATTRIBUTE.keys
     return _read_buckets(
         query, wanted, generation, COST_BY_ATTRIBUTE.name, names, (from_ns, to_ns), lambda bucket: bucket + HOUR_NS
@@ -197,18 +179,14 @@ def _read_buckets(
 
 
 def session_pages(query: Query, partition: int, at_most: int) -> list[tuple[str | None, str | None]]:
-    """
-    Bounds of ids that hold so many sessions of a partition each, in the database's order.
-    """
+    """Bounds of ids that hold so many sessions of a partition each, in the database's order."""
     ids = query("SELECT DISTINCT session_id FROM session_costs WHERE partition = ? ORDER BY session_id", (partition,))
     bounds = [None, *(name for (name,) in ids[at_most - 1 : -1 : at_most]), None]
     return list(pairwise(bounds))
 
 
 def read_session_rows(query: Query, wanted: Wanted, generation: int, from_ns: int, to_ns: int) -> list[StoredRow]:
-    """
-    Costs of the sessions with events in [from_ns, to_ns).
-    """
+    """Costs of the sessions with events in [from_ns, to_ns)."""
     condition, parameters = wanted.condition()
     for bound, comparison in zip(wanted.sessions, (">", "<="), strict=True):
         if bound is not None:
@@ -237,8 +215,7 @@ def read_session_rows(query: Query, wanted: Wanted, generation: int, from_ns: in
 def read_runs(
     query: Query, wanted: Wanted, generation: int, from_ns: int, to_ns: int, row_id: str, at_most: int | None = None
 ) -> list[StoredRun]:
-    """
-    Model runs that ended in [from_ns, to_ns).
+    """Model runs that ended in [from_ns, to_ns).
 
     Args:
         query: reads.
@@ -260,9 +237,7 @@ def read_runs(
 
 
 def has_rows(query: Query, wanted: Wanted, projection: str, from_ns: int, to_ns: int) -> bool:
-    """
-    Whether a projection may have rows to price again in [from_ns, to_ns).
-    """
+    """Whether a projection may have rows to price again in [from_ns, to_ns)."""
     condition, parameters = wanted.condition()
     if projection == "cost":
         condition += " AND bucket_ns >= ? AND bucket_ns < ?"
@@ -278,8 +253,8 @@ def has_rows(query: Query, wanted: Wanted, projection: str, from_ns: int, to_ns:
 
 @contextmanager
 def fenced(writer: Writer, projection: str, partition: int) -> Iterator[None]:
-    """
-    A transaction that owns a partition: its position is locked, and whoever holds a batch of it is fenced afterwards.
+    """A transaction that owns a partition: its position is locked, and whoever holds a batch of it is fenced
+    afterwards.
 
     Raises:
         StoreError: nothing was written, or the outcome is not known.
@@ -299,9 +274,7 @@ def fenced(writer: Writer, projection: str, partition: int) -> Iterator[None]:
 
 
 def retrying(work: Callable[[], Result]) -> Result:
-    """
-    Does a transaction again whose database was busy; what it does must be safe to do again.
-    """
+    """Does a transaction again whose database was busy; what it does must be safe to do again."""
     for attempt in range(1, _ATTEMPTS):
         try:
             return work()
@@ -311,9 +284,7 @@ def retrying(work: Callable[[], Result]) -> Result:
 
 
 def write_deltas(writer: Writer, deltas: Deltas) -> int:
-    """
-    Adds deltas to their rows, and deletes the rows of which nothing is left. Returns how many rows it touched.
-    """
+    """Adds deltas to their rows, and deletes the rows of which nothing is left. Returns how many rows it touched."""
     touched = 0
     for name, rows in sorted(deltas.rows.items()):
         table = tables.metadata.tables[name]
@@ -331,9 +302,7 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
 
 
 def write_run_costs(writer: Writer, price_set: str, costs: Sequence[tuple[Any, int | None]]) -> None:
-    """
-    Gives runs their new cost. `costs`: row id and picodollars.
-    """
+    """Gives runs their new cost. `costs`: row id and picodollars."""
     if writer.dialect == "sqlite":
         statement = "UPDATE runs SET price_set = ?, cost_picodollars = ? WHERE rowid = ?"
         writer.execute_rows(statement, tables.runs, [(price_set, cost, row_id) for row_id, cost in costs])
@@ -346,16 +315,12 @@ def write_run_costs(writer: Writer, price_set: str, costs: Sequence[tuple[Any, i
 
 
 def row_id_column(store: Store) -> str:
-    """
-    How the database names a row's place.
-    """
+    """How the database names a row's place."""
     return "rowid" if store.is_sqlite else "ctid::text"
 
 
 def begin_repricing(writer: Writer, facts: dict[str, Any]) -> str:
-    """
-    Records that somebody prices again. Returns the record's id.
-    """
+    """Records that somebody prices again. Returns the record's id."""
     number = uuid.uuid4().hex[:12]
     row = {"id": number, "finished_at_ns": None, **facts}
     with writer.transaction():
@@ -368,9 +333,7 @@ def begin_repricing(writer: Writer, facts: dict[str, Any]) -> str:
 
 
 def finish_repricing(writer: Writer, number: str, rows: int, now_ns: int) -> None:
-    """
-    Records that it is done.
-    """
+    """Records that it is done."""
     with writer.transaction():
         writer.execute(
             "UPDATE repricings SET finished_at_ns = ?, rows_changed = ? WHERE id = ?", (now_ns, rows, number)

@@ -1,6 +1,4 @@
-"""
-Pricing again beside running workers: transactions that own a partition each.
-"""
+"""Pricing again beside running workers: transactions that own a partition each."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ SESSIONS_A_TRANSACTION = 20_000
 
 
 def preview_repricing(store: Store, table: PriceTable, request: Request) -> Outcome:
-    """
-    What a repricing would change in costs and sessions. Writes nothing and locks nothing.
-    """
+    """What a repricing would change in costs and sessions. Writes nothing and locks nothing."""
     outcome = Outcome()
     span = request.span(store)
     with store.read() as connection:
@@ -49,8 +45,7 @@ def apply_repricing(
     requested_by: str,
     clock_ns: Callable[[], int],
 ) -> Outcome:
-    """
-    Prices again, beside running workers: a partition's projection is locked, written and fenced in one transaction.
+    """Prices again, beside running workers: a partition's projection is locked, written and fenced in one transaction.
 
     A crash leaves whole transactions; what they have written is not met again by the next attempt. Rows that cannot be
     priced exactly stay as they are, and are in the outcome.
@@ -105,9 +100,7 @@ def apply_repricing(
 
 @dataclass
 class _Step:
-    """
-    One transaction: a projection's rows of a range, in one partition.
-    """
+    """One transaction: a projection's rows of a range, in one partition."""
 
     writer: Writer
     store: Store
@@ -116,9 +109,7 @@ class _Step:
     outcome: Outcome
 
     def run(self, projection: str, span: tuple[int, int]) -> int:
-        """
-        Does it, again where the store was busy. Returns how many rows it changed.
-        """
+        """Does it, again where the store was busy. Returns how many rows it changed."""
         # Nobody is fenced for nothing.
         if not stored_costs.has_rows(self.writer.read, self.wanted, projection, *span):
             return 0
@@ -149,9 +140,7 @@ class _Step:
 
 
 def chunks(span: tuple[int, int], store: Store, query: Query) -> Iterator[tuple[int, int]]:
-    """
-    The days with costs in a span, a transaction's worth each.
-    """
+    """The days with costs in a span, a transaction's worth each."""
     stored = stored_costs.days_stored(query)
     if stored is None:
         return

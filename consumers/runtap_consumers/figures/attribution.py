@@ -1,6 +1,4 @@
-"""
-Costs by attribute: the user, or a metadata key of `RUNTAP_COST_BY` (`runtap report --by`).
-"""
+"""Costs by attribute: the user, or a metadata key of `RUNTAP_COST_BY` (`runtap report --by`)."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ def build_attribution(
     zone: ZoneInfo,
     now_ns: int,
 ) -> dict[str, Any]:
-    """
-    Costs of a range by the values of an attribute; the value null is for calls without it.
+    """Costs of a range by the values of an attribute; the value null is for calls without it.
 
     Args:
         store: where from.

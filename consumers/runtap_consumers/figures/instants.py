@@ -1,6 +1,4 @@
-"""
-Instants, durations and money as people and JSON write them.
-"""
+"""Instants, durations and money as people and JSON write them."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ EXPECTED = "2025-06-30, 2025-06-30T14:00:00Z, or how long ago: 90s, 15m, 2h, 7d,
 
 
 def parse_instant(text: str, zone: ZoneInfo, now_ns: int) -> int:
-    """
-    Reads an instant: RFC 3339, a date (its first moment), or a duration that counts back from now (`2h`, `7d`).
+    """Reads an instant: RFC 3339, a date (its first moment), or a duration that counts back from now (`2h`, `7d`).
 
     Args:
         text: what a person wrote.
@@ -52,16 +49,12 @@ def parse_instant(text: str, zone: ZoneInfo, now_ns: int) -> int:
 
 
 def datetime_ns(moment: datetime) -> int:
-    """
-    Unix nanoseconds of an aware datetime, exact.
-    """
+    """Unix nanoseconds of an aware datetime, exact."""
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
 
 
 def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None:
-    """
-    RFC 3339 with microseconds (cut off, not rounded) and the zone's offset; `None` for an unknown instant.
-    """
+    """RFC 3339 with microseconds (cut off, not rounded) and the zone's offset; `None` for an unknown instant."""
     if instant_ns is None:
         return None
     text = local_time(instant_ns, zone).isoformat(timespec="microseconds")
@@ -69,31 +62,23 @@ def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None:
 
 
 def local_time(instant_ns: int, zone: ZoneInfo) -> datetime:
-    """
-    The instant on the clocks of a zone, nanoseconds cut off.
-    """
+    """The instant on the clocks of a zone, nanoseconds cut off."""
     return (_EPOCH + timedelta(microseconds=instant_ns // 1_000)).astimezone(zone)
 
 
 def day_start_ns(instant_ns: int, zone: ZoneInfo, days_later: int = 0) -> int:
-    """
-    First moment of the local day that holds an instant, or of a later day.
-    """
+    """First moment of the local day that holds an instant, or of a later day."""
     day: date = local_time(instant_ns, zone).date() + timedelta(days=days_later)
     return datetime_ns(datetime.combine(day, time(), tzinfo=zone))
 
 
 def seconds(duration_ns: float | None) -> float | None:
-    """
-    A duration in seconds; `None` stays unknown.
-    """
+    """A duration in seconds; `None` stays unknown."""
     return None if duration_ns is None else duration_ns / 1e9
 
 
 def dollars(picodollars: int | None) -> str | None:
-    """
-    The exact decimal text of an amount, without exponent; `None` stays unknown.
-    """
+    """The exact decimal text of an amount, without exponent; `None` stays unknown."""
     if picodollars is None:
         return None
     whole, part = divmod(picodollars, _PICODOLLARS)
@@ -101,7 +86,5 @@ def dollars(picodollars: int | None) -> str | None:
 
 
 def average_dollars(picodollars: int, calls: int) -> str | None:
-    """
-    The mean cost of a call, rounded to a picodollar; `None` without calls.
-    """
+    """The mean cost of a call, rounded to a picodollar; `None` without calls."""
     return dollars(int((Decimal(picodollars) / calls).to_integral_value())) if calls else None

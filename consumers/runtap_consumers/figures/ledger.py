@@ -1,5 +1,4 @@
-"""
-The ledger and `complete_to`, worked out at read from what emitters said and what projections applied.
+"""The ledger and `complete_to`, worked out at read from what emitters said and what projections applied.
 
 Pure functions: `work_out_ledger` (where every captured event is) and `work_out_completeness` (before which instant
 nothing is missing that is not counted). Lanes belong to one projection each, so both are worked out per projection.
@@ -27,8 +26,8 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class LaneState:
-    """
-    What one projection applied of one emitter's lane. `missing` are the numbers of its gaps, forgotten ones included.
+    """What one projection applied of one emitter's lane. `missing` are the numbers of its gaps, forgotten ones
+    included.
     """
 
     projection: str
@@ -44,9 +43,7 @@ class LaneState:
 
 @dataclass(frozen=True)
 class Report:
-    """
-    What an emitter said of itself. `skipped` and `replayed` are by (emitter, partition); `dropped` by reason.
-    """
+    """What an emitter said of itself. `skipped` and `replayed` are by (emitter, partition); `dropped` by reason."""
 
     emitter: str
     number: int
@@ -64,9 +61,7 @@ class Report:
 
 @dataclass(frozen=True)
 class PositionState:
-    """
-    How far a projection has come in a partition. `begun_at`: the offset at which it began.
-    """
+    """How far a projection has come in a partition. `begun_at`: the offset at which it began."""
 
     projection: str
     partition: int
@@ -76,9 +71,8 @@ class PositionState:
 
 @dataclass
 class Sums:
-    """
-    Where captured events are. `captured` = `applied` + `in_flight` + dropped + `lost` + `quarantined` + `superseded`,
-    once events that one emitter adopted of another are set off.
+    """Where captured events are. `captured` = `applied` + `in_flight` + dropped + `lost` + `quarantined` +
+    `superseded`, once events that one emitter adopted of another are set off.
     """
 
     captured: int = 0
@@ -90,9 +84,7 @@ class Sums:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Sums) -> None:
-        """
-        Adds another emitter's sums.
-        """
+        """Adds another emitter's sums."""
         self.captured += other.captured
         self.applied += other.applied
         self.in_flight += other.in_flight
@@ -104,16 +96,13 @@ class Sums:
 
     @property
     def not_applied(self) -> int:
-        """
-        Numbered events that the projection does not show.
-        """
+        """Numbered events that the projection does not show."""
         return self.in_flight + self.lost + self.quarantined
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """
-    `at_ns`: before that instant nothing is missing that is not counted; `None` when nothing is known.
+    """`at_ns`: before that instant nothing is missing that is not counted; `None` when nothing is known.
 
     `silent`: emitters that left it without a closing report.
     """
@@ -123,9 +112,7 @@ class Completeness:
 
 
 class Books:
-    """
-    Everything known of emitters and projections, indexed.
-    """
+    """Everything known of emitters and projections, indexed."""
 
     def __init__(
         self,
@@ -134,12 +121,11 @@ class Books:
         positions: Iterable[PositionState] = (),
         report_times: Iterable[tuple[str, int]] = (),
     ) -> None:
-        """
-        Args:
-            lanes: what projections applied.
-            reports: what emitters said; of each at least the newest.
-            positions: how far projections came.
-            report_times: (emitter, log time) of further reports, which show only that it was there.
+        """Args:
+        lanes: what projections applied.
+        reports: what emitters said; of each at least the newest.
+        positions: how far projections came.
+        report_times: (emitter, log time) of further reports, which show only that it was there.
         """
         self.reports: dict[str, list[Report]] = defaultdict(list)
         for report in sorted(reports, key=lambda report: report.number):
@@ -171,8 +157,7 @@ class Books:
         self.partitions[emitter].update(partitions)
 
     def lanes_of(self, projection: str, emitter: str) -> dict[int, LaneState]:
-        """
-        The emitter's lanes as the projection applied them, by partition.
+        """The emitter's lanes as the projection applied them, by partition.
 
         Where a projection knows nothing of what an emitter said, and never will, that lies before it: the log had lost
         its beginning when the projection began, or the lane was forgotten long after the emitter's end.
@@ -190,9 +175,7 @@ class Books:
         return lanes
 
     def announced(self, emitter: str, partition: int, above: int, to: int) -> int:
-        """
-        How many numbers in (above, to] were announced as skipped.
-        """
+        """How many numbers in (above, to] were announced as skipped."""
         count = 0
         for first, last in sorted(self._announced.get((emitter, partition), ())):
             last = min(last, to)
@@ -203,16 +186,12 @@ class Books:
         return count
 
     def is_closed(self, emitter: str) -> bool:
-        """
-        Whether the emitter said that it ended.
-        """
+        """Whether the emitter said that it ended."""
         newest = self.newest.get(emitter)
         return newest is not None and newest.closing
 
     def covered_reports(self, projection: str, emitter: str) -> list[Report]:
-        """
-        The emitter's reports up to the newest that is covered.
-        """
+        """The emitter's reports up to the newest that is covered."""
         kept = self.reports.get(emitter, [])
         for place in reversed(range(len(kept))):
             if self.is_covered(projection, kept[place]):
@@ -220,9 +199,7 @@ class Books:
         return []
 
     def is_covered(self, projection: str, report: Report) -> bool:
-        """
-        Whether the projection applied, or knows as skipped, every number that the report speaks of.
-        """
+        """Whether the projection applied, or knows as skipped, every number that the report speaks of."""
         spoken = {(report.emitter, partition): last for partition, last in report.lanes.items()}
         for place, last in report.replayed.items():
             spoken[place] = max(last, spoken.get(place, 0))
@@ -235,9 +212,7 @@ class Books:
 
 
 def work_out_sums(books: Books, projection: str, emitter: str) -> Sums:
-    """
-    The ledger of one emitter in one projection. No term is ever negative.
-    """
+    """The ledger of one emitter in one projection. No term is ever negative."""
     report = books.newest.get(emitter)
     lanes = books.lanes_of(projection, emitter)
     said = report.lanes if report else {}
@@ -263,9 +238,7 @@ def work_out_sums(books: Books, projection: str, emitter: str) -> Sums:
 
 
 def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]:
-    """
-    The ledger of each projection over all emitters.
-    """
+    """The ledger of each projection over all emitters."""
     ledger = {}
     for projection in projections:
         total = Sums()
@@ -276,26 +249,20 @@ def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]
 
 
 def worst_projection(ledger: dict[str, Sums]) -> str | None:
-    """
-    Whose sums are the headline: the projection that shows the fewest of the numbered events.
-    """
+    """Whose sums are the headline: the projection that shows the fewest of the numbered events."""
     return max(
         ledger, key=lambda name: (ledger[name].not_applied, ledger[name].lost, ledger[name].quarantined), default=None
     )
 
 
 def worst_of(ledger: dict[str, Sums]) -> Sums:
-    """
-    The headline. Nothing where there is no projection.
-    """
+    """The headline. Nothing where there is no projection."""
     worst = worst_projection(ledger)
     return Sums() if worst is None else ledger[worst]
 
 
 def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:
-    """
-    `complete_to` of figures that come from several projections: that of the one furthest behind.
-    """
+    """`complete_to` of figures that come from several projections: that of the one furthest behind."""
     parts = [_completeness_of(books, projection) for projection in projections]
     silent = tuple(sorted({emitter for part in parts for emitter in part.silent}))
     instants = [part.at_ns for part in parts if part.at_ns is not None]
@@ -327,8 +294,7 @@ def _completeness_of(books: Books, projection: str) -> Completeness:
 
 
 def witnesses_of_silence(books: Books, emitter: str) -> set[tuple[str, int]]:
-    """
-    Which of `books.report_times` show that others went on after an emitter's last sign of life.
+    """Which of `books.report_times` show that others went on after an emitter's last sign of life.
 
     Without the rest of them the emitter is as silent as with it: a minute of log time in steps that are no outage.
     """

@@ -1,6 +1,4 @@
-"""
-The ledger in words and rows: where every captured event is, by service, emitter and reason (`build_ledger`).
-"""
+"""The ledger in words and rows: where every captured event is, by service, emitter and reason (`build_ledger`)."""
 
 from __future__ import annotations
 
@@ -36,8 +34,7 @@ _NOBODY = EmitterFacts("", "", "", 0, 0)
 
 
 def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
-    """
-    Everything that is known of what became of captured events.
+    """Everything that is known of what became of captured events.
 
     Each row adds up: captured = applied + in_flight + dropped + lost + quarantined (+ handed_over, what other emitters
     adopted less what was adopted, which is 0 over all). Rows are of the projection that shows the fewest events;
@@ -147,9 +144,7 @@ def _handed_over(books: Books, emitter: str) -> int:
 
 
 def _lost_by_reason(books: Books, emitter: str, lanes: LaneFacts, skips: list[Skip], lost: int) -> dict[str, int]:
-    """
-    Gives missing numbers the reason with which they were announced; each number counts once.
-    """
+    """Gives missing numbers the reason with which they were announced; each number counts once."""
     newest = books.newest.get(emitter)
     said = newest.lanes if newest else {}
     reasons: dict[str, int] = defaultdict(int)

@@ -1,6 +1,4 @@
-"""
-Which rows answer for a stretch of time: a range snaps outward to the grain that is kept for it.
-"""
+"""Which rows answer for a stretch of time: a range snaps outward to the grain that is kept for it."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ DEFAULT_NS = DAY_NS
 
 @dataclass(frozen=True)
 class Segment:
-    """
-    Buckets of one grain, from `from_ns` to before `to_ns`.
-    """
+    """Buckets of one grain, from `from_ns` to before `to_ns`."""
 
     grain: str
     from_ns: int
@@ -28,9 +24,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """
-    A range after snapping: what figures really cover. Segments follow each other without gap or overlap.
-    """
+    """A range after snapping: what figures really cover. Segments follow each other without gap or overlap."""
 
     from_ns: int
     to_ns: int
@@ -38,8 +32,7 @@ class TimeRange:
 
 
 def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo) -> TimeRange:
-    """
-    Snaps a range outward.
+    """Snaps a range outward.
 
     Up to 7 days it is made of hours, with minutes at its ends where these are still kept; beyond, or where hours are
     no longer kept, of days.

@@ -1,5 +1,4 @@
-"""
-The report: every figure of a range of time, as JSON with fixed names (`build_report`).
+"""The report: every figure of a range of time, as JSON with fixed names (`build_report`).
 
 Unknown is null and never 0: a cost without any priced call, an average of nothing, a rate without runs.
 """
@@ -45,8 +44,7 @@ Components = dict[tuple[str, str, str], ComponentFigures]
 def build_report(
     store: Store, since: int | None, until: int | None, service: str | None, zone: ZoneInfo, now_ns: int
 ) -> dict[str, Any]:
-    """
-    Reads one state of the store.
+    """Reads one state of the store.
 
     Args:
         store: where from.
@@ -92,9 +90,7 @@ def build_report(
 
 
 def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Completeness:
-    """
-    `complete_to` of figures of some projections, with the emitters that fell silent.
-    """
+    """`complete_to` of figures of some projections, with the emitters that fell silent."""
     return work_out_completeness(read_books(snapshot, projections), projections)
 
 

@@ -1,6 +1,4 @@
-"""
-Single runs as people and JSON see them.
-"""
+"""Single runs as people and JSON see them."""
 
 from __future__ import annotations
 
@@ -18,15 +16,12 @@ PROJECTION = "runs"
 
 
 def abandoned_before(complete_to_ns: int | None) -> int | None:
-    """
-    A run that started before that instant and has not ended is abandoned; `None` where nothing can be said.
-    """
+    """A run that started before that instant and has not ended is abandoned; `None` where nothing can be said."""
     return None if complete_to_ns is None else complete_to_ns - ABANDONED_NS
 
 
 def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: ZoneInfo) -> dict[str, Any]:
-    """
-    One run in the shape of `runtap runs --json`: null where unknown.
+    """One run in the shape of `runtap runs --json`: null where unknown.
 
     Args:
         row: of the table of ended runs, or of that of open ones.

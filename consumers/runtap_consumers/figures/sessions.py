@@ -1,6 +1,4 @@
-"""
-Sessions as people and JSON see them; their status is worked out here, against `complete_to`.
-"""
+"""Sessions as people and JSON see them; their status is worked out here, against `complete_to`."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ PROJECTION = "sessions"
 
 
 def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo) -> dict[str, Any]:
-    """
-    One session in the report's shape.
+    """One session in the report's shape.
 
     `ended_at` is known only where the service said that the session ended; `duration_seconds` is from its first event
     to its last.
@@ -37,8 +34,7 @@ def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo
 
 
 def status_of(row: SessionRow, complete_to_ns: int | None) -> str:
-    """
-    `ended` where the service said so as often as it said that it began, `idle` 30 minutes after the last event, else
+    """`ended` where the service said so as often as it said that it began, `idle` 30 minutes after the last event, else
     `open`.
     """
     if row.counts["ends"] >= row.counts["starts"] > 0:

@@ -1,6 +1,5 @@
-"""
-The Kafka client's side that all readers and writers share: starting and stopping it, what its errors mean, publishing
-single records, and where logs end.
+"""The Kafka client's side that all readers and writers share: starting and stopping it, what its errors mean,
+publishing single records, and where logs end.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ _Result = TypeVar("_Result")
 
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Result]) -> _Result:
-    """
-    Awaits a client's call for a limited time, also where it swallows its cancellation.
+    """Awaits a client's call for a limited time, also where it swallows its cancellation.
 
     Raises:
         TimeoutError: it took longer, and is cancelled and left behind; or the client cancelled it.
@@ -78,8 +76,7 @@ def _leave(task: asyncio.Future[Any]) -> None:
 
 @contextmanager
 def translated(settings: ConnectionSettings, subject: str = "") -> Iterator[None]:
-    """
-    Turns what the client raises into `KafkaUnavailableError`, with the address, the true reason and a remedy.
+    """Turns what the client raises into `KafkaUnavailableError`, with the address, the true reason and a remedy.
 
     Args:
         settings: whose address and credentials the message names.
@@ -122,8 +119,7 @@ def _explain(error: BaseException, settings: ConnectionSettings, subject: str, r
 async def running(
     client: Any, settings: ConnectionSettings, start_seconds: float = START_SECONDS
 ) -> AsyncIterator[Any]:
-    """
-    A client of any kind, started and stopped, each with a deadline.
+    """A client of any kind, started and stopped, each with a deadline.
 
     Raises:
         KafkaUnavailableError: it did not start.
@@ -141,9 +137,7 @@ async def running(
 
 
 def abandon(client: Any) -> None:
-    """
-    Ends a client that would not stop: its tasks, its connections, and whoever still waits for it.
-    """
+    """Ends a client that would not stop: its tasks, its connections, and whoever still waits for it."""
     connection = getattr(client, "_client", None) or client.client
     if (sender := getattr(client, "_sender", None)) is not None:
         client._message_accumulator.fail_all(KafkaError("abandoned"))
@@ -156,9 +150,7 @@ def abandon(client: Any) -> None:
 
 
 def client_options(settings: ConnectionSettings) -> dict[str, Any]:
-    """
-    Arguments that every client here shares.
-    """
+    """Arguments that every client here shares."""
     return {
         **settings.client_options(),
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
@@ -167,8 +159,7 @@ def client_options(settings: ConnectionSettings) -> dict[str, Any]:
 
 
 class _Connected(ABC):
-    """
-    A client that runs while its block does.
+    """A client that runs while its block does.
 
     Raises:
         KafkaUnavailableError: on entering, it did not start.
@@ -194,8 +185,7 @@ class _Connected(ABC):
 
 
 class Publisher(_Connected):
-    """
-    Writes single records, each acknowledged by all replicas in sync before the call returns.
+    """Writes single records, each acknowledged by all replicas in sync before the call returns.
 
     For what is rare: alerts and dead letters. After an error close it and make another: the record may, or may not,
     be in the log.
@@ -208,8 +198,7 @@ class Publisher(_Connected):
     async def publish(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
-        """
-        Writes one record and waits for its acknowledgement.
+        """Writes one record and waits for its acknowledgement.
 
         Raises:
             KafkaUnavailableError: it was refused, or not acknowledged within `PUBLISH_SECONDS`.
@@ -221,9 +210,7 @@ class Publisher(_Connected):
 
 
 class TopicEnds(_Connected):
-    """
-    Where the partitions of a topic end, asked again and again over one connection.
-    """
+    """Where the partitions of a topic end, asked again and again over one connection."""
 
     def __init__(self, settings: ConnectionSettings, topic: str) -> None:
         super().__init__(settings)
@@ -233,8 +220,7 @@ class TopicEnds(_Connected):
         return AIOKafkaConsumer(**client_options(self._settings), enable_auto_commit=False)
 
     async def read(self) -> dict[int, int]:
-        """
-        The offset of the next record of every partition.
+        """The offset of the next record of every partition.
 
         Raises:
             KafkaUnavailableError: no answer in time, or no such topic.
@@ -249,8 +235,7 @@ class TopicEnds(_Connected):
 
 
 async def partitions_of(consumer: Any, topic: str) -> set[int]:
-    """
-    The partitions of a topic as the client knows them, `METADATA_MAX_AGE_MS` old at most.
+    """The partitions of a topic as the client knows them, `METADATA_MAX_AGE_MS` old at most.
 
     Raises:
         UnknownTopicOrPartitionError, TopicAuthorizationFailedError: there is none that may be seen.
@@ -268,8 +253,7 @@ async def partitions_of(consumer: Any, topic: str) -> set[int]:
 
 
 async def check_reading(settings: ConnectionSettings, topic: str, group: str) -> None:
-    """
-    Reads at the end of a topic and looks for a group's coordinator, to see whether both are allowed.
+    """Reads at the end of a topic and looks for a group's coordinator, to see whether both are allowed.
 
     Raises:
         KafkaUnavailableError: one of them is not.

@@ -1,6 +1,4 @@
-"""
-The log of the Kafka client: the only place where it says why it cannot connect, and up to 1,900 lines a second.
-"""
+"""The log of the Kafka client: the only place where it says why it cannot connect, and up to 1,900 lines a second."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _CHATTERER = "aiokafka.consumer.subscription_state"
 
 
 class ClientLog(logging.Filter):
-    """
-    Lets each kind of message through once in `REPEAT_SECONDS`, and remembers the last warnings and errors.
-    """
+    """Lets each kind of message through once in `REPEAT_SECONDS`, and remembers the last warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,9 +23,7 @@ class ClientLog(logging.Filter):
         self._let_through: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """
-        Whether to log the record; called by `logging` in any thread.
-        """
+        """Whether to log the record; called by `logging` in any thread."""
         now = time.monotonic()
         # The client's remark on PLAIN passwords comes with every connection and is no reason for anything.
         if record.levelno >= logging.WARNING and "in the clear" not in str(record.msg):
@@ -46,9 +40,7 @@ class ClientLog(logging.Filter):
         return True
 
     def reason_since(self, monotonic_seconds: float) -> str | None:
-        """
-        The first error since then, or else the first warning; what follows is mostly its echo.
-        """
+        """The first error since then, or else the first warning; what follows is mostly its echo."""
         found = [(-level, at, message) for at, level, message in list(self._recent) if at >= monotonic_seconds]
         return min(found)[2] if found else None
 
@@ -57,8 +49,7 @@ _log = ClientLog()
 
 
 def watch_client_log(is_silent: bool | None = None) -> ClientLog:
-    """
-    Rate-limits the client's loggers, and returns what remembers their messages. May be called any number of times.
+    """Rate-limits the client's loggers, and returns what remembers their messages. May be called any number of times.
 
     Args:
         is_silent: show nothing at all, for commands that print the reason themselves; `None` leaves it as it is.

@@ -1,5 +1,4 @@
-"""
-The worker's Kafka client: partitions of the events topic, one polled at a time.
+"""The worker's Kafka client: partitions of the events topic, one polled at a time.
 
 Positions live in the store, so nothing here remembers any: whoever polls seeks first. A second client without a group
 looks at single records and log ends, so that a look never disturbs the stream.
@@ -43,26 +42,21 @@ _CAREFUL_RECORDS = 2_000
 
 
 class LostToRetentionError(Exception):
-    """
-    The offset asked for is not in the log: retention was quicker, or the log was made again.
-    """
+    """The offset asked for is not in the log: retention was quicker, or the log was made again."""
 
 
 class PartitionReader:
-    """
-    Reads the partitions that the consumer group assigns to this process.
-    """
+    """Reads the partitions that the consumer group assigns to this process."""
 
     def __init__(
         self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
     ) -> None:
-        """
-        Args:
-            settings: how to reach Kafka.
-            topic: the events topic.
-            group: the consumer group's name; `None`: of no group, `take` says which partitions to read.
-            on_change: called, on the event loop, when the assignment has changed; nothing may be polled any more
-                before it was loaded and sought again.
+        """Args:
+        settings: how to reach Kafka.
+        topic: the events topic.
+        group: the consumer group's name; `None`: of no group, `take` says which partitions to read.
+        on_change: called, on the event loop, when the assignment has changed; nothing may be polled any more
+            before it was loaded and sought again.
         """
         self._settings = settings
         self._topic = topic
@@ -98,8 +92,7 @@ class PartitionReader:
         self._looking = asyncio.Lock()
 
     async def start(self) -> None:
-        """
-        Connects and joins the group, if there is one.
+        """Connects and joins the group, if there is one.
 
         Raises:
             KafkaUnavailableError: Kafka cannot be reached, or the topic does not exist.
@@ -115,9 +108,7 @@ class PartitionReader:
             await within(START_SECONDS + self._settings.session_timeout_seconds, self._consumer.start())
 
     async def stop(self) -> None:
-        """
-        Leaves the group. Bounded: a client whose brokers are away may hang in its own stop.
-        """
+        """Leaves the group. Bounded: a client whose brokers are away may hang in its own stop."""
         leave_seconds = _STOP_BALANCED_SECONDS if self.is_rebalancing else _STOP_SECONDS
         for client, seconds in ((self._consumer, leave_seconds), (self._inspector, _STOP_SECONDS)):
             try:
@@ -127,31 +118,24 @@ class PartitionReader:
                 abandon(client)
 
     def take(self, offsets: dict[int, int]) -> None:
-        """
-        Reads these partitions, each from its offset; for readers without a group.
-        """
+        """Reads these partitions, each from its offset; for readers without a group."""
         self._consumer.assign([self._place(partition) for partition in offsets])
         # Before the first await: the client has no other idea of where to begin.
         for partition, offset in offsets.items():
             self._consumer.seek(self._place(partition), offset)
 
     def assigned(self) -> set[int]:
-        """
-        The partitions that are this process's now.
-        """
+        """The partitions that are this process's now."""
         return {place.partition for place in self._consumer.assignment()}
 
     @property
     def is_rebalancing(self) -> bool:
-        """
-        Whether the group's partitions are being shared out anew.
-        """
+        """Whether the group's partitions are being shared out anew."""
         return self._group is not None and self._listener.is_rebalancing
 
     async def stay(self) -> None:
-        """
-        Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good. Returns
-        at once, or when the group is balanced, or after a second.
+        """Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good.
+        Returns at once, or when the group is balanced, or after a second.
 
         Raises:
             KafkaError: try again after a pause.
@@ -160,8 +144,7 @@ class PartitionReader:
             await within(_STAY_SECONDS, self._consumer.getmany(timeout_ms=0))
 
     async def partition_numbers(self) -> set[int]:
-        """
-        All partitions of the topic.
+        """All partitions of the topic.
 
         Raises:
             UnknownTopicOrPartitionError: it does not exist (any more).
@@ -170,16 +153,13 @@ class PartitionReader:
         return await within(_DEADLINE_SECONDS, partitions_of(self._inspector, self._topic))
 
     def seek(self, partition: int, offset: int) -> None:
-        """
-        Makes an offset the next to be polled, and lets polls of the partition return records.
-        """
+        """Makes an offset the next to be polled, and lets polls of the partition return records."""
         place = self._place(partition)
         self._consumer.seek(place, offset)
         self._consumer.resume(place)
 
     async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
-        """
-        The records that are there now; none while the group is balanced.
+        """The records that are there now; none while the group is balanced.
 
         Args:
             partition: one that is assigned, loaded and sought.
@@ -216,9 +196,7 @@ class PartitionReader:
         return list(polled.get(place, ()))
 
     def highwater(self, partition: int) -> int | None:
-        """
-        The partition's end as the last fetch saw it; `None` where there was none, or it is no longer assigned.
-        """
+        """The partition's end as the last fetch saw it; `None` where there was none, or it is no longer assigned."""
         place = self._place(partition)
         if place not in self._consumer.assignment():
             return None
@@ -226,8 +204,7 @@ class PartitionReader:
         return end
 
     async def log_range(self, partition: int) -> tuple[int, int]:
-        """
-        Offsets of the log's start and end (the next to be written).
+        """Offsets of the log's start and end (the next to be written).
 
         Raises:
             KafkaError: Kafka did not say.
@@ -238,8 +215,7 @@ class PartitionReader:
         return starts[place], ends[place]
 
     async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """
-        Offsets of several partitions' ends.
+        """Offsets of several partitions' ends.
 
         Raises:
             KafkaError: Kafka did not say.
@@ -249,8 +225,7 @@ class PartitionReader:
         return {place.partition: end for place, end in ends.items()}
 
     async def record_at(self, partition: int, offset: int) -> Record | None:
-        """
-        One record; `None` where the log does not hold that offset any more, or it is no data record.
+        """One record; `None` where the log does not hold that offset any more, or it is no data record.
 
         Raises:
             KafkaError: Kafka did not say.
@@ -272,9 +247,8 @@ class PartitionReader:
         return records[0] if records and records[0].offset == offset else None
 
     async def publish_progress(self, offsets: dict[int, int]) -> None:
-        """
-        Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced: the
-        request would wait behind that of joining, arrive with a generation that is over, and make the client forget
+        """Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced:
+        the request would wait behind that of joining, arrive with a generation that is over, and make the client forget
         who it is; the group then waits for the one that it was until its session ends.
 
         Raises:

@@ -1,6 +1,4 @@
-"""
-Where a tail stands in each partition, kept in a file: one that is started again goes on there.
-"""
+"""Where a tail stands in each partition, kept in a file: one that is started again goes on there."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from runtap_consumers.errors import InputError
 
 
 class Place(NamedTuple):
-    """
-    The offset to go on with, and the log time of the record before it, by which its log is known again; `None`: no
+    """The offset to go on with, and the log time of the record before it, by which its log is known again; `None`: no
     record was read yet.
     """
 
@@ -30,15 +27,13 @@ class _Kept(msgspec.Struct):
 
 
 class Places:
-    """
-    The places of one topic. Each is written when a record has been dealt with: killed just before that, a process
+    """The places of one topic. Each is written when a record has been dealt with: killed just before that, a process
     leaves one record that comes again, and never one that was skipped.
     """
 
     def __init__(self, path: Path, topic: str) -> None:
-        """
-        Raises:
-            InputError: the file cannot be read or written.
+        """Raises:
+        InputError: the file cannot be read or written.
         """
         self._path = path
         self._topic = topic
@@ -65,9 +60,7 @@ class Places:
             self.places = found.partitions
 
     def begin(self, offsets: Mapping[int, int]) -> None:
-        """
-        Notes where every partition begins, before anything is read: what comes while nobody reads is read later.
-        """
+        """Notes where every partition begins, before anything is read: what comes while nobody reads is read later."""
         before = self.places
         self.places = {
             number: before[number] if number in before and before[number].next_offset == offset else Place(offset, None)
@@ -76,8 +69,7 @@ class Places:
         self._write()
 
     def move(self, partition: int, offset: int, log_time_ns: int) -> None:
-        """
-        Notes that a record has been dealt with.
+        """Notes that a record has been dealt with.
 
         Raises:
             InputError: the file cannot be written any more.

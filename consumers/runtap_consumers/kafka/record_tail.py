@@ -1,6 +1,4 @@
-"""
-Following a topic without a consumer group: the records of all its partitions, as they come.
-"""
+"""Following a topic without a consumer group: the records of all its partitions, as they come."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ _logger = structlog.get_logger(__name__)
 
 
 class Record(NamedTuple):
-    """
-    One record of a topic. `value` is `None` for a record that the client itself could not read.
-    """
+    """One record of a topic. `value` is `None` for a record that the client itself could not read."""
 
     partition: int
     offset: int
@@ -52,8 +48,7 @@ class Record(NamedTuple):
 async def tail_records(
     settings: ConnectionSettings, topic: str, from_beginning: bool = False, places: Places | None = None
 ) -> AsyncIterator[Record]:
-    """
-    The records of all partitions of a topic as they come, without a consumer group; never ends by itself.
+    """The records of all partitions of a topic as they come, without a consumer group; never ends by itself.
 
     Args:
         settings: how to reach Kafka.
@@ -87,9 +82,8 @@ async def tail_records(
 
 
 class _Tail:
-    """
-    The places of a tail in its partitions, kept here: the client forgets them with each new assignment, and hands out
-    nothing of what it had fetched once a call has raised.
+    """The places of a tail in its partitions, kept here: the client forgets them with each new assignment, and hands
+    out nothing of what it had fetched once a call has raised.
     """
 
     def __init__(self, consumer: Any, settings: ConnectionSettings, topic: str) -> None:
@@ -120,9 +114,7 @@ class _Tail:
         self._assign(positions)
 
     async def _is_same_log(self, partition: TopicPartition, place: Place, begins: int, ends: int) -> bool:
-        """
-        Whether a partition still is the log that a place lies in, and not one of a topic that was made again.
-        """
+        """Whether a partition still is the log that a place lies in, and not one of a topic that was made again."""
         offset = place.next_offset - 1
         if offset < begins or place.log_time_ns is None:
             # Nothing to tell it by.
@@ -144,9 +136,7 @@ class _Tail:
             self._consumer.seek(TopicPartition(self._topic, number), offset)
 
     async def follow_partitions(self) -> None:
-        """
-        Takes in partitions that were added, and ends the tail when the topic is gone.
-        """
+        """Takes in partitions that were added, and ends the tail when the topic is gone."""
         known = self._consumer.partitions_for_topic(self._topic)
         if known is not None and known <= self.positions.keys():
             return
@@ -158,9 +148,7 @@ class _Tail:
             self._assign({**self.positions, **dict.fromkeys(added, 0)})
 
     async def poll(self, number: int) -> list[Record]:
-        """
-        What has arrived in one partition; nothing after an error, which is waited out.
-        """
+        """What has arrived in one partition; nothing after an error, which is waited out."""
         partition = TopicPartition(self._topic, number)
         is_single = number in self._single
         try:
@@ -198,9 +186,7 @@ class _Tail:
         return [Record(number, offset, time.time_ns(), None, None)] if is_single else []
 
     async def _restart(self, partition: TopicPartition) -> None:
-        """
-        The log has moved past our place, or was made again: go on where it begins.
-        """
+        """The log has moved past our place, or was made again: go on where it begins."""
         await asyncio.sleep(BACK_OFF_SECONDS)
         with translated(self._settings, self._topic):
             begins = await within(START_SECONDS, self._consumer.beginning_offsets([partition]))

@@ -1,6 +1,4 @@
-"""
-Making runtap's topics, and telling how those that exist differ from what it relies on.
-"""
+"""Making runtap's topics, and telling how those that exist differ from what it relies on."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ LEAST_MESSAGE_BYTES = 1_048_576
 
 
 class Difference(NamedTuple):
-    """
-    A setting of a topic that is not what runtap would have made.
-    """
+    """A setting of a topic that is not what runtap would have made."""
 
     setting: str
     found: str
@@ -47,8 +43,8 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicState:
-    """
-    A topic as it is on Kafka. `partitions` is 0 where there is none; `settings` is empty where they may not be read.
+    """A topic as it is on Kafka. `partitions` is 0 where there is none; `settings` is empty where
+    they may not be read.
     """
 
     topic: Topic
@@ -59,14 +55,11 @@ class TopicState:
 
     @property
     def exists(self) -> bool:
-        """
-        Whether it is there.
-        """
+        """Whether it is there."""
         return self.partitions > 0
 
     def differences(self, replication_factor: int | None = None, partitions: int | None = None) -> list[Difference]:
-        """
-        Settings that differ from those that runtap would have made. Longer retention is no difference.
+        """Settings that differ from those that runtap would have made. Longer retention is no difference.
 
         Args:
             replication_factor: the wished one; `None`: that of the topic is right.
@@ -94,9 +87,7 @@ class TopicState:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """
-    What Kafka says of itself and of runtap's topics.
-    """
+    """What Kafka says of itself and of runtap's topics."""
 
     brokers: int
     version: str
@@ -104,9 +95,7 @@ class ClusterState:
 
 
 def wanted_settings(topic: Topic, replication_factor: int) -> dict[str, str]:
-    """
-    The settings of a topic that has so many replicas.
-    """
+    """The settings of a topic that has so many replicas."""
     return {**topic.settings, **({_MIN_INSYNC: "2"} if replication_factor >= 3 else {})}
 
 
@@ -115,8 +104,7 @@ async def create_topics(
     partitions: int = DEFAULT_PARTITIONS,
     replication_factor: int = DEFAULT_REPLICATION_FACTOR,
 ) -> list[TopicState]:
-    """
-    Makes the topics that do not exist; the others are left as they are.
+    """Makes the topics that do not exist; the others are left as they are.
 
     Args:
         settings: how to reach Kafka, and the prefix of the names.
@@ -187,9 +175,7 @@ def _explain_refusal(
 
 
 async def _read_topics(admin: Any, settings: ConnectionSettings, created: Collection[str] = ()) -> list[TopicState]:
-    """
-    The state of all topics. What does not exist is not asked for by name: that could make it.
-    """
+    """The state of all topics. What does not exist is not asked for by name: that could make it."""
     with translated(settings):
         existing = set(await within(_CALL_SECONDS, admin.list_topics()))
         deadline = time.monotonic() + _CALL_SECONDS
@@ -226,8 +212,7 @@ _FETCH_KEY = 1
 
 
 async def check_topics(settings: ConnectionSettings, start_seconds: float = 5.0) -> ClusterState:
-    """
-    Reads what there is, and changes nothing.
+    """Reads what there is, and changes nothing.
 
     Raises:
         KafkaUnavailableError: Kafka cannot be reached within `start_seconds`.
@@ -247,9 +232,7 @@ def print_topics(
     partitions: int = DEFAULT_PARTITIONS,
     replication_factor: int = DEFAULT_REPLICATION_FACTOR,
 ) -> list[str]:
-    """
-    The commands of Kafka's own tool that make the topics, for where others make them.
-    """
+    """The commands of Kafka's own tool that make the topics, for where others make them."""
     return [
         shlex.join(
             [

@@ -1,5 +1,4 @@
-"""
-What a model call cost, in integer picodollars (10^-12 dollar).
+"""What a model call cost, in integer picodollars (10^-12 dollar).
 
 The numbers and their meaning are genai-prices'; only the arithmetic is ours: its prices are quantised to a picodollar a
 token once, when they are first needed, and every call after that is a few integer multiplications. A price that is

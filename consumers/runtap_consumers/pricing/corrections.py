@@ -1,6 +1,4 @@
-"""
-genai-prices' data with runtap's corrections (`corrections.toml`, which says why each of them is there).
-"""
+"""genai-prices' data with runtap's corrections (`corrections.toml`, which says why each of them is there)."""
 
 from __future__ import annotations
 
@@ -25,16 +23,13 @@ CORRECTED = f"corrected by runtap ({FILE_NAME})"
 
 
 def load_corrections() -> tuple[OwnPrice, ...]:
-    """
-    The entries of the file that is part of the package.
-    """
+    """The entries of the file that is part of the package."""
     text = (files(__package__) / FILE_NAME).read_text(encoding="utf-8")
     return parse_overrides(text, FILE_NAME).price
 
 
 def correct(providers: Sequence[Provider], corrections: Sequence[OwnPrice]) -> list[Provider]:
-    """
-    The data with corrections. What is given stays as it is: a process has one copy of it.
+    """The data with corrections. What is given stays as it is: a process has one copy of it.
 
     Args:
         providers: as genai-prices declares them.

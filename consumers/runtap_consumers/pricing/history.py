@@ -1,5 +1,4 @@
-"""
-Pricing what is stored: sums of calls, by what their price class still tells of them.
+"""Pricing what is stored: sums of calls, by what their price class still tells of them.
 
 A row holds the sum of calls of one provider, model and price class. It has an exact price where one set of rates holds
 for everything that the row may contain, and every call of it has a price or none has.
@@ -24,8 +23,7 @@ _CACHE_CLASSES = ("cache_read", "cache_write_5m", "cache_write_1h")
 
 
 class StoredClass(NamedTuple):
-    """
-    What a price class says: service tier, input tokens (more than, up to: `None` without end), minutes of the day
+    """What a price class says: service tier, input tokens (more than, up to: `None` without end), minutes of the day
     (UTC; `None`: all), and marks of what the calls used.
     """
 
@@ -37,18 +35,14 @@ class StoredClass(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """
-    What the calls of a row cost together; `None`: none of them has a price.
-    """
+    """What the calls of a row cost together; `None`: none of them has a price."""
 
     cost_picodollars: int | None
 
 
 @lru_cache(4_096)
 def read_class(price_class: str) -> StoredClass:
-    """
-    Takes a price class apart (`PriceTable.price` says how it is made).
-    """
+    """Takes a price class apart (`PriceTable.price` says how it is made)."""
     tier: list[str] = []
     more_than = 0
     up_to: int | None = UNLABELLED_SIZE_TOKENS
@@ -77,8 +71,7 @@ def price_sum(
     from_ns: int,
     to_ns: int,
 ) -> Sum | None:
-    """
-    Prices calls that were added up.
+    """Prices calls that were added up.
 
     Args:
         table: the prices.
@@ -111,9 +104,7 @@ def price_sum(
 
 
 def _rates_met(table: PriceTable, plan: Plan, stored: StoredClass, from_ns: int, to_ns: int) -> Iterator[Rates | None]:
-    """
-    The rates of every cell of a day's plan that calls of the row may lie in.
-    """
+    """The rates of every cell of a day's plan that calls of the row may lie in."""
     edges = [0, *plan.window_starts_ns, _DAY_NS]
     bounds = [-1, *table.sizes]
     for number, cells in enumerate(plan.cells):
@@ -130,9 +121,7 @@ def _rates_met(table: PriceTable, plan: Plan, stored: StoredClass, from_ns: int,
 
 
 def _stretches(window: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """
-    A window of the day, two pieces where it goes over midnight.
-    """
+    """A window of the day, two pieces where it goes over midnight."""
     if window is None:
         return [(0, _DAY_NS)]
     first, last = window[0] * _MINUTE_NS, window[1] * _MINUTE_NS
@@ -159,9 +148,7 @@ def _add_up(rates: Rates, marks: frozenset[str], calls: int, tokens: Mapping[str
 
 
 def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int], is_single: bool) -> bool | None:
-    """
-    Whether every call of a row has a price (`True`), or none (`False`); `None`: it cannot be told.
-    """
+    """Whether every call of a row has a price (`True`), or none (`False`); `None`: it cannot be told."""
     if "searched" in marks and rates.web_search is None:
         return False
     unpriced_audio = [

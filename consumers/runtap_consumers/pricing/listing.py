@@ -1,6 +1,4 @@
-"""
-Prices for people to look at.
-"""
+"""Prices for people to look at."""
 
 from __future__ import annotations
 
@@ -32,8 +30,7 @@ _PARTS = {
 
 
 def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) -> list[dict[str, Any]] | None:
-    """
-    A model's prices on a day, one row a price class; `None` where it has none.
+    """A model's prices on a day, one row a price class; `None` where it has none.
 
     Args:
         table: the prices.
@@ -68,9 +65,7 @@ def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) 
 
 
 def _in_dollars(rates: Rates) -> dict[str, str | None]:
-    """
-    Dollars per million tokens, per thousand searches and requests.
-    """
+    """Dollars per million tokens, per thousand searches and requests."""
     prices: dict[str, str | None] = {}
     for name in ("input", "output", *_PARTS):
         rate: int | None = getattr(rates, name)
@@ -82,9 +77,7 @@ def _in_dollars(rates: Rates) -> dict[str, str | None]:
 
 
 def missing_classes(overrides: Overrides) -> Iterator[str]:
-    """
-    What own prices leave out that the installed table prices apart: it then costs what its total costs.
-    """
+    """What own prices leave out that the installed table prices apart: it then costs what its total costs."""
     table = PriceTable.load()
     for own in overrides.price:
         sold = table.sellers.find(own.provider, own.model)

@@ -1,5 +1,4 @@
-"""
-The owner's own prices: one TOML file of prices, tier factors, discounts and deployment names (`docs/costs.md`).
+"""The owner's own prices: one TOML file of prices, tier factors, discounts and deployment names (`docs/costs.md`).
 
 Prices are dollars per million tokens (searches and requests: per thousand), written as strings or plain numbers; both
 are read as decimals. Of the entries that fit a call and have begun, the one that stands last in the file counts.
@@ -63,9 +62,7 @@ class _TokenPrices(_Strict):
 
 
 class LargeCalls(_TokenPrices):
-    """
-    What calls of more than `input_tokens` pay for all of their tokens; a class not named keeps its price.
-    """
+    """What calls of more than `input_tokens` pay for all of their tokens; a class not named keeps its price."""
 
     input_tokens: Annotated[int, Field(ge=1, le=10**9, strict=True)]
     input: _Dollars | None = None
@@ -78,30 +75,23 @@ class _Entry(_Strict):
     begins: Annotated[date, Field(strict=True)] | None = Field(None, alias="from")
 
     def fits(self, providers: set[str], names: Collection[str]) -> bool:
-        """
-        Whether it is about a call of one of these providers and names (lower case).
-        """
+        """Whether it is about a call of one of these providers and names (lower case)."""
         if self.provider is not None and self.provider.lower() not in providers:
             return False
         return any(_pattern(self.model).fullmatch(name) for name in names)
 
     def has_begun(self, day: date) -> bool:
-        """
-        Whether it is in force on a day, UTC.
-        """
+        """Whether it is in force on a day, UTC."""
         return self.begins is None or self.begins <= day
 
     @property
     def subject(self) -> tuple[str | None, ...]:
-        """
-        What it is about: entries of one subject follow each other in time.
-        """
+        """What it is about: entries of one subject follow each other in time."""
         return (self.provider and self.provider.lower(), self.model.lower(), getattr(self, "tier", None))
 
 
 class OwnPrice(_Entry, _TokenPrices):
-    """
-    The whole price of a model from a day on, in one service tier (`None`: standard).
+    """The whole price of a model from a day on, in one service tier (`None`: standard).
 
     A class of tokens that is not named costs what the total costs that contains it.
     """
@@ -121,9 +111,7 @@ class OwnPrice(_Entry, _TokenPrices):
         return self
 
     def model_price(self) -> ModelPrice:
-        """
-        The same in genai-prices' form.
-        """
+        """The same in genai-prices' form."""
         prices: dict[str, Decimal | TieredPrices | None] = {}
         for name, key in _TOKEN_PRICES.items():
             price: Decimal | None = getattr(self, name)
@@ -144,57 +132,43 @@ class OwnPrice(_Entry, _TokenPrices):
 
 
 class TierFactor(_Entry):
-    """
-    What a service tier's tokens cost, as a multiple of the standard price.
-    """
+    """What a service tier's tokens cost, as a multiple of the standard price."""
 
     tier: _TierName
     factor: _Factor
 
 
 class Discount(_Entry):
-    """
-    What is taken off everything that a call costs.
-    """
+    """What is taken off everything that a call costs."""
 
     percent: _Percent
 
 
 class Terms(NamedTuple):
-    """
-    The entries about one model, in the file's order.
-    """
+    """The entries about one model, in the file's order."""
 
     prices: tuple[OwnPrice, ...] = ()
     tiers: tuple[TierFactor, ...] = ()
     discounts: tuple[Discount, ...] = ()
 
     def price_at(self, tier: str, day: date) -> ModelPrice | None:
-        """
-        The owner's price in a tier ('': standard).
-        """
+        """The owner's price in a tier ('': standard)."""
         fitting = [each for each in self.prices if (each.tier or "") == tier and each.has_begun(day)]
         return fitting[-1].model_price() if fitting else None
 
     def tier_factor_at(self, tier: str, day: date) -> Decimal | None:
-        """
-        By what the standard price is multiplied in a tier.
-        """
+        """By what the standard price is multiplied in a tier."""
         fitting = [each.factor for each in self.tiers if each.tier == tier and each.has_begun(day)]
         return fitting[-1] if fitting else None
 
     def share_at(self, day: date) -> Decimal:
-        """
-        What is left to pay after the discount.
-        """
+        """What is left to pay after the discount."""
         fitting = [each.percent for each in self.discounts if each.has_begun(day)]
         return 1 - fitting[-1] / 100 if fitting else Decimal(1)
 
 
 class Overrides(_Strict):
-    """
-    A file's content. `aliases`: by provider (`*`: any), what a call names -> the model that is priced.
-    """
+    """A file's content. `aliases`: by provider (`*`: any), what a call names -> the model that is priced."""
 
     aliases: dict[str, dict[str, _Name]] = Field(default_factory=dict)
     price: tuple[OwnPrice, ...] = ()
@@ -203,15 +177,11 @@ class Overrides(_Strict):
 
     @property
     def is_empty(self) -> bool:
-        """
-        Whether it changes nothing.
-        """
+        """Whether it changes nothing."""
         return not (self.aliases or self.price or self.tier or self.discount)
 
     def real_name(self, providers: set[str], name: str) -> str:
-        """
-        The model behind a deployment's name; the name itself where none is given. All in lower case.
-        """
+        """The model behind a deployment's name; the name itself where none is given. All in lower case."""
         for provider, names in self.aliases.items():
             if provider == "*" or provider.lower() in providers:
                 for alias, model in names.items():
@@ -220,9 +190,7 @@ class Overrides(_Strict):
         return name
 
     def terms(self, providers: set[str], names: Collection[str]) -> Terms:
-        """
-        The entries about a model, by the names that a call gives to it and its provider (lower case).
-        """
+        """The entries about a model, by the names that a call gives to it and its provider (lower case)."""
         return Terms(
             tuple(each for each in self.price if each.fits(providers, names)),
             tuple(each for each in self.tier if each.fits(providers, names)),
@@ -230,15 +198,12 @@ class Overrides(_Strict):
         )
 
     def sizes(self) -> set[int]:
-        """
-        Every number of input tokens beyond which a price changes.
-        """
+        """Every number of input tokens beyond which a price changes."""
         return {large.input_tokens for price in self.price for large in price.above}
 
 
 def load_overrides(path: Path) -> Overrides:
-    """
-    Reads and checks a file.
+    """Reads and checks a file.
 
     Raises:
         PriceFileError: it cannot be read, or something in it cannot work; every such thing is named with its line.
@@ -252,8 +217,7 @@ def load_overrides(path: Path) -> Overrides:
 
 
 def parse_overrides(text: str, name: str) -> Overrides:
-    """
-    Checks a file's text.
+    """Checks a file's text.
 
     Args:
         text: TOML.
@@ -312,8 +276,7 @@ def _explain(problem: Any) -> str:
 
 
 def _line_of(lines: Sequence[str], place: tuple[str | int, ...]) -> int:
-    """
-    The line (from 1) of a value, or of the entry that lacks it.
+    """The line (from 1) of a value, or of the entry that lacks it.
 
     Args:
         lines: the file.

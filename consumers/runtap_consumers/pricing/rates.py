@@ -1,6 +1,4 @@
-"""
-The prices of one model at one moment, as integers a unit.
-"""
+"""The prices of one model at one moment, as integers a unit."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ _CACHED_MODALITY_PRICE = re.compile(r"cache_(audio|image)_")
 
 
 class Rates(NamedTuple):
-    """
-    Picodollars a unit. Parts are differences from the price of the total that contains them; `None`: unknown.
-    """
+    """Picodollars a unit. Parts are differences from the price of the total that contains them; `None`: unknown."""
 
     request: int
     input: int
@@ -72,9 +68,7 @@ _FREE_OF_CHARGE = Rates(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class _Prices(NamedTuple):
-    """
-    Prices, by what those of tokens are to be multiplied, and what is left of everything after a discount.
-    """
+    """Prices, by what those of tokens are to be multiplied, and what is left of everything after a discount."""
 
     prices: ModelPrice
     token_factor: Decimal
@@ -82,35 +76,27 @@ class _Prices(NamedTuple):
 
 
 def rates_by_size(sold: Sold, tier: str, moment: datetime, smallest_tokens: Sequence[int]) -> list[Rates | None]:
-    """
-    A model's rates in that tier (empty: standard) at that moment, for calls from each of these input sizes on.
-    """
+    """A model's rates in that tier (empty: standard) at that moment, for calls from each of these input sizes on."""
     found = _prices_at(sold, tier, moment)
     return [found and _quantised(sold, found, input_tokens) for input_tokens in smallest_tokens]
 
 
 def size_thresholds(providers: Sequence[Provider]) -> set[int]:
-    """
-    Every number of input tokens beyond which some model has another price.
-    """
+    """Every number of input tokens beyond which some model has another price."""
     prices = (prices for provider in providers for model in provider.models for prices in _all_prices(model))
     tiered = (price for each in prices for price in vars(each).values() if isinstance(price, TieredPrices))
     return {tier.start for price in tiered for tier in price.tiers}
 
 
 def time_constraints(model: ModelInfo) -> list[TimeOfDateConstraint]:
-    """
-    The times of day at which the model has a price of its own.
-    """
+    """The times of day at which the model has a price of its own."""
     conditionals = [] if isinstance(model.prices, ModelPrice) else model.prices
     constraints = [each.constraint for each in (*conditionals, *(model.price_variants or ()))]
     return [each for each in constraints if isinstance(each, TimeOfDateConstraint)]
 
 
 def minute_of_day(edge: time) -> int:
-    """
-    The UTC minute at which a window begins or ends; times without a zone are UTC.
-    """
+    """The UTC minute at which a window begins or ends; times without a zone are UTC."""
     offset = edge.utcoffset() or timedelta()
     return (edge.hour * 60 + edge.minute - offset // timedelta(minutes=1)) % 1_440
 

@@ -1,6 +1,4 @@
-"""
-Who sold a call: from the names that LangChain reports to a model of the price table.
-"""
+"""Who sold a call: from the names that LangChain reports to a model of the price table."""
 
 from __future__ import annotations
 
@@ -64,9 +62,8 @@ _GOOGLE_PATH = re.compile(r"^(projects/.*/|publishers/.*/)?models/")
 
 
 class Sold(NamedTuple):
-    """
-    What was sold: a model of the table, the provider whose call it was and the one that lists the model (another, where
-    it is resold), and the owner's own terms. `model` is `None` where the terms alone say what it costs.
+    """What was sold: a model of the table, the provider whose call it was and the one that lists the model (another,
+    where it is resold), and the owner's own terms. `model` is `None` where the terms alone say what it costs.
     """
 
     name: str
@@ -77,9 +74,7 @@ class Sold(NamedTuple):
 
     @property
     def tiers_of(self) -> str | None:
-        """
-        Whose service tiers it is sold in: one provider's say nothing of another who sells the same model.
-        """
+        """Whose service tiers it is sold in: one provider's say nothing of another who sells the same model."""
         if self.provider is None or self.maker is None:
             return None
         is_same = self.provider is self.maker or (self.provider.id, self.maker.id) in _SAME_TIERS
@@ -87,9 +82,7 @@ class Sold(NamedTuple):
 
 
 class Sellers:
-    """
-    Finds models by name. Slow (up to milliseconds): for the caller to remember.
-    """
+    """Finds models by name. Slow (up to milliseconds): for the caller to remember."""
 
     def __init__(self, providers: Sequence[Provider], overrides: Overrides | None = None) -> None:
         self._providers = list(providers)
@@ -97,9 +90,7 @@ class Sellers:
         self._by_id = {provider.id: provider for provider in providers}
 
     def find(self, provider: str | None, model: str | None) -> Sold | None:
-        """
-        The model that was billed, `None` where that is unknown or nobody bills it by the token.
-        """
+        """The model that was billed, `None` where that is unknown or nobody bills it by the token."""
         if not model:
             return None
         seller = (provider or "").strip().lower()
@@ -124,8 +115,8 @@ class Sellers:
         return found._replace(terms=terms)
 
     def nearest(self, provider: str | None, model: str, at_most: int = 3) -> list[str]:
-        """
-        Known models whose names look most like one that is not known, as `provider/model`; of the provider, if it is.
+        """Known models whose names look most like one that is not known, as `provider/model`; of the provider, if it
+        is.
         """
         wanted = model.strip().lower().rpartition("/")[2]
         home = self._provider(provider.strip().lower()) if provider else None
@@ -138,8 +129,7 @@ class Sellers:
         return [known[name] for name in get_close_matches(wanted, known, at_most, cutoff=0.6)]
 
     def _candidates(self, provider: str, name: str) -> Iterator[Sold]:
-        """
-        Likeliest first: the provider itself; a seller named before a slash; the maker known by such names.
+        """Likeliest first: the provider itself; a seller named before a slash; the maker known by such names.
 
         The last two only where the provider is unknown, or `openai`: its client speaks to everybody (`base_url`); but a
         reseller's prices are those of the maker before the slash.

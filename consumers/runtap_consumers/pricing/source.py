@@ -1,5 +1,4 @@
-"""
-Where prices come from: genai-prices as installed or as updated, runtap's corrections and the owner's file over them.
+"""Where prices come from: genai-prices as installed or as updated, runtap's corrections and the owner's file over them.
 Read again when one of the files changes.
 """
 
@@ -32,9 +31,7 @@ Stamp = tuple[int, int, int] | None
 
 
 class PriceUpdate(NamedTuple):
-    """
-    Newer data that were stored: what they are called in a price set, how many models, and where they lie.
-    """
+    """Newer data that were stored: what they are called in a price set, how many models, and where they lie."""
 
     name: str
     models: int
@@ -42,14 +39,11 @@ class PriceUpdate(NamedTuple):
 
 
 class PriceSource:
-    """
-    The prices of a process, and whether they are still those of the files.
-    """
+    """The prices of a process, and whether they are still those of the files."""
 
     def __init__(self, settings: ConsumerSettings) -> None:
-        """
-        Raises:
-            PriceFileError: a file cannot be read or is wrong: at the start that stops a process.
+        """Raises:
+        PriceFileError: a file cannot be read or is wrong: at the start that stops a process.
         """
         self._files = (data_path(settings), Path(settings.prices) if settings.prices else None)
         self._stamps = self._read_stamps()
@@ -57,8 +51,8 @@ class PriceSource:
         self._settings = settings
 
     def refresh(self) -> bool:
-        """
-        Reads the files again if one has changed. A file that is wrong leaves the prices as they are, and says so once.
+        """Reads the files again if one has changed. A file that is wrong leaves the prices as they are, and says so
+        once.
 
         Returns:
             Whether `table` is another one now.
@@ -83,8 +77,7 @@ class PriceSource:
 
 
 def load_prices(settings: ConsumerSettings) -> PriceTable:
-    """
-    The table that the settings name.
+    """The table that the settings name.
 
     Raises:
         PriceFileError: a file cannot be read, or something in it cannot work.
@@ -95,9 +88,7 @@ def load_prices(settings: ConsumerSettings) -> PriceTable:
 
 
 def data_path(settings: ConsumerSettings) -> Path:
-    """
-    Where `runtap prices update` keeps newer data: beside a store that is a file, else in the user's state folder.
-    """
+    """Where `runtap prices update` keeps newer data: beside a store that is a file, else in the user's state folder."""
     if settings.price_data:
         return Path(settings.price_data)
     url = make_url(settings.database_url)
@@ -107,8 +98,7 @@ def data_path(settings: ConsumerSettings) -> Path:
 
 
 def update_prices(settings: ConsumerSettings, file: Path | None, now_ns: int) -> PriceUpdate:
-    """
-    Stores newer data of genai-prices, once they are found to be usable.
+    """Stores newer data of genai-prices, once they are found to be usable.
 
     Args:
         settings: where to.

@@ -1,6 +1,4 @@
-"""
-The table of prices, and the hot path that prices one call.
-"""
+"""The table of prices, and the hot path that prices one call."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ _STANDARD_TIERS = frozenset({"auto", "default", "standard", "on_demand", "on-dem
 
 
 class Priced(Struct, frozen=True, gc=False):
-    """
-    The cost of one call (`None`: no price known), and the class of price it belongs to.
+    """The cost of one call (`None`: no price known), and the class of price it belongs to.
 
     `price_class` is at most 64 characters: `standard`, or of these what applies, joined by `/`: the service tier; the
     size bucket as `more-than`-`up-to` input tokens (`200000-256000`, `524288-`; up to 32,000 goes unlabelled); the
@@ -51,17 +48,14 @@ class Priced(Struct, frozen=True, gc=False):
 
 
 class Plan(NamedTuple):
-    """
-    The prices of one model, tier and day: price class and rates, by window of the day, then by size bucket.
-    """
+    """The prices of one model, tier and day: price class and rates, by window of the day, then by size bucket."""
 
     window_starts_ns: tuple[int, ...]
     cells: tuple[tuple[tuple[str, Rates | None], ...], ...]
 
 
 class PriceTable:
-    """
-    Prices of all known models. Reads no clock and does no I/O; for one thread at a time.
+    """Prices of all known models. Reads no clock and does no I/O; for one thread at a time.
 
     `price_set` names the data and the rules that made the figures, in at most 64 characters. `sizes` are the numbers of
     input tokens beyond which some price changes.
@@ -71,11 +65,10 @@ class PriceTable:
     sizes: list[int]
 
     def __init__(self, providers: Sequence[Provider], source: str, overrides: Overrides | None = None) -> None:
-        """
-        Args:
-            providers: As genai-prices declares them; not to be changed afterwards.
-            source: Name and version of the data, the beginning of `price_set`.
-            overrides: The owner's own prices.
+        """Args:
+        providers: As genai-prices declares them; not to be changed afterwards.
+        source: Name and version of the data, the beginning of `price_set`.
+        overrides: The owner's own prices.
         """
         overrides = overrides or Overrides()
         own = "" if overrides.is_empty else f"\n{overrides!r}"
@@ -89,9 +82,7 @@ class PriceTable:
 
     @classmethod
     def load(cls) -> PriceTable:
-        """
-        The table of the installed genai-prices, corrected.
-        """
+        """The table of the installed genai-prices, corrected."""
         # 30,000 lines of data: who needs no prices does not wait for them.
         from genai_prices.data import providers
 
@@ -100,8 +91,7 @@ class PriceTable:
     def price(
         self, provider: str | None, model: str | None, usage: Usage, at_ns: int, service_tier: str | None = None
     ) -> Priced:
-        """
-        Price one call.
+        """Price one call.
 
         Args:
             provider: LangChain's or genai-prices' name for it; where it is unknown the model's name decides.
@@ -155,9 +145,7 @@ class PriceTable:
         return Priced(price_class, cost)
 
     def plan(self, provider: str | None, model: str | None, service_tier: str | None, day: int) -> Plan:
-        """
-        All prices of a model, in one tier, on one day since the epoch (UTC). Size buckets end at `sizes`.
-        """
+        """All prices of a model, in one tier, on one day since the epoch (UTC). Size buckets end at `sizes`."""
         key = (provider, model, service_tier, day)
         return self._plans.get(key) or self._remember_plan(*key)
 
@@ -195,9 +183,7 @@ class PriceTable:
 
 
 def _cost_of_extras(usage: Usage, rates: Rates) -> int | None:
-    """
-    What audio, image and web searches add; `None`: unknown.
-    """
+    """What audio, image and web searches add; `None`: unknown."""
     image = (usage.input_image_tokens or 0) * rates.input_image
     cost = image
     for count, rate in (

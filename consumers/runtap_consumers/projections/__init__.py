@@ -1,6 +1,5 @@
-"""
-What workers compute. A projection is a function of the log, the prices and the admitted dimension values: no clock, no
-driver, no Kafka. Each returns the rows that a batch adds (`runtap_consumers.projections.rollups.Changes`).
+"""What workers compute. A projection is a function of the log, the prices and the admitted dimension values: no clock,
+no driver, no Kafka. Each returns the rows that a batch adds (`runtap_consumers.projections.rollups.Changes`).
 """
 
 from collections.abc import Callable

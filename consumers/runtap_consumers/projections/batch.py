@@ -1,6 +1,4 @@
-"""
-A batch: what one set of projections in lockstep applies of one partition, sorted by kind.
-"""
+"""A batch: what one set of projections in lockstep applies of one partition, sorted by kind."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ _NO_TOKENS = [0] * len(TOKEN_CLASSES)
 
 
 class Call(Struct, gc=False):
-    """
-    An ended model run and what it cost. `measures` are in the order of `rollups.COST_MEASURES`.
-    """
+    """An ended model run and what it cost. `measures` are in the order of `rollups.COST_MEASURES`."""
 
     event: RunEnded
     at_ns: int
@@ -50,8 +46,7 @@ class Call(Struct, gc=False):
 
 @dataclass
 class Batch:
-    """
-    The new events of a batch.
+    """The new events of a batch.
 
     An event comes with its instant: the capture time, or the log time where that was not believed. `ended` is capped
     (see `dimensions`), `kinds` the same by kind, `ended_uncapped` the same events as they came. `skipped_types` are
@@ -72,9 +67,7 @@ class Batch:
     skewed_services: list[str] = field(default_factory=list)
 
     def instant_of(self, event: RunEvent | SessionEvent, log_time_ns: int) -> int:
-        """
-        The instant at which an event counts; where that is not its own, it counts as skewed, too.
-        """
+        """The instant at which an event counts; where that is not its own, it counts as skewed, too."""
         at_ns = believed_time(event.at_ns, log_time_ns)
         if at_ns != event.at_ns:
             self.skewed_services.append(event.service)
@@ -82,9 +75,7 @@ class Batch:
 
     @cached_property
     def calls(self) -> list[Call | None]:
-        """
-        Priced once for all projections; parallel to `ended`, `None` where the run is no model call.
-        """
+        """Priced once for all projections; parallel to `ended`, `None` where the run is no model call."""
         return [
             price_call(event, capped, at_ns, self.prices) if event.run_type == "llm" else None
             for (event, at_ns), (capped, _) in zip(self.ended_uncapped, self.ended, strict=True)
@@ -92,9 +83,7 @@ class Batch:
 
     @cached_property
     def calls_by_price(self) -> dict[PriceKey, list[Call]]:
-        """
-        The calls, sorted by what costs are kept by.
-        """
+        """The calls, sorted by what costs are kept by."""
         found: dict[PriceKey, list[Call]] = defaultdict(list)
         for call in self.calls:
             if call is not None:
@@ -113,9 +102,7 @@ class Batch:
 
 
 def sorted_by_kind(ended: list[Timed]) -> dict[Kind, list[Timed]]:
-    """
-    Ended runs by what they count under.
-    """
+    """Ended runs by what they count under."""
     found: dict[Kind, list[Timed]] = defaultdict(list)
     for timed in ended:
         found[_kind_of(timed[0])].append(timed)
@@ -123,9 +110,7 @@ def sorted_by_kind(ended: list[Timed]) -> dict[Kind, list[Timed]]:
 
 
 def add_up(rows: list[list[int]]) -> list[int]:
-    """
-    The sums of the columns of rows of the same length.
-    """
+    """The sums of the columns of rows of the same length."""
     if len(rows) == 1:
         return rows[0]
     # Of two, adding is quicker; of more, summing columns is, three times where there are many.
@@ -133,9 +118,7 @@ def add_up(rows: list[list[int]]) -> list[int]:
 
 
 def add_up_by_value(measures: Iterable[tuple[str | None, list[int]]]) -> dict[str, list[int]]:
-    """
-    The sums of calls' measures by a value that each comes with; those with `None` are left out.
-    """
+    """The sums of calls' measures by a value that each comes with; those with `None` are left out."""
     found: dict[str, list[list[int]]] = defaultdict(list)
     for value, row in measures:
         if value is not None:
@@ -144,30 +127,23 @@ def add_up_by_value(measures: Iterable[tuple[str | None, list[int]]]) -> dict[st
 
 
 def add_row(rows: dict[tuple[Any, ...], list[Any]], key: tuple[Any, ...], measures: list[int]) -> None:
-    """
-    Adds measures to the row of a key.
-    """
+    """Adds measures to the row of a key."""
     row = rows.get(key)
     rows[key] = measures if row is None else list(map(add, row, measures))
 
 
 def believed_time(at_ns: int, log_time_ns: int) -> int:
-    """
-    The instant that decides an event's bucket: its own, unless that is over 60 s after or 8 days before log time.
-    """
+    """The instant that decides an event's bucket: its own, unless that is over 60 s after or 8 days before log time."""
     return at_ns if -SKEW_BEHIND_NS <= at_ns - log_time_ns <= SKEW_AHEAD_NS else log_time_ns
 
 
 def minute_of(at_ns: int) -> int:
-    """
-    Start of the minute that holds an instant.
-    """
+    """Start of the minute that holds an instant."""
     return at_ns - at_ns % MINUTE_NS
 
 
 def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: PriceTable) -> Call:
-    """
-    What a model run used and cost. Unknown is not zero: without usage or price the cost is `None`, and counted.
+    """What a model run used and cost. Unknown is not zero: without usage or price the cost is `None`, and counted.
 
     Args:
         event: the run as it came, which is priced.
@@ -202,9 +178,8 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: PriceTable
 
 
 def _counted(usage: Usage) -> list[int]:
-    """
-    A usage's figures in the order of `rollups.TOKEN_CLASSES`. Written out: a loop over the names takes three times as
-    long, for every call.
+    """A usage's figures in the order of `rollups.TOKEN_CLASSES`. Written out: a loop over the names takes three times
+    as long, for every call.
     """
     return [
         usage.input_tokens or 0,

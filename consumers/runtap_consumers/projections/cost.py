@@ -1,6 +1,4 @@
-"""
-Costs: calls, tokens by class and money, by provider, model, service, environment, price set and price class.
-"""
+"""Costs: calls, tokens by class and money, by provider, model, service, environment, price set and price class."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from runtap_consumers.projections.rollups import COST, COST_BY_ATTRIBUTE, HOUR_N
 
 
 def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds the model calls of a batch.
-    """
+    """Folds the model calls of a batch."""
     minutes: dict[tuple[Any, ...], list[Any]] = {}
     attributes: dict[tuple[Any, ...], list[Any]] = {}
     for key, calls in batch.calls_by_price.items():

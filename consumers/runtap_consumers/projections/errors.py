@@ -1,5 +1,4 @@
-"""
-Errors: origins only, by group, and the ended roots that an error rate is made of.
+"""Errors: origins only, by group, and the ended roots that an error rate is made of.
 
 One exception passes through every ancestor; the run whose child did not end with the same object is its origin.
 """
@@ -25,9 +24,7 @@ Rows = dict[tuple[Any, ...], list[Any]]
 
 
 def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds the failures and the roots of a batch.
-    """
+    """Folds the failures and the roots of a batch."""
     roots: Rows = {}
     errors: Rows = {}
     groups: Rows = {}

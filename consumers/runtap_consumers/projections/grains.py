@@ -1,5 +1,4 @@
-"""
-From a commit's minute deltas to the rows of every grain.
+"""From a commit's minute deltas to the rows of every grain.
 
 Minutes are what a fold makes; hours, days and totals are derived from them once a commit. Sums stay deltas. Sketches
 become absolute values: the worker holds the sketches of the buckets it is filling, which saves reading them before each
@@ -26,18 +25,14 @@ _BUCKETS_KEPT = 4
 
 
 class Calendar:
-    """
-    Days of the store's time zone.
-    """
+    """Days of the store's time zone."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         self._zone = zone
         self._until_ns = self._day_ns = 0
 
     def day_of(self, at_ns: int) -> int:
-        """
-        Start of the local day that holds an instant, Unix nanoseconds.
-        """
+        """Start of the local day that holds an instant, Unix nanoseconds."""
         if not self._day_ns <= at_ns < self._until_ns:
             local = datetime.fromtimestamp(at_ns // 10**9, self._zone)
             midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
@@ -48,17 +43,14 @@ class Calendar:
 
 
 class SketchBook:
-    """
-    The sketches that one partition's writer holds. Forgotten whole when the partition is lost.
-    """
+    """The sketches that one partition's writer holds. Forgotten whole when the partition is lost."""
 
     def __init__(self, load: LoadSketches) -> None:
         self._load = load
         self._buckets: dict[str, OrderedDict[int, dict[Key, list[Sketch | None]]]] = {}
 
     def grow(self, table: str, bucket: int, key: Key, additions: list[list[int]]) -> list[bytes | None]:
-        """
-        Adds to a row's sketches.
+        """Adds to a row's sketches.
 
         Returns:
             Their new stored forms, `None` for one that never had an entry.
@@ -79,9 +71,7 @@ class SketchBook:
         return [None if sketch is None else sketch.to_bytes() for sketch in sketches]
 
     def trim(self) -> None:
-        """
-        Forgets all but the buckets used last.
-        """
+        """Forgets all but the buckets used last."""
         for buckets in self._buckets.values():
             while len(buckets) > _BUCKETS_KEPT:
                 buckets.popitem(last=False)
@@ -96,8 +86,7 @@ def rows_of_grain(
     sketches: SketchBook,
     not_before_ns: int = 0,
 ) -> Rows:
-    """
-    The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
+    """The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
 
     Deltas of buckets past the grain's retention are left out: their row is gone. So are those of buckets that begin
     before `not_before_ns`.

@@ -1,6 +1,5 @@
-"""
-Ledger: what emitters say of themselves. What became of their events stands in every projection's lane marks; the sums
-are worked out at read (`runtap_consumers.figures.ledger`).
+"""Ledger: what emitters say of themselves. What became of their events stands in every projection's lane marks; the
+sums are worked out at read (`runtap_consumers.figures.ledger`).
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from runtap_schemas import EmitterReported
 
 
 def fold_ledger(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds the reports of a batch, and counts the event types that this version does not know.
-    """
+    """Folds the reports of a batch, and counts the event types that this version does not know."""
     reports = {(report.emitter, report.number): _row(report, log_time) for report, log_time in batch.reports}
     # Repeats as well: what comes second from two processes under one emitter id looks like one.
     chains = {

@@ -1,5 +1,4 @@
-"""
-Performance: counts, durations and latency sketches of every component (run type, name and model together).
+"""Performance: counts, durations and latency sketches of every component (run type, name and model together).
 
 A run's own status counts here, whether or not a child failed before it.
 """
@@ -18,9 +17,7 @@ _STATUSES: tuple[str, ...] = ("ok", "error", "interrupted", "cancelled")
 
 
 def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds the ended runs of a batch. Sketch measures are lists of buckets.
-    """
+    """Folds the ended runs of a batch. Sketch measures are lists of buckets."""
     runs: dict[tuple[Any, ...], list[RunEnded]] = defaultdict(list)
     for (service, environment, run_type, name, _, request_model, answering_model), ended in batch.kinds.items():
         model = (answering_model or request_model or "") if run_type == "llm" else ""
@@ -43,9 +40,7 @@ def _by_minute(ended: list[Timed]) -> dict[int, list[RunEnded]]:
 
 
 def _measures(events: list[RunEnded]) -> list[Any]:
-    """
-    In the order of `rollups.PERFORMANCE`.
-    """
+    """In the order of `rollups.PERFORMANCE`."""
     durations = [event.duration_ns for event in events]
     statuses: list[str] = [event.status for event in events]
     answers = [

@@ -1,5 +1,4 @@
-"""
-The tables that projections fill, declared once: their keys, their measures, and how two rows of one key become one.
+"""The tables that projections fill, declared once: their keys, their measures, and how two rows of one key become one.
 
 A projection returns rows in the order declared here; `store.tables` makes SQL tables of the same declarations. Every
 row carries partition and generation at the end of its key and is summed at read, so each row has one writer.
@@ -24,9 +23,7 @@ OTHER = "__other__"
 
 
 class Merge(Enum):
-    """
-    What becomes of a measure when a second row of its key arrives.
-    """
+    """What becomes of a measure when a second row of its key arrives."""
 
     ADD = "add"
     MIN = "min"
@@ -39,9 +36,7 @@ class Merge(Enum):
 
 @dataclass(frozen=True)
 class Measure:
-    """
-    One column that is not part of the key. `kind`: `integer`, `text` or `bytes`.
-    """
+    """One column that is not part of the key. `kind`: `integer`, `text` or `bytes`."""
 
     name: str
     merge: Merge
@@ -52,8 +47,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Rollup:
-    """
-    A table of rows that add up.
+    """A table of rows that add up.
 
     `keys` leave out the bucket in front, and partition and generation at the end. With `grains` there is a table for
     each of `GRAINS`, named `{name}_{grain}`; without, one table of that name.
@@ -66,22 +60,16 @@ class Rollup:
     integer_keys: tuple[str, ...] = ()
 
     def table_name(self, grain: str | None = None) -> str:
-        """
-        Name of the SQL table, of one grain where there are grains.
-        """
+        """Name of the SQL table, of one grain where there are grains."""
         return f"{self.name}_{grain}" if self.grains else self.name
 
     def key_columns(self, grain: str | None = None) -> tuple[str, ...]:
-        """
-        All columns of the key, in order.
-        """
+        """All columns of the key, in order."""
         bucket = ("bucket_ns",) if self.grains and grain != "total" else ()
         return (*bucket, *self.keys, "partition", "generation")
 
     def measures_of(self, grain: str | None = None) -> tuple[Measure, ...]:
-        """
-        The measures that a grain's table has.
-        """
+        """The measures that a grain's table has."""
         return tuple(measure for measure in self.measures if measure.in_total or grain != "total")
 
 
@@ -319,8 +307,7 @@ RUN_COLUMNS: tuple[tuple[str, str], ...] = (
 
 @dataclass
 class Changes:
-    """
-    What one projection makes of a batch.
+    """What one projection makes of a batch.
 
     `minutes` holds deltas of rollups with grains, by minute: (bucket, *keys) -> measures; `rows` those of rollups
     without grains: keys -> measures. Both leave out partition and generation, which the commit adds. A sketch measure

@@ -1,6 +1,4 @@
-"""
-Runs: one row of facts an ended run, and a row each for those that have not ended.
-"""
+"""Runs: one row of facts an ended run, and a row each for those that have not ended."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ _tokens_of = attrgetter(*TOKEN_CLASSES)
 
 
 def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds starts and ends. Rows name what the events said, whatever was capped elsewhere.
-    """
+    """Folds starts and ends. Rows name what the events said, whatever was capped elsewhere."""
     opened: dict[tuple[Any, ...], list[Any]] = {}
     for event, at_ns in batch.started:
         opened[(event.run_id,)] = [

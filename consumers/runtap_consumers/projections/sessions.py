@@ -1,6 +1,4 @@
-"""
-Sessions: when, who, how much, at what cost.
-"""
+"""Sessions: when, who, how much, at what cost."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _INPUT_MEASURE, _OUTPUT_MEASURE = _MEASURE_NAMES.index("input_tokens"), _MEASURE
 
 
 def fold_sessions(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
-    """
-    Folds everything that names a session. A run counts from its start to its end.
-    """
+    """Folds everything that names a session. A run counts from its start to its end."""
     sessions = _Sessions(batch.log_time_ns)
     for event, at_ns in batch.ended:
         if event.session_id is None:
@@ -56,9 +52,7 @@ def fold_sessions(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
 
 
 class _Sessions:
-    """
-    The rows of one batch, by session.
-    """
+    """The rows of one batch, by session."""
 
     def __init__(self, log_time_ns: int) -> None:
         self.rows: dict[str, list[Any]] = {}
@@ -66,9 +60,7 @@ class _Sessions:
         self._log_time_ns = log_time_ns
 
     def row(self, session_id: str, user_id: str | None, service: str, first_ns: int, last_ns: int) -> list[Any]:
-        """
-        A session's row, stretched over what happened from `first_ns` to `last_ns`.
-        """
+        """A session's row, stretched over what happened from `first_ns` to `last_ns`."""
         row = self.rows.get(session_id)
         if row is None:
             row = [first_ns, last_ns, 0, 0, 0, 0, 0, 0, 0, 0, service, self._log_time_ns]

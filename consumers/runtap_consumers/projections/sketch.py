@@ -1,5 +1,4 @@
-"""
-Latency sketches: mergeable histograms of log-spaced buckets, 50 an octave, relative error at most 1 %.
+"""Latency sketches: mergeable histograms of log-spaced buckets, 50 an octave, relative error at most 1 %.
 
 Stored as little-endian 32-bit words, `bucket << 20 | count`, in no order; a bucket may occur more than once, so that
 concatenating two blobs merges them. Bucket: `octave * 50 + (ns * 50 >> (octave - 1))` with `octave = ns.bit_length()`,
@@ -23,9 +22,7 @@ _WORTH_COUNTING = 300
 
 
 def bucket_of(duration_ns: int) -> int:
-    """
-    The bucket of a duration; 0 counts as 1 ns.
-    """
+    """The bucket of a duration; 0 counts as 1 ns."""
     octave = duration_ns.bit_length()
     if octave == 0:
         return 100
@@ -33,9 +30,7 @@ def bucket_of(duration_ns: int) -> int:
 
 
 def bucket_value_ns(bucket: int) -> float:
-    """
-    The value that stands for a bucket: 2ab / (a + b) of its ends, which halves the largest relative error.
-    """
+    """The value that stands for a bucket: 2ab / (a + b) of its ends, which halves the largest relative error."""
     octave, step = divmod(bucket - 50, 50)
     low = (50 + step) * 2.0 ** (octave - 1) / 50
     high = (51 + step) * 2.0 ** (octave - 1) / 50
@@ -43,9 +38,7 @@ def bucket_value_ns(bucket: int) -> float:
 
 
 class Sketch:
-    """
-    A sketch that grows: the stored form, and where in it each bucket lies.
-    """
+    """A sketch that grows: the stored form, and where in it each bucket lies."""
 
     __slots__ = ("_places", "_words")
 
@@ -56,9 +49,7 @@ class Sketch:
         self._places = {word >> _COUNT_BITS: place for place, word in enumerate(self._words)}
 
     def add(self, buckets: Collection[int]) -> None:
-        """
-        Counts one occurrence of each bucket.
-        """
+        """Counts one occurrence of each bucket."""
         words, places = self._words, self._places
         is_worth_it = _WORTH_COUNTING <= len(buckets) <= _FULL
         counts = Counter(buckets).items() if is_worth_it else zip(buckets, repeat(1), strict=False)
@@ -71,9 +62,7 @@ class Sketch:
                 words[place] = word + count
 
     def to_bytes(self) -> bytes:
-        """
-        The stored form.
-        """
+        """The stored form."""
         if sys.byteorder == "big":
             swapped = array("I", self._words)
             swapped.byteswap()
@@ -82,8 +71,7 @@ class Sketch:
 
 
 def quantiles_ns(blob: bytes, fractions: Iterable[float]) -> list[float | None]:
-    """
-    Quantiles of a sketch, or of several concatenated.
+    """Quantiles of a sketch, or of several concatenated.
 
     Args:
         blob: the stored form; empty where nothing was counted.

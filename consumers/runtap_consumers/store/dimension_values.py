@@ -1,6 +1,4 @@
-"""
-Which values of a dimension figures may name: one table a store, so that every worker decides alike.
-"""
+"""Which values of a dimension figures may name: one table a store, so that every worker decides alike."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ _DAYS_KEPT = 30
 
 
 def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """
-    Admits what there is room for, in a transaction of its own; see `admit_inside`.
+    """Admits what there is room for, in a transaction of its own; see `admit_inside`.
 
     Raises:
         StoreError: the store did not take it.
@@ -28,8 +25,7 @@ def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
 
 
 def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """
-    Admits what there is room for, in key order.
+    """Admits what there is room for, in key order.
 
     Args:
         writer: of the thread that folds, inside a transaction.

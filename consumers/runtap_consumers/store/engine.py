@@ -1,6 +1,4 @@
-"""
-Opening a store: made if it is empty, refused if it is of another topic or version.
-"""
+"""Opening a store: made if it is empty, refused if it is of another topic or version."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ _CREATION_LOCK = 7_262_414
 
 @dataclass(frozen=True)
 class Store:
-    """
-    An open store and what was fixed when it was made.
-    """
+    """An open store and what was fixed when it was made."""
 
     engine: Engine
     store_id: str
@@ -46,15 +42,12 @@ class Store:
 
     @property
     def is_sqlite(self) -> bool:
-        """
-        Whether it is one file, for the processes of one machine.
-        """
+        """Whether it is one file, for the processes of one machine."""
         return self.engine.dialect.name == "sqlite"
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """
-        A connection whose statements all see one snapshot.
+        """A connection whose statements all see one snapshot.
 
         Raises:
             StoreError: the store cannot be read.
@@ -77,8 +70,7 @@ class Store:
             ) from error
 
     def check_version(self) -> None:
-        """
-        Looks whether the tables are still this version's.
+        """Looks whether the tables are still this version's.
 
         Raises:
             StoreVersionError: they were migrated meanwhile.
@@ -88,15 +80,12 @@ class Store:
             _check_version(connection, shown_url(self.engine.url))
 
     def close(self) -> None:
-        """
-        Closes all connections.
-        """
+        """Closes all connections."""
         self.engine.dispose()
 
 
 def open_store(database_url: str, events_topic: str | None = None, timezone: str | None = None) -> Store:
-    """
-    Opens a store, and makes it where there is none yet.
+    """Opens a store, and makes it where there is none yet.
 
     Args:
         database_url: `sqlite:///path` or `postgresql://…`.
@@ -135,8 +124,7 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
 
 
 def migrate_store(database_url: str) -> str:
-    """
-    Brings a store to this version's tables; forward only.
+    """Brings a store to this version's tables; forward only.
 
     Returns:
         The revision that it is at now.
@@ -171,9 +159,7 @@ def migrate_store(database_url: str) -> str:
 
 
 def shown_url(url: URL) -> str:
-    """
-    Where a store is, for messages: without its password, which may stand among the options, too.
-    """
+    """Where a store is, for messages: without its password, which may stand among the options, too."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 

@@ -1,6 +1,4 @@
-"""
-Positions and lane marks: read in one snapshot, made where a projection meets a partition for the first time.
-"""
+"""Positions and lane marks: read in one snapshot, made where a projection meets a partition for the first time."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from runtap_consumers.worker.lane_marks import Lane
 
 @dataclass(frozen=True)
 class Position:
-    """
-    One projection's place in one partition. `fingerprint` is that of the record before `next_offset`.
-    """
+    """One projection's place in one partition. `fingerprint` is that of the record before `next_offset`."""
 
     projection: str
     next_offset: int
@@ -31,9 +27,7 @@ class Position:
 
 
 def load_positions(connection: Connection, partition: int, projections: Iterable[str]) -> dict[str, Position]:
-    """
-    The positions that exist, by projection.
-    """
+    """The positions that exist, by projection."""
     rows = connection.execute(
         select(positions).where(positions.c.partition == partition, positions.c.projection.in_(list(projections)))
     )
@@ -53,9 +47,7 @@ def load_positions(connection: Connection, partition: int, projections: Iterable
 
 
 def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:
-    """
-    The lanes that a projection knows of a partition, by emitter.
-    """
+    """The lanes that a projection knows of a partition, by emitter."""
     rows = connection.execute(
         select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
     )
@@ -75,9 +67,7 @@ def load_lanes(connection: Connection, partition: int, projection: str) -> dict[
 
 
 def lane_row(projection: str, partition: int, emitter: str, lane: Lane) -> tuple[str | int, ...]:
-    """
-    A lane as `lane_marks` holds it, in the order of its columns.
-    """
+    """A lane as `lane_marks` holds it, in the order of its columns."""
     return (
         projection,
         partition,

@@ -1,6 +1,4 @@
-"""
-What a partition's owner deletes inside its commit, by log time; and which reports of emitters go (`thinning`).
-"""
+"""What a partition's owner deletes inside its commit, by log time; and which reports of emitters go (`thinning`)."""
 
 from __future__ import annotations
 
@@ -23,8 +21,7 @@ _SESSION_TABLES = ("session_users", "session_costs")
 
 
 def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
-    """
-    Deletes rollup rows past their grain's retention, and lanes that were silent for 14 days.
+    """Deletes rollup rows past their grain's retention, and lanes that were silent for 14 days.
 
     Args:
         projection: whose rows.
@@ -67,8 +64,7 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
 
 
 def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: str) -> list[Deletion]:
-    """
-    Deletes single runs and open ones past their retention, the oldest first.
+    """Deletes single runs and open ones past their retention, the oldest first.
 
     Args:
         partition: whose rows.
@@ -88,8 +84,7 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
 
 
 def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns: int) -> list[Deletion]:
-    """
-    Deletes sessions without an event for longer than they are kept.
+    """Deletes sessions without an event for longer than they are kept.
 
     Of one generation: a rebuild knows but the beginning of a session that goes on.
     """
@@ -110,9 +105,7 @@ def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns:
 
 
 def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletion:
-    """
-    Deletes all but the newest recent errors of a partition.
-    """
+    """Deletes all but the newest recent errors of a partition."""
     newest = (
         "SELECT at_ns FROM recent_errors WHERE partition = ? AND generation = ? ORDER BY at_ns DESC LIMIT 1 OFFSET ?"
     )
@@ -123,9 +116,7 @@ def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletio
 
 
 class OldReport(NamedTuple):
-    """
-    What decides whether a report of an emitter may go.
-    """
+    """What decides whether a report of an emitter may go."""
 
     number: int
     log_time_ns: int
@@ -133,9 +124,7 @@ class OldReport(NamedTuple):
 
 
 def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, at_most: int) -> list[OldReport]:
-    """
-    An emitter's reports that close nothing, in order: numbers under `below`, log times before `before_ns`.
-    """
+    """An emitter's reports that close nothing, in order: numbers under `below`, log times before `before_ns`."""
     rows = writer.read(
         "SELECT number, min(log_time_ns), max(complete_at_ns) FROM emitter_reports "
         "WHERE emitter = ? AND number < ? AND log_time_ns < ? AND closing = 0 GROUP BY number ORDER BY number LIMIT ?",
@@ -145,8 +134,7 @@ def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, a
 
 
 def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: Collection[int] = ()) -> int:
-    """
-    Deletes some reports of an emitter, inside a transaction; returns how many.
+    """Deletes some reports of an emitter, inside a transaction; returns how many.
 
     Args:
         writer: of the store.

@@ -1,5 +1,4 @@
-"""
-The SQL of the write path, made once from the declared tables.
+"""The SQL of the write path, made once from the declared tables.
 
 store.md's findings: SQLite takes text statements by `executemany`; PostgreSQL takes one `INSERT … SELECT unnest(…)` a
 table, binary, so that no integer is sized by its value.
@@ -29,8 +28,7 @@ _POSTGRES_MERGES = {
 
 
 def upsert_statement(table: Table, dialect: str) -> str:
-    """
-    Adds rows to a table; two rows of one key become one by each column's rule (its `info["merge"]`, else replaced).
+    """Adds rows to a table; two rows of one key become one by each column's rule (its `info["merge"]`, else replaced).
 
     Args:
         table: keys first, in the order of its columns.
@@ -50,17 +48,14 @@ def upsert_statement(table: Table, dialect: str) -> str:
 
 
 def insert_new_statement(table: Table, dialect: str) -> str:
-    """
-    Adds the rows whose key is not there yet.
-    """
+    """Adds the rows whose key is not there yet."""
     columns = ", ".join(column.name for column in table.columns)
     return f"INSERT INTO {table.name} ({columns}) {_source(table, dialect)} ON CONFLICT DO NOTHING"
 
 
 @lru_cache(maxsize=1_024)
 def insert_statement(table: Table, first: tuple[int, ...]) -> str:
-    """
-    Adds rows, on SQLite.
+    """Adds rows, on SQLite.
 
     Args:
         table: which.
@@ -72,16 +67,12 @@ def insert_statement(table: Table, first: tuple[int, ...]) -> str:
 
 
 def copy_statement(table: Table) -> str:
-    """
-    Adds rows, on PostgreSQL. It must stand before the move: a stopped COPY holds what it has locked.
-    """
+    """Adds rows, on PostgreSQL. It must stand before the move: a stopped COPY holds what it has locked."""
     return f"COPY {table.name} ({', '.join(column.name for column in table.columns)}) FROM STDIN (FORMAT BINARY)"
 
 
 def column_types(table: Table) -> list[str]:
-    """
-    PostgreSQL's types of the columns.
-    """
+    """PostgreSQL's types of the columns."""
     return [_postgres_type(column.type) for column in table.columns]
 
 

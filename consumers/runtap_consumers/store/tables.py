@@ -1,5 +1,4 @@
-"""
-Every table, declared once.
+"""Every table, declared once.
 
 The rollups come from `runtap_consumers.projections.rollups`; what stands here besides are the tables that belong to the
 store, the worker and the alert evaluator. All instants are `…_ns`, Unix nanoseconds.

@@ -1,5 +1,4 @@
-"""
-The write path: one connection, one thread, one transaction a batch.
+"""The write path: one connection, one thread, one transaction a batch.
 
 The order inside a transaction is what makes it exact (exactness.md, "Move"): on PostgreSQL the COPY of run rows, then
 the conditional move of the positions, then whole statements; on SQLite the move comes first.
@@ -33,9 +32,7 @@ _DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError)
 
 @dataclass(frozen=True)
 class Move:
-    """
-    Where a projection stood, and where it goes.
-    """
+    """Where a projection stood, and where it goes."""
 
     projection: str
     expected_offset: int
@@ -49,8 +46,7 @@ class Move:
 
 @dataclass
 class Commit:
-    """
-    Everything that one transaction writes for one partition. Rows are whole, in the order of their table's columns;
+    """Everything that one transaction writes for one partition. Rows are whole, in the order of their table's columns;
     those of `runs` alone lack the partition and the generation, with which the table begins.
     """
 
@@ -65,9 +61,7 @@ class Commit:
 
 
 class Writer(ABC):
-    """
-    A connection that commits batches. Not safe for use by two threads at once.
-    """
+    """A connection that commits batches. Not safe for use by two threads at once."""
 
     dialect: str
     _placeholder: str
@@ -82,14 +76,11 @@ class Writer(ABC):
 
     @staticmethod
     def of(store: Store) -> Writer:
-        """
-        The writer for a store's database.
-        """
+        """The writer for a store's database."""
         return SqliteWriter(store) if store.is_sqlite else PostgresWriter(store)
 
     def commit(self, commit: Commit) -> None:
-        """
-        Writes a batch, whole or not at all.
+        """Writes a batch, whole or not at all.
 
         Raises:
             FencedError: a position is not where it was expected; another worker owns the partition.
@@ -99,8 +90,7 @@ class Writer(ABC):
             self.write(commit)
 
     def write(self, commit: Commit) -> None:
-        """
-        Writes a batch inside a transaction.
+        """Writes a batch inside a transaction.
 
         Raises:
             FencedError: a position is not where it was expected.
@@ -116,9 +106,7 @@ class Writer(ABC):
             self.execute(statement, parameters)
 
     def upsert(self, table: Table, rows: list[Row]) -> None:
-        """
-        Adds whole rows to a table inside a transaction; no two of one key.
-        """
+        """Adds whole rows to a table inside a transaction; no two of one key."""
         self.execute_rows(self._upserts[table.name], table, rows)
 
     def _move(self, commit: Commit) -> None:
@@ -148,8 +136,7 @@ class Writer(ABC):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """
-        Commits what is executed inside, or rolls back and raises.
+        """Commits what is executed inside, or rolls back and raises.
 
         Raises:
             StoreError: the database refused or vanished; after it the connection is made anew.
@@ -166,8 +153,7 @@ class Writer(ABC):
             raise
 
     def read(self, statement: str, parameters: Row = ()) -> list[Any]:
-        """
-        Runs one statement with `?` placeholders outside of a transaction, and returns its rows.
+        """Runs one statement with `?` placeholders outside of a transaction, and returns its rows.
 
         Raises:
             StoreError: the store cannot be read.
@@ -180,33 +166,23 @@ class Writer(ABC):
 
     @abstractmethod
     def execute(self, statement: str, parameters: Row = ()) -> int:
-        """
-        Runs one statement with `?` placeholders; returns how many rows it changed.
-        """
+        """Runs one statement with `?` placeholders; returns how many rows it changed."""
 
     @abstractmethod
     def query(self, statement: str, parameters: Row = ()) -> list[Any]:
-        """
-        Runs one statement with `?` placeholders inside a transaction, and returns its rows.
-        """
+        """Runs one statement with `?` placeholders inside a transaction, and returns its rows."""
 
     @abstractmethod
     def execute_rows(self, statement: str, table: Table, rows: list[Row]) -> None:
-        """
-        Runs a statement of `store.statements` for rows of a table.
-        """
+        """Runs a statement of `store.statements` for rows of a table."""
 
     @abstractmethod
     def reset(self) -> None:
-        """
-        Rolls back; gives up the connection where that fails.
-        """
+        """Rolls back; gives up the connection where that fails."""
 
     @abstractmethod
     def close(self) -> None:
-        """
-        Closes the connection.
-        """
+        """Closes the connection."""
 
     @abstractmethod
     def _begin(self) -> None: ...
@@ -228,9 +204,7 @@ class Writer(ABC):
 
 
 class SqliteWriter(Writer):
-    """
-    One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row.
-    """
+    """One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row."""
 
     dialect = "sqlite"
 
@@ -267,9 +241,7 @@ class SqliteWriter(Writer):
         self._connection.execute("COMMIT")
 
     def _write_before_move(self, commit: Commit) -> None:
-        """
-        Nothing: on SQLite everything comes after the move.
-        """
+        """Nothing: on SQLite everything comes after the move."""
 
     def _write_after_move(self, commit: Commit) -> None:
         if commit.runs:
@@ -284,9 +256,7 @@ class SqliteWriter(Writer):
 
 
 class PostgresWriter(Writer):
-    """
-    PostgreSQL. Time-outs end a transaction whose worker was stopped, so that the next owner can go on.
-    """
+    """PostgreSQL. Time-outs end a transaction whose worker was stopped, so that the next owner can go on."""
 
     dialect = "postgresql"
     _BEGIN = (

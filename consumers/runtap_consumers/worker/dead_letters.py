@@ -1,5 +1,5 @@
-"""
-Records that could not be read go on to a topic of their own, as they were, from the table that a worker put them in.
+"""Records that could not be read go on to a topic of their own, as they were, from the table that a
+worker put them in.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _logger = structlog.get_logger(__name__)
 
 
 async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:
-    """
-    Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
+    """Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
 
     Each is marked after its acknowledgement: it is published at least once, a repeat (of a worker that was killed, or
     lost the partition meanwhile) with the same `id` header.

@@ -1,5 +1,4 @@
-"""
-Caps on the values of a dimension, so that a careless run name cannot fill the store.
+"""Caps on the values of a dimension, so that a careless run name cannot fill the store.
 
 The values that figures may name are one table a store and day (`dimension_values`); what is not admitted goes under
 `__other__`. A decision is whatever the table says, so that every worker makes the same one.
@@ -25,15 +24,12 @@ Admit = Callable[[int, set[Value]], set[Value]]
 
 
 class Dimensions:
-    """
-    Decides which values of the events' dimensions figures may name.
-    """
+    """Decides which values of the events' dimensions figures may name."""
 
     def __init__(self, admit: Admit, cost_attributes: Iterable[str] = ()) -> None:
-        """
-        Args:
-            admit: asks the store, in a transaction of its own: (day, {(dimension, value)}) -> those admitted.
-            cost_attributes: metadata keys that costs are attributed to; each is a dimension.
+        """Args:
+        admit: asks the store, in a transaction of its own: (day, {(dimension, value)}) -> those admitted.
+        cost_attributes: metadata keys that costs are attributed to; each is a dimension.
         """
         self._admit = admit
         self._cost_attributes = tuple(cost_attributes)
@@ -42,8 +38,7 @@ class Dimensions:
         self._refused: set[Value] = set()
 
     def cap(self, batch: Batch) -> None:
-        """
-        Fills `ended` and `kinds` of a batch: its ended runs, with every value that is not admitted replaced by
+        """Fills `ended` and `kinds` of a batch: its ended runs, with every value that is not admitted replaced by
         `__other__`. The log time of the batch decides the day.
         """
         day = batch.log_time_ns // DAY_NS

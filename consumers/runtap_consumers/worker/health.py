@@ -1,5 +1,4 @@
-"""
-Health of a worker, for compose and Kubernetes: healthy means progress.
+"""Health of a worker, for compose and Kubernetes: healthy means progress.
 
 It is served from a thread of its own, so that a worker whose loop hangs still answers, with what is wrong.
 """
@@ -23,8 +22,7 @@ from runtap_consumers.errors import HealthPortError
 
 @dataclass
 class Health:
-    """
-    What a worker knows of itself. Written by the worker, read by the health server.
+    """What a worker knows of itself. Written by the worker, read by the health server.
 
     `stalled_after_seconds`: how long there may be lag without progress. `away`: partitions in which a projection was
     left to another worker that moves it. Times are `time.monotonic()`.
@@ -43,9 +41,7 @@ class Health:
     last_progress: float = field(default_factory=time.monotonic)
 
     def problems(self) -> list[str]:
-        """
-        What is wrong; empty where the worker is healthy.
-        """
+        """What is wrong; empty where the worker is healthy."""
         now = time.monotonic()
         found = [f"{name} has stopped: {error}" for name, error in self.failed.items()]
         if now - self.last_turn > self.stalled_after_seconds:
@@ -55,27 +51,20 @@ class Health:
         return found
 
     def is_stalled(self) -> bool:
-        """
-        Whether there is lag and no projection has moved for too long.
-        """
+        """Whether there is lag and no projection has moved for too long."""
         return self.lag > 0 and time.monotonic() - self.last_progress > self.stalled_after_seconds
 
     def turned(self) -> None:
-        """
-        Notes that a loop without lag, such as that of the alerts, went round.
-        """
+        """Notes that a loop without lag, such as that of the alerts, went round."""
         self.last_turn = self.last_progress = time.monotonic()
 
     def progressed(self) -> None:
-        """
-        Notes that a commit went through, or that there was nothing to do.
-        """
+        """Notes that a commit went through, or that there was nothing to do."""
         self.last_progress = time.monotonic()
 
 
 def serve_health(health: Health, port: int) -> uvicorn.Server:
-    """
-    Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
+    """Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
 
     Args:
         health: what the worker keeps up to date.

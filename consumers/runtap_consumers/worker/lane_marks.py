@@ -1,5 +1,4 @@
-"""
-The lane rule: which events of a lane are new, which are repeats, which are missing.
+"""The lane rule: which events of a lane are new, which are repeats, which are missing.
 
 A lane is one emitter's events for one partition, numbered 1, 2, 3 … The log holds a lane in order, with repeats, some
 of them a thousand numbers late. One number a lane, the mark, tells them apart; gaps are kept so that what lands late is
@@ -18,8 +17,7 @@ _first = itemgetter(0)
 
 @dataclass(slots=True)
 class Lane:
-    """
-    What one projection knows of one lane.
+    """What one projection knows of one lane.
 
     `before` are numbers that lay before the log began when the projection first read it; `forgotten` those of gaps
     beyond `MAX_GAPS` ranges, which are lost for good; `quarantined` numbers whose record could not be read.
@@ -35,8 +33,7 @@ class Lane:
     repeats: int = 0
 
     def take(self, number: int) -> bool:
-        """
-        Decides on the next number of the lane.
+        """Decides on the next number of the lane.
 
         Returns:
             Whether its event is new and must be applied; a repeat is counted instead.
@@ -71,15 +68,12 @@ class Lane:
 
 
 class LaneMarks:
-    """
-    All lanes of one partition, as a set of projections in lockstep knows them.
-    """
+    """All lanes of one partition, as a set of projections in lockstep knows them."""
 
     def __init__(self, begun_at: int, lanes: dict[str, Lane]) -> None:
-        """
-        Args:
-            begun_at: the offset at which the projections began to read the partition.
-            lanes: what the store knows, by emitter.
+        """Args:
+        begun_at: the offset at which the projections began to read the partition.
+        lanes: what the store knows, by emitter.
         """
         self._begun_at = begun_at
         self.lanes = lanes
@@ -87,8 +81,7 @@ class LaneMarks:
         self.opened_gap = False
 
     def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
-        """
-        Decides on a record.
+        """Decides on a record.
 
         Args:
             emitter: whose lane it belongs to.

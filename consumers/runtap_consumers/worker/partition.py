@@ -1,5 +1,4 @@
-"""
-One partition in the hands of one worker: load, fold, commit. Synchronous; runs in the worker's one folding thread.
+"""One partition in the hands of one worker: load, fold, commit. Synchronous; runs in the worker's one folding thread.
 
 Everything here is memory of what the store says. After any failed commit the object is thrown away and loaded anew.
 """
@@ -58,9 +57,7 @@ _MAX_OPEN_RUNS_KNOWN = 100_000
 
 
 class Record(Protocol):
-    """
-    What is needed of a Kafka record. `timestamp` is the append time in milliseconds.
-    """
+    """What is needed of a Kafka record. `timestamp` is the append time in milliseconds."""
 
     offset: int
     timestamp: int
@@ -69,9 +66,7 @@ class Record(Protocol):
 
 
 class UndecodableRecord:
-    """
-    Stands for a record that the Kafka client itself cannot hand out.
-    """
+    """Stands for a record that the Kafka client itself cannot hand out."""
 
     def __init__(self, offset: int, timestamp: int, cause: str) -> None:
         self.offset = offset
@@ -83,9 +78,7 @@ class UndecodableRecord:
 
 @dataclass
 class Tools:
-    """
-    What all partitions of a worker share. `prices` may become another table between two batches.
-    """
+    """What all partitions of a worker share. `prices` may become another table between two batches."""
 
     store: Store
     writer: Writer
@@ -96,9 +89,7 @@ class Tools:
 
 @dataclass
 class Cursor:
-    """
-    Projections in lockstep: the same next offset, the same marks; their records are sorted once.
-    """
+    """Projections in lockstep: the same next offset, the same marks; their records are sorted once."""
 
     projections: list[str]
     next_offset: int
@@ -108,9 +99,7 @@ class Cursor:
 
 
 def fingerprint_of(record: Record) -> str:
-    """
-    Identifies a record among all that a partition's offset ever held.
-    """
+    """Identifies a record among all that a partition's offset ever held."""
     digest = hashlib.blake2b(record.key or b"", digest_size=12)
     digest.update(b"\0")
     digest.update(record.value or b"")
@@ -118,9 +107,7 @@ def fingerprint_of(record: Record) -> str:
 
 
 class Partition:
-    """
-    A partition's positions, marks and sketches, and what a batch makes of them.
-    """
+    """A partition's positions, marks and sketches, and what a batch makes of them."""
 
     def __init__(self, number: int, projections: Iterable[str], tools: Tools) -> None:
         self.number = number
@@ -143,27 +130,20 @@ class Partition:
 
     @property
     def next_offset(self) -> int:
-        """
-        The smallest next offset of the projections: where to fetch from.
-        """
+        """The smallest next offset of the projections: where to fetch from."""
         return min(cursor.next_offset for cursor in self.cursors)
 
     @property
     def opened_gap(self) -> bool:
-        """
-        Whether the batch folded last found numbers missing.
-        """
+        """Whether the batch folded last found numbers missing."""
         return any(cursor.marks.opened_gap for cursor in self.cursors)
 
     def places(self) -> list[tuple[int, str]]:
-        """
-        The next offset of each cursor, and the fingerprint of the record before it.
-        """
+        """The next offset of each cursor, and the fingerprint of the record before it."""
         return [(cursor.next_offset, cursor.fingerprint) for cursor in self.cursors]
 
     def load(self, log_start: int) -> None:
-        """
-        Reads positions and marks in one snapshot; a projection that is new here begins at the log's start.
+        """Reads positions and marks in one snapshot; a projection that is new here begins at the log's start.
 
         Raises:
             StoreError: the store cannot be read.
@@ -212,8 +192,7 @@ class Partition:
                     self._tools.writer.execute(statement, (name, self.number, log_start, log_start))
 
     def fold(self, records: Sequence[Record]) -> Commit:
-        """
-        Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
+        """Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
 
         Args:
             records: in the order of the log, beginning at `next_offset` or before.
@@ -322,9 +301,7 @@ class Partition:
                 commit.deletions += rows.deletions
 
     def _with_open_row(self, changes: Changes) -> list[str]:
-        """
-        Of the runs that ended those that stand among the open ones.
-        """
+        """Of the runs that ended those that stand among the open ones."""
         known, ended = self._open_run_ids, changes.ended_run_ids
         if known is None:
             return ended
@@ -392,8 +369,7 @@ class Partition:
             commit.deletions += retention.expired_sessions(self.number, generation, moved["sessions"], kept_ns)
 
     def commit(self, commit: Commit) -> None:
-        """
-        Writes what `fold` worked out.
+        """Writes what `fold` worked out.
 
         Raises:
             FencedError: another worker owns the partition; forget this object.
@@ -402,8 +378,7 @@ class Partition:
         self._tools.writer.commit(commit)
 
     def begin_incarnation(self, log_start: int, now_ns: int) -> None:
-        """
-        Turns to a log that was made again: its start, with a new incarnation. Figures and marks stay.
+        """Turns to a log that was made again: its start, with a new incarnation. Figures and marks stay.
 
         Raises:
             FencedError: another worker was quicker.
@@ -412,8 +387,7 @@ class Partition:
         self._jump("recreated", list(self._positions.values()), log_start, now_ns, new_incarnation=1)
 
     def skip_lost(self, log_start: int, now_ns: int) -> None:
-        """
-        Steps over what retention deleted before it was read, and records which offsets those were.
+        """Steps over what retention deleted before it was read, and records which offsets those were.
 
         Raises:
             FencedError: another worker was quicker.
@@ -478,9 +452,8 @@ def _state(position: Position) -> tuple[int, str, bool]:
 def decode_records(
     records: Sequence[Record], *, keeps_labels: bool = True
 ) -> Iterator[AnyEvent | Skipped | Unreadable]:
-    """
-    Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for: what
-    is done with an event at once finds it in the processor's cache.
+    """Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for:
+    what is done with an event at once finds it in the processor's cache.
 
     Args:
         records: in the order of the log.
@@ -495,9 +468,7 @@ def decode_records(
 
 
 def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
-    """
-    Puts an event that is new where its kind belongs.
-    """
+    """Puts an event that is new where its kind belongs."""
     if isinstance(event, RunEnded):
         # First, since nearly all are.
         batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))

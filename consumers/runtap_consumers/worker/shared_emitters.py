@@ -1,5 +1,5 @@
-"""
-Two processes under one emitter id share its numbers, of which readers take one event each: told as soon as it shows.
+"""Two processes under one emitter id share its numbers, of which readers take one event each: told
+as soon as it shows.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _logger = structlog.get_logger(__name__)
 
 
 async def tell_shared_emitters(store: Store) -> None:
-    """
-    Logs every emitter that is more than one process, once, until cancelled.
-    """
+    """Logs every emitter that is more than one process, once, until cancelled."""
     told = set[str]()
     while True:
         # Workers of one store look at different moments.
@@ -40,8 +38,7 @@ async def tell_shared_emitters(store: Store) -> None:
 
 
 def find_forks(store: Store) -> list[Fork]:
-    """
-    Emitters that are more than one process.
+    """Emitters that are more than one process.
 
     Raises:
         StoreError: the store cannot be read.

@@ -1,5 +1,5 @@
-"""
-Thinning of emitters' reports: one every 10 s for 14 days is 120,000 rows an emitter, of which few are ever read again.
+"""Thinning of emitters' reports: one every 10 s for 14 days is 120,000 rows an emitter, of which few are ever read
+again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ _ROWS_A_TRANSACTION = 500
 
 @dataclass
 class _Plan:
-    """
-    `below`: by emitter, the number under which every projection has covered its reports. `witnesses`: (emitter, log
+    """`below`: by emitter, the number under which every projection has covered its reports. `witnesses`: (emitter, log
     time) of reports that show that another one fell silent.
     """
 
@@ -35,8 +34,7 @@ class _Plan:
 
 
 def thin_reports(store: Store) -> int:
-    """
-    Deletes the reports that neither the ledger nor `complete_to` needs any more; both stay as they are.
+    """Deletes the reports that neither the ledger nor `complete_to` needs any more; both stay as they are.
 
     Of each emitter these stay: the newest report and a closing one; all that not every projection has covered; the
     newest that each has covered; what its `complete_to` was highest in; what shows that another emitter fell silent;

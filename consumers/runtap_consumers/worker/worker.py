@@ -1,5 +1,4 @@
-"""
-The worker: poll a partition, fold, commit, poll again.
+"""The worker: poll a partition, fold, commit, poll again.
 
 One event loop speaks to Kafka, one thread folds and speaks to the store. The store holds the truth about positions: on
 every doubt (a rebalance, a fence, a failed commit) all memory of a partition is thrown away and loaded again.
@@ -72,9 +71,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class _Turn:
-    """
-    A partition in hand. `partition` is `None` until it is loaded.
-    """
+    """A partition in hand. `partition` is `None` until it is loaded."""
 
     partition: Partition | None = None
     records: list[Record] = field(default_factory=list)
@@ -88,17 +85,13 @@ class _Turn:
     away: dict[str, tuple[int | None, float]] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """
-        Throws all memory away: what counts stands in the store.
-        """
+        """Throws all memory away: what counts stands in the store."""
         self.partition = None
         self.records = []
         self.log_start_read = -math.inf
 
     def rest(self) -> None:
-        """
-        Waits before the next attempt, longer after each failure in a row.
-        """
+        """Waits before the next attempt, longer after each failure in a row."""
         self.failures += 1
         longest = min(_BACK_OFF_SECONDS * 2**self.failures, _LONGEST_BACK_OFF_SECONDS)
         self.rest_until = time.monotonic() + _BACK_OFF_SECONDS + random.uniform(0, longest)
@@ -112,8 +105,7 @@ async def run_worker(
     drain: bool = False,
     health_port: int | None = None,
 ) -> int:
-    """
-    Runs projections, and the alert evaluator if wanted, until SIGTERM or SIGINT.
+    """Runs projections, and the alert evaluator if wanted, until SIGTERM or SIGINT.
 
     Args:
         settings: where Kafka and the store are.
@@ -188,9 +180,7 @@ async def _run_together(tasks: list[asyncio.Task[None]], stop: asyncio.Event, he
 
 
 class Worker:
-    """
-    Runs a set of projections over the partitions that the group assigns.
-    """
+    """Runs a set of projections over the partitions that the group assigns."""
 
     def __init__(
         self,
@@ -225,8 +215,7 @@ class Worker:
         self._side_tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, drain: bool) -> None:
-        """
-        Works until told to stop, or drained.
+        """Works until told to stop, or drained.
 
         Raises:
             KafkaUnavailableError: the topic cannot be read, or is no longer there.
@@ -280,9 +269,7 @@ class Worker:
         return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
 
     async def _refresh_prices(self) -> None:
-        """
-        Turns to other prices where their files have changed: here, between two batches.
-        """
+        """Turns to other prices where their files have changed: here, between two batches."""
         if time.monotonic() - self._prices_checked < _REFRESH_PRICES_EVERY_SECONDS:
             return
         self._prices_checked = time.monotonic()
@@ -302,8 +289,8 @@ class Worker:
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
     async def _stay(self) -> None:
-        """
-        Stays in the group, and waits while that is balanced: what would be loaded now may be another's in a moment.
+        """Stays in the group, and waits while that is balanced: what would be loaded now may be
+        another's in a moment.
         """
         try:
             await self._reader.stay()
@@ -312,8 +299,7 @@ class Worker:
             await asyncio.sleep(_BACK_OFF_SECONDS)
 
     async def _take_turn(self, number: int, turn: _Turn) -> bool:
-        """
-        Polls a partition, and commits what has gathered once it is enough or old enough.
+        """Polls a partition, and commits what has gathered once it is enough or old enough.
 
         Returns:
             Whether something happened; else the loop may rest.
@@ -365,9 +351,7 @@ class Worker:
         turn.away[projection] = (None, time.monotonic())
 
     async def _call_back(self, number: int, turn: _Turn) -> None:
-        """
-        Takes projections back that nobody has moved for a minute.
-        """
+        """Takes projections back that nobody has moved for a minute."""
         for name, (stood_at, look_at) in list(turn.away.items()):
             if time.monotonic() < look_at:
                 continue
@@ -427,9 +411,7 @@ class Worker:
         turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
 
     async def _read_log_start(self, number: int, turn: _Turn, partition: Partition) -> None:
-        """
-        Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one.
-        """
+        """Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one."""
         log_start, log_end = await self._reader.log_range(number)
         record = await self._reader.record_at(number, log_start) if log_start < log_end else None
         if record is not None:
@@ -439,9 +421,7 @@ class Worker:
         turn.log_start_read = time.monotonic()
 
     async def _is_same_log(self, number: int, places: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
-        """
-        Compares the log with what was read of it: its end, and the record before each next offset.
-        """
+        """Compares the log with what was read of it: its end, and the record before each next offset."""
         for next_offset, fingerprint in places:
             if next_offset > log_end:
                 return False

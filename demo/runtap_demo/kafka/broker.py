@@ -1,5 +1,4 @@
-"""
-Real Apache Kafka, embedded: one node or three on 127.0.0.1, for the demo, for developers and for tests.
+"""Real Apache Kafka, embedded: one node or three on 127.0.0.1, for the demo, for developers and for tests.
 
     with EmbeddedKafka() as kafka:
         print(kafka.bootstrap_servers)
@@ -65,9 +64,7 @@ _logger = structlog.get_logger(__name__)
 
 
 class Node:
-    """
-    One broker, which is a controller too: a Java process and its folder.
-    """
+    """One broker, which is a controller too: a Java process and its folder."""
 
     def __init__(self, node_id: int, folder: Path, port: int, files: KafkaFiles, java_options: tuple[str, ...]) -> None:
         self.node_id = node_id
@@ -81,22 +78,17 @@ class Node:
 
     @property
     def pid(self) -> int:
-        """
-        The Java process's id, also after it ended.
-        """
+        """The Java process's id, also after it ended."""
         assert self._process is not None, "the node was never started"
         return self._process.pid
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
-        """
-        The Java process; `None` before the first start.
-        """
+        """The Java process; `None` before the first start."""
         return self._process
 
     def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-        """
-        Starts the node, again or for the first time, and waits until it serves clients.
+        """Starts the node, again or for the first time, and waits until it serves clients.
 
         Raises:
             BrokerError: it ended, or took longer than `timeout_seconds`.
@@ -105,9 +97,7 @@ class Node:
         self.wait_until_started(timeout_seconds)
 
     def launch(self) -> None:
-        """
-        Starts the node without waiting; a running one is left alone.
-        """
+        """Starts the node without waiting; a running one is left alone."""
         if self._process is not None and self._process.poll() is None:
             return
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
@@ -115,8 +105,7 @@ class Node:
         self._process = spawn(command, log=self.log, folder=self.folder)
 
     def wait_until_started(self, timeout_seconds: float) -> None:
-        """
-        Waits until the node says that it has joined the cluster and takes requests.
+        """Waits until the node says that it has joined the cluster and takes requests.
 
         Raises:
             BrokerError: it ended, or took longer than `timeout_seconds`.
@@ -135,45 +124,34 @@ class Node:
             time.sleep(0.02)
 
     def check(self) -> None:
-        """
-        Raises:
-            BrokerError: the process has ended; with the end of its log.
+        """Raises:
+        BrokerError: the process has ended; with the end of its log.
         """
         if self._process is not None and (code := self._process.poll()) is not None:
             raise BrokerError(self.node_id, f"ended with exit code {code}", self.log, last_lines(self.log))
 
     def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
-        """
-        Ends the node as an operator would, and kills it when that takes longer than `timeout_seconds`.
-        """
+        """Ends the node as an operator would, and kills it when that takes longer than `timeout_seconds`."""
         if self._process is not None:
             end([self._process], timeout_seconds)
 
     def kill(self) -> None:
-        """
-        Ends the node at once, by SIGKILL.
-        """
+        """Ends the node at once, by SIGKILL."""
         self.stop(timeout_seconds=0)
 
     def suspend(self) -> None:
-        """
-        Stops the node where it is, by SIGSTOP: connections stay open, nothing answers.
-        """
+        """Stops the node where it is, by SIGSTOP: connections stay open, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """
-        Lets a suspended node go on.
-        """
+        """Lets a suspended node go on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
 
 class EmbeddedKafka:
-    """
-    A cluster of one node or three.
-    """
+    """A cluster of one node or three."""
 
     def __init__(
         self,
@@ -183,13 +161,12 @@ class EmbeddedKafka:
         settings: Mapping[str, str] | None = None,
         console: Console | None = None,
     ) -> None:
-        """
-        Args:
-            folder: where the logs are kept, over restarts too; `None` for a temporary folder, thrown away at the end.
-            nodes: how many; topics of three have three replicas and need two.
-            port: where the first node listens, the others at the ports after it; `None` for any free ports.
-            settings: broker settings beside those of this module, or instead of them.
-            console: where a first download is shown; `None` for standard error.
+        """Args:
+        folder: where the logs are kept, over restarts too; `None` for a temporary folder, thrown away at the end.
+        nodes: how many; topics of three have three replicas and need two.
+        port: where the first node listens, the others at the ports after it; `None` for any free ports.
+        settings: broker settings beside those of this module, or instead of them.
+        console: where a first download is shown; `None` for standard error.
         """
         self._kept = folder is not None
         self._folder = folder.absolute() if folder is not None else None
@@ -201,9 +178,7 @@ class EmbeddedKafka:
 
     @property
     def bootstrap_servers(self) -> str:
-        """
-        All nodes, as clients want them: host:port, separated by commas.
-        """
+        """All nodes, as clients want them: host:port, separated by commas."""
         return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def __enter__(self) -> Self:
@@ -216,8 +191,7 @@ class EmbeddedKafka:
         self.stop()
 
     def start(self) -> None:
-        """
-        Starts all nodes and waits until every one of them serves clients.
+        """Starts all nodes and waits until every one of them serves clients.
 
         Raises:
             KafkaJarsMissingError: Apache Kafka is not cached and cannot be downloaded.
@@ -251,9 +225,7 @@ class EmbeddedKafka:
             raise
 
     def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
-        """
-        Ends all nodes: a kept log in order, within `timeout_seconds`, a temporary one at once.
-        """
+        """Ends all nodes: a kept log in order, within `timeout_seconds`, a temporary one at once."""
         processes = [node.process for node in self.nodes if node.process is not None]
         end(processes, timeout_seconds if self._kept else 0)
         if not self._kept and self._folder is not None:
@@ -261,17 +233,14 @@ class EmbeddedKafka:
             self._folder = None
 
     def check(self) -> None:
-        """
-        Raises:
-            BrokerError: a node's process has ended; with the end of its log.
+        """Raises:
+        BrokerError: a node's process has ended; with the end of its log.
         """
         for node in self.nodes:
             node.check()
 
     def _choose_ports(self) -> list[int]:
-        """
-        A port for every node's clients, then one for every node's controller.
-        """
+        """A port for every node's clients, then one for every node's controller."""
         clients = free_ports(self._node_count)
         if self._port is not None:
             clients = [self._port + index for index in range(self._node_count)]
@@ -281,9 +250,7 @@ class EmbeddedKafka:
         return clients + free_ports(self._node_count, besides=clients)
 
     def _configure(self, files: KafkaFiles, controller_ports: list[int]) -> None:
-        """
-        Writes every node's settings, and formats the folders of new ones.
-        """
+        """Writes every node's settings, and formats the folders of new ones."""
         assert self._folder is not None
         cluster_id = self._cluster_id()
         for node, controller_port in zip(self.nodes, controller_ports, strict=True):
@@ -332,9 +299,7 @@ def _replication_settings(node_count: int) -> dict[str, str]:
 
 
 def _format(node: Node, cluster_id: str, files: KafkaFiles) -> None:
-    """
-    Does for a new folder what Kafka's StorageTool does in a second.
-    """
+    """Does for a new folder what Kafka's StorageTool does in a second."""
     data = node.folder / "data"
     if (data / "meta.properties").exists():
         return
@@ -349,9 +314,7 @@ def _format(node: Node, cluster_id: str, files: KafkaFiles) -> None:
 
 
 def _make_aot_cache(files: KafkaFiles) -> None:
-    """
-    Runs a broker once to let Java store what it loads and links at a start.
-    """
+    """Runs a broker once to let Java store what it loads and links at a start."""
     with tempfile.TemporaryDirectory(prefix="aot-", dir=files.folder) as scratch:
         made = Path(scratch) / "made.aot"
         trained = EmbeddedKafka(Path(scratch) / "kafka")
@@ -365,9 +328,7 @@ def _make_aot_cache(files: KafkaFiles) -> None:
 
 
 def _new_id() -> str:
-    """
-    A random id as Kafka writes them. A leading dash would be taken for an option by its tools.
-    """
+    """A random id as Kafka writes them. A leading dash would be taken for an option by its tools."""
     while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
         pass
     return text

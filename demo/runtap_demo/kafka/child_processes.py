@@ -1,5 +1,4 @@
-"""
-Child processes that never outlive this one, whatever ends it.
+"""Child processes that never outlive this one, whatever ends it.
 
 On Linux the kernel kills a child when the *thread* that forked it ends, so all are forked by one thread that lives as
 long as the process. Elsewhere a `kill -9` of this process leaves its children running.
@@ -40,8 +39,7 @@ def spawn(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """
-    Starts a program that dies with this process.
+    """Starts a program that dies with this process.
 
     It is a process group of its own, so that Ctrl-C reaches this process alone, which then ends the others in order.
 
@@ -71,26 +69,22 @@ def spawn(
 
 @dataclass(frozen=True)
 class Child:
-    """
-    A running program of the demo, under the name that people know it by.
-    """
+    """A running program of the demo, under the name that people know it by."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def check(self) -> None:
-        """
-        Raises:
-            ChildEndedError: it has ended, whatever its exit code.
+        """Raises:
+        ChildEndedError: it has ended, whatever its exit code.
         """
         code = self.process.poll()
         if code is not None:
             raise ChildEndedError(self.name, code, self.log, last_lines(self.log))
 
     def wait(self, timeout_seconds: float) -> None:
-        """
-        Waits for its end.
+        """Waits for its end.
 
         Raises:
             ChildEndedError: it ended with another exit code than 0, or did not end in time and was killed.
@@ -105,8 +99,7 @@ class Child:
 
 
 def end(processes: Iterable[subprocess.Popen[bytes]], timeout_seconds: float) -> None:
-    """
-    Ends processes together: asks, waits, and kills those that are still there after `timeout_seconds`.
+    """Ends processes together: asks, waits, and kills those that are still there after `timeout_seconds`.
 
     With a timeout of 0 they are killed at once.
     """
@@ -126,9 +119,7 @@ def end(processes: Iterable[subprocess.Popen[bytes]], timeout_seconds: float) ->
 
 
 def last_lines(log: Path) -> str:
-    """
-    The end of a log, for an error message.
-    """
+    """The end of a log, for an error message."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 16_384))

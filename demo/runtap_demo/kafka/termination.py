@@ -1,6 +1,4 @@
-"""
-Ending in order when asked to: SIGTERM and SIGHUP unwind the program as Ctrl-C does.
-"""
+"""Ending in order when asked to: SIGTERM and SIGHUP unwind the program as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """
-    Within it, each of these signals raises SystemExit in the main thread, so that every `with` block ends its part.
+    """Within it, each of these signals raises SystemExit in the main thread, so that every `with`
+    block ends its part.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,4 @@
-"""
-Reading what the ledger and `complete_to` are worked out from.
+"""Reading what the ledger and `complete_to` are worked out from.
 
 Emitters report every 10 s for as long as they live, so only those reports are read that matter: the newest, older ones
 until one is found that the projections have caught up with, and the times of those that tell whether an emitter fell
@@ -25,8 +24,7 @@ _WATCHED_NS = 10 * SILENCE_NS
 
 
 def read_books(snapshot: Snapshot, projections: Sequence[str]) -> Books:
-    """
-    All that is known of emitters and of what was applied of them.
+    """All that is known of emitters and of what was applied of them.
 
     Args:
         snapshot: what to read.
@@ -51,9 +49,7 @@ def _read_newest(snapshot: Snapshot) -> list[Report]:
 
 
 def _read_older(snapshot: Snapshot, books: Books, projections: Sequence[str]) -> list[Report]:
-    """
-    Reports of emitters that are ahead of a projection, back to one that each projection has caught up with.
-    """
+    """Reports of emitters that are ahead of a projection, back to one that each projection has caught up with."""
     table = tables.metadata.tables["emitter_reports"]
     found: list[Report] = []
     for emitter, report in books.newest.items():
@@ -79,9 +75,7 @@ def _read_older(snapshot: Snapshot, books: Books, projections: Sequence[str]) ->
 
 
 def _read_times(snapshot: Snapshot, books: Books) -> list[tuple[str, int]]:
-    """
-    Who reported when, around the ends of emitters that may have fallen silent.
-    """
+    """Who reported when, around the ends of emitters that may have fallen silent."""
     newest = snapshot.newest_log_time_ns
     silent_since = [
         heard

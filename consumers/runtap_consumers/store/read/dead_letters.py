@@ -1,6 +1,4 @@
-"""
-Reading the records that could not be read.
-"""
+"""Reading the records that could not be read."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _ROWS_A_FETCH = 100
 
 
 def list_dead_letters(snapshot: Snapshot, limit: int | None) -> list[Row[Any]]:
-    """
-    Dead letters without their bytes (`value_bytes` is the length), newest first.
-    """
+    """Dead letters without their bytes (`value_bytes` is the length), newest first."""
     columns = dead_letters.c
     statement = (
         select(
@@ -34,9 +30,7 @@ def list_dead_letters(snapshot: Snapshot, limit: int | None) -> list[Row[Any]]:
 
 
 def find_dead_letters(snapshot: Snapshot, wanted: str) -> list[Row[Any]]:
-    """
-    The dead letter of an id, or those at `partition/offset` (one for each log that had such an offset).
-    """
+    """The dead letter of an id, or those at `partition/offset` (one for each log that had such an offset)."""
     columns = dead_letters.c
     parts = wanted.split("/")
     is_place = len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts)
@@ -47,9 +41,7 @@ def find_dead_letters(snapshot: Snapshot, wanted: str) -> list[Row[Any]]:
 
 
 def stream_dead_letters(snapshot: Snapshot) -> Iterator[Row[Any]]:
-    """
-    All dead letters with their bytes, in the order of the log; not all in memory at once.
-    """
+    """All dead letters with their bytes, in the order of the log; not all in memory at once."""
     columns = dead_letters.c
     statement = select(dead_letters).order_by(columns.partition, columns.log_offset, columns.id)
     result = snapshot.connection.execute(statement, execution_options={"yield_per": _ROWS_A_FETCH})

@@ -1,5 +1,4 @@
-"""
-Reading what costs, performance and errors add up to in a range of time.
+"""Reading what costs, performance and errors add up to in a range of time.
 
 A range is read segment by segment (`runtap_consumers.figures.ranges`), each from the table of its grain.
 """
@@ -23,9 +22,7 @@ _CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")
 
 @dataclass(frozen=True)
 class CostRow:
-    """
-    What the calls of one model in one service used. `counts`: calls by kind, and tokens by class.
-    """
+    """What the calls of one model in one service used. `counts`: calls by kind, and tokens by class."""
 
     provider: str
     model: str
@@ -37,9 +34,7 @@ class CostRow:
 
 @dataclass
 class ComponentFigures:
-    """
-    How the runs of one component went. Sketches are concatenated.
-    """
+    """How the runs of one component went. Sketches are concatenated."""
 
     count: int = 0
     ok: int = 0
@@ -54,9 +49,7 @@ class ComponentFigures:
 
 
 def sum_figures(rows: Iterable[Sequence[Any]]) -> ComponentFigures:
-    """
-    One component of many rows; a row has the fields of `ComponentFigures` in their order.
-    """
+    """One component of many rows; a row has the fields of `ComponentFigures` in their order."""
     columns = list(zip(*rows, strict=True))
     if not columns:
         return ComponentFigures()
@@ -77,9 +70,7 @@ def sum_figures(rows: Iterable[Sequence[Any]]) -> ComponentFigures:
 
 @dataclass
 class ErrorGroup:
-    """
-    An error group of a service: what it is, when it was ever seen, and how often in the range.
-    """
+    """An error group of a service: what it is, when it was ever seen, and how often in the range."""
 
     fingerprint: str
     service: str
@@ -97,9 +88,7 @@ class ErrorGroup:
     _sample_at_ns: int = -1
 
     def occur(self, count: int, last_at_ns: int, sample_run_id: str | None) -> None:
-        """
-        Adds a stored row of the range; the newest one's sample stands for the group.
-        """
+        """Adds a stored row of the range; the newest one's sample stands for the group."""
         self.count += count
         if sample_run_id and last_at_ns > self._sample_at_ns:
             self.sample_run_id, self._sample_at_ns = sample_run_id, last_at_ns
@@ -117,8 +106,8 @@ def _select_segments(
 
 
 def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
-    """
-    Calls, tokens and money by model and service. A segment has rows of its own: the same key may come more than once.
+    """Calls, tokens and money by model and service. A segment has rows of its own: the same key may come more than
+    once.
     """
     counted = (*_CALL_COUNTS, *TOKEN_CLASSES)
     rows = []
@@ -146,9 +135,7 @@ def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -
 def read_components(
     snapshot: Snapshot, time_range: TimeRange, service: str | None
 ) -> dict[tuple[str, str, str], ComponentFigures]:
-    """
-    Figures by run type, name and model ('' where a component has none).
-    """
+    """Figures by run type, name and model ('' where a component has none)."""
     names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
     for table, statement in _select_segments(snapshot, "performance", time_range, service):
@@ -161,9 +148,7 @@ def read_components(
 
 
 def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> int:
-    """
-    Root runs that ended ok or in error: what error rates are counted against.
-    """
+    """Root runs that ended ok or in error: what error rates are counted against."""
     total = 0
     for table, statement in _select_segments(snapshot, "roots", time_range, service):
         total += int(
@@ -175,9 +160,7 @@ def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | N
 
 
 def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[ErrorGroup]:
-    """
-    The error groups that occurred in the range, most frequent first.
-    """
+    """The error groups that occurred in the range, most frequent first."""
     groups = _known_groups(snapshot, service)
     for table, statement in _select_segments(snapshot, "errors", time_range, service):
         columns = (table.c[name] for name in ("service", "fingerprint", "count", "last_at_ns", "sample_run_id"))
@@ -208,9 +191,7 @@ def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, st
 
 @dataclass(frozen=True)
 class RecentError:
-    """
-    One error origin.
-    """
+    """One error origin."""
 
     run_id: str
     run_type: str
@@ -228,9 +209,7 @@ class RecentError:
 def read_recent_errors(
     snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None, limit: int
 ) -> list[RecentError]:
-    """
-    The last error origins in [from_ns, to_ns), newest first.
-    """
+    """The last error origins in [from_ns, to_ns), newest first."""
     table = tables.metadata.tables["recent_errors"]
     statement = (
         select(*(table.c[column.name] for column in fields(RecentError)))

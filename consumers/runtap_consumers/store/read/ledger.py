@@ -1,6 +1,4 @@
-"""
-Reading what the ledger names beside its sums: who the emitters are, why numbers are missing, what befell the log.
-"""
+"""Reading what the ledger names beside its sums: who the emitters are, why numbers are missing, what befell the log."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from runtap_consumers.store.read.snapshot import Snapshot
 
 @dataclass
 class LaneFacts:
-    """
-    What a projection knows of all of an emitter's lanes. `gaps` are by partition; `forgotten` gaps are lost for good.
+    """What a projection knows of all of an emitter's lanes. `gaps` are by partition; `forgotten` gaps are lost for
+    good.
     """
 
     gaps: dict[int, list[Range]] = field(default_factory=dict)
@@ -30,9 +28,7 @@ class LaneFacts:
 
 @dataclass(frozen=True)
 class Skip:
-    """
-    Numbers that an emitter announced as never to come, and why.
-    """
+    """Numbers that an emitter announced as never to come, and why."""
 
     emitter: str
     partition: int
@@ -43,9 +39,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class EmitterFacts:
-    """
-    Who an emitter is, by its newest report.
-    """
+    """Who an emitter is, by its newest report."""
 
     service: str
     environment: str
@@ -56,8 +50,7 @@ class EmitterFacts:
 
 @dataclass(frozen=True)
 class Fork:
-    """
-    Two processes that report under one emitter id: a snapshot of a process, restored twice.
+    """Two processes that report under one emitter id: a snapshot of a process, restored twice.
 
     Attributes:
         number: of the first report that shows it, by itself or by the one after it.
@@ -71,8 +64,8 @@ class Fork:
 
 @dataclass(frozen=True)
 class Incident:
-    """
-    What befell a partition's log, as one projection met it: `recreated`, or `retention` (those offsets went unread).
+    """What befell a partition's log, as one projection met it: `recreated`, or `retention` (those
+    offsets went unread).
     """
 
     projection: str
@@ -85,9 +78,7 @@ class Incident:
 
 
 def read_lane_facts(snapshot: Snapshot) -> dict[tuple[str, str], LaneFacts]:
-    """
-    Gaps and repeats by (projection, emitter).
-    """
+    """Gaps and repeats by (projection, emitter)."""
     facts: dict[tuple[str, str], LaneFacts] = defaultdict(LaneFacts)
     for row in snapshot.connection.execute(select(tables.lane_marks)):
         lanes = facts[row.projection, row.emitter]
@@ -99,9 +90,7 @@ def read_lane_facts(snapshot: Snapshot) -> dict[tuple[str, str], LaneFacts]:
 
 
 def read_emitter_facts(snapshot: Snapshot) -> tuple[dict[str, EmitterFacts], list[Skip]]:
-    """
-    What each emitter's newest report says of it, and all that the newest reports announce as skipped.
-    """
+    """What each emitter's newest report says of it, and all that the newest reports announce as skipped."""
     table = tables.metadata.tables["emitter_reports"]
     live = snapshot.is_live(table)
     newest = (
@@ -129,8 +118,8 @@ def read_emitter_facts(snapshot: Snapshot) -> tuple[dict[str, EmitterFacts], lis
 
 
 def read_forks(snapshot: Snapshot) -> list[Fork]:
-    """
-    Emitters whose reports are no chain: two have one number, or one names another predecessor than the one there is.
+    """Emitters whose reports are no chain: two have one number, or one names another predecessor
+    than the one there is.
     """
     table = tables.metadata.tables["report_chains"]
     # Each report beside the one before it, in one pass: a join of the table with itself takes twenty times as long.
@@ -160,18 +149,14 @@ def read_forks(snapshot: Snapshot) -> list[Fork]:
 
 
 def read_incidents(snapshot: Snapshot) -> list[Incident]:
-    """
-    What befell the log, oldest first.
-    """
+    """What befell the log, oldest first."""
     incidents = tables.log_incidents.c
     statement = select(tables.log_incidents).order_by(incidents.at_ns, incidents.partition, incidents.projection)
     return [_incident(row) for row in snapshot.connection.execute(statement)]
 
 
 def read_counts(snapshot: Snapshot, table_name: str, key: str) -> dict[str, int]:
-    """
-    The sums of a table of counts: `skipped_types` by `type`, or `skewed_events` by `service`.
-    """
+    """The sums of a table of counts: `skipped_types` by `type`, or `skewed_events` by `service`."""
     table = tables.metadata.tables[table_name]
     statement = (
         select(table.c[key], func.sum(table.c.count))

@@ -1,6 +1,4 @@
-"""
-Reading single runs, newest first, as a stream: what is held in memory does not grow with their number.
-"""
+"""Reading single runs, newest first, as a stream: what is held in memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _ROWS_A_FETCH = 1_000
 
 @dataclass(frozen=True)
 class RunFilter:
-    """
-    Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`.
-    """
+    """Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`."""
 
     session_id: str | None = None
     trace_id: str | None = None
@@ -37,8 +33,7 @@ class RunFilter:
 def stream_runs(
     snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None, limit: int | None = None
 ) -> Generator[Mapping[str, Any], None, None]:
-    """
-    Ended runs with the columns of `runs`, and open ones with those of `open_runs`, by start, newest first.
+    """Ended runs with the columns of `runs`, and open ones with those of `open_runs`, by start, newest first.
 
     Args:
         snapshot: what to read.

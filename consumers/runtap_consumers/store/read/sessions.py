@@ -1,6 +1,4 @@
-"""
-Reading sessions: newest first, each added up over its partitions.
-"""
+"""Reading sessions: newest first, each added up over its partitions."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _SUMMED = ("starts", "ends", "traces", "llm_calls", "tool_calls", "errors", "inp
 
 @dataclass(frozen=True)
 class SessionRow:
-    """
-    One session. `cost_picodollars` is the sum over its `priced_calls`; `calls` counts all its model calls.
-    """
+    """One session. `cost_picodollars` is the sum over its `priced_calls`; `calls` counts all its model calls."""
 
     session_id: str
     first_at_ns: int
@@ -43,8 +39,7 @@ def read_sessions(
     service: str | None = None,
     limit: int | None = None,
 ) -> Generator[SessionRow, None, None]:
-    """
-    Sessions with an event in [from_ns, to_ns), the one with the newest event first.
+    """Sessions with an event in [from_ns, to_ns), the one with the newest event first.
 
     Args:
         snapshot: what to read.

@@ -1,5 +1,4 @@
-"""
-Reading the store: a snapshot, which of its rows count, and the alerts.
+"""Reading the store: a snapshot, which of its rows count, and the alerts.
 
 The rest is read by `read_books` (what the ledger is worked out from), `read_figures`, `read_sessions`, `read_runs`.
 """
@@ -37,9 +36,7 @@ _OWNERS = {
 
 
 def owner_of(table: Table) -> str:
-    """
-    The projection that writes a table.
-    """
+    """The projection that writes a table."""
     name = table.name
     for grain in GRAINS:
         name = name.removesuffix(f"_{grain}")
@@ -48,9 +45,7 @@ def owner_of(table: Table) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """
-    A connection whose statements all see one state of the store, and the positions of that state.
-    """
+    """A connection whose statements all see one state of the store, and the positions of that state."""
 
     connection: Connection
     positions: tuple[PositionState, ...]
@@ -58,22 +53,16 @@ class Snapshot:
 
     @property
     def projections(self) -> list[str]:
-        """
-        The projections that have ever run.
-        """
+        """The projections that have ever run."""
         return list(self.generations)
 
     @property
     def newest_log_time_ns(self) -> int:
-        """
-        Up to where the log was applied by whoever is furthest; 0 before anybody was.
-        """
+        """Up to where the log was applied by whoever is furthest; 0 before anybody was."""
         return max((position.log_time_ns for position in self.positions), default=0)
 
     def is_live(self, table: Table) -> ColumnElement[bool]:
-        """
-        The condition for rows of a table to count: of the live generation of their partition.
-        """
+        """The condition for rows of a table to count: of the live generation of their partition."""
         generations = self.generations.get(owner_of(table), {})
         if len(generations) == 1:
             return table.c.generation == next(iter(generations))
@@ -88,9 +77,7 @@ class Snapshot:
 
 @contextmanager
 def open_snapshot(store: Store) -> Iterator[Snapshot]:
-    """
-    One state of the store to read from.
-    """
+    """One state of the store to read from."""
     with store.read() as connection:
         positions = connection.execute(select(tables.positions).order_by("projection", "partition")).all()
         generations: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -101,9 +88,7 @@ def open_snapshot(store: Store) -> Iterator[Snapshot]:
 
 
 def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]:
-    """
-    A sum in two parts, for columns whose sum may pass 2^63: SQLite's own would fail. Put together by `widen`.
-    """
+    """A sum in two parts, for columns whose sum may pass 2^63: SQLite's own would fail. Put together by `widen`."""
     return [
         func.sum(column.bitwise_rshift(literal_column("32"))).label(f"{label}_high"),
         func.sum(column.bitwise_and(literal_column("4294967295"))).label(f"{label}_low"),
@@ -111,18 +96,14 @@ def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]
 
 
 def widen(row: Row[Any], label: str) -> int:
-    """
-    The value of a `wide_sum`; 0 where nothing was summed.
-    """
+    """The value of a `wide_sum`; 0 where nothing was summed."""
     high, low = getattr(row, f"{label}_high"), getattr(row, f"{label}_low")
     return 0 if high is None else (int(high) << 32) + int(low)
 
 
 @dataclass(frozen=True)
 class AlertRow:
-    """
-    An alert that was raised.
-    """
+    """An alert that was raised."""
 
     id: str
     rule: str
@@ -132,9 +113,7 @@ class AlertRow:
 
 
 def read_alerts(snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None) -> list[AlertRow]:
-    """
-    Alerts that were raised in [from_ns, to_ns), newest first.
-    """
+    """Alerts that were raised in [from_ns, to_ns), newest first."""
     outbox = tables.alert_outbox.c
     statement = (
         select(outbox.id, outbox.rule, outbox.state, outbox.at_ns, outbox.summary)

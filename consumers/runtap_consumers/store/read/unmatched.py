@@ -1,6 +1,4 @@
-"""
-Reading costs: what has no price, and costs by attribute.
-"""
+"""Reading costs: what has no price, and costs by attribute."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
 
 @dataclass(frozen=True)
 class UnpricedModel:
-    """
-    A model with calls that have usage and no price; tokens are those of the rows that these calls are in.
+    """A model with calls that have usage and no price; tokens are those of the rows that these calls are in.
 
     Of the `calls`, `impossible_calls` reported parts beyond their total.
     """
@@ -29,9 +26,7 @@ class UnpricedModel:
 
 
 def read_unpriced(snapshot: Snapshot) -> list[UnpricedModel]:
-    """
-    The models with unpriced calls since the store was made, the most called first.
-    """
+    """The models with unpriced calls since the store was made, the most called first."""
     table = tables.metadata.tables["cost_total"]
     calls = func.sum(table.c.unpriced_calls)
     impossible = func.sum(case((table.c.price_class.contains("impossible"), table.c.unpriced_calls), else_=0))
@@ -53,9 +48,7 @@ def read_unpriced(snapshot: Snapshot) -> list[UnpricedModel]:
 
 @dataclass(frozen=True)
 class AttributeRow:
-    """
-    What calls with one value of an attribute used.
-    """
+    """What calls with one value of an attribute used."""
 
     value: str
     counts: dict[str, int]
@@ -66,17 +59,13 @@ _COUNTED = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input
 
 
 def read_attributes(snapshot: Snapshot) -> list[str]:
-    """
-    The attributes that costs were ever attributed to, as far as hours are kept.
-    """
+    """The attributes that costs were ever attributed to, as far as hours are kept."""
     table = tables.metadata.tables["cost_by_attribute"]
     return list(snapshot.connection.execute(select(table.c.attribute).distinct()).scalars())
 
 
 def read_attribute_costs(snapshot: Snapshot, attribute: str, from_ns: int, to_ns: int) -> list[AttributeRow]:
-    """
-    Costs by value in the hours that begin in [from_ns, to_ns).
-    """
+    """Costs by value in the hours that begin in [from_ns, to_ns)."""
     table = tables.metadata.tables["cost_by_attribute"]
     statement = (
         select(

@@ -1,6 +1,4 @@
-"""
-The table of repricings.
-"""
+"""The table of repricings."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, Text
@@ -12,9 +10,7 @@ _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """
-    Makes it.
-    """
+    """Makes it."""
     op.create_table(
         "repricings",
         Column("id", Text, primary_key=True, nullable=False),

@@ -1,6 +1,4 @@
-"""
-The table of the reports' ids; one index of runs less.
-"""
+"""The table of the reports' ids; one index of runs less."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, Text
@@ -12,9 +10,7 @@ _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """
-    Makes the table, and changes the index.
-    """
+    """Makes the table, and changes the index."""
     keys = (("emitter", Text), ("number", _INTEGER), ("report_id", Text), ("partition", _INTEGER))
     op.create_table(
         "report_chains",
