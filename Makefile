@@ -3,6 +3,7 @@
 #   make demo            the whole pipeline on real Kafka, with real figures (ARGS="--seed 7")
 #   make test            all tests, on real Kafka and real PostgreSQL (TESTS="tests/unit -k ledger")
 #   make lint            format, style, types, import rules
+#   make size            the lines of each room, beside the most that it may have
 #   make bench           handler cost and worker throughput, as ratios; the cost of pricing a call
 #   make bench-worker    events a second and core of a worker, its stages, how late figures are (ARGS="--seconds 0")
 #   make bench-emitter   what tapping costs beside LangSmith, Langfuse, OpenInference and OpenLLMetry (ARGS="--modes a")
@@ -20,7 +21,7 @@ PEERS := .venv-peers/installed
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test lint bench bench-worker bench-emitter soak mutants chaos-short chaos fuzz kafka clean
+.PHONY: demo test lint size bench bench-worker bench-emitter soak mutants chaos-short chaos fuzz kafka clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +39,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+size:
+	$(PYTHON) tests/size.py
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_handler.py $(ARGS)

@@ -130,19 +130,19 @@ MUTANTS = (
     ),
     Mutant(
         "gap not recorded",
-        f"{_CONSUMERS}/worker/lane_marks.py",
+        f"{_CONSUMERS}/projections/lane_marks.py",
         "self._add_gap(len(self.gaps), (self.mark + 1, number - 1))",
         "pass",
         (LANES,),
     ),
     Mutant(
         "gap applied twice",
-        f"{_CONSUMERS}/worker/lane_marks.py",
+        f"{_CONSUMERS}/projections/lane_marks.py",
         "first, last = self.gaps.pop(place)",
         "return True",
         (LANES,),
     ),
-    Mutant("no `before`", f"{_CONSUMERS}/worker/lane_marks.py", "if self._begun_at > 0:", "if False:", (LANES,)),
+    Mutant("no `before`", f"{_CONSUMERS}/projections/lane_marks.py", "if self._begun_at > 0:", "if False:", (LANES,)),
     Mutant(
         "fingerprint not compared",
         f"{_CONSUMERS}/worker/worker.py",
@@ -228,7 +228,7 @@ MUTANTS = (
     ),
     Mutant(
         "`complete_to` without the lanes",
-        f"{_CONSUMERS}/figures/ledger.py",
+        f"{_CONSUMERS}/store/read/emitters.py",
         "if mark < last and self.announced(emitter, partition, mark, last) < last - mark:",
         "if False:",
         (LEDGER, MODEL),

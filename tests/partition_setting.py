@@ -9,11 +9,11 @@ from sqlalchemy import text
 
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.dimensions import Dimensions
 from runtap_consumers.worker.partition import Partition, Tools
 from samples import Log
 

@@ -27,17 +27,18 @@ from rich.table import Table
 from worker_latency import measure_latency, percentile
 from worker_setting import KINDS, PARTITIONS, PREFIX, SETS, TOPIC, Postgres, Stores, fill_topic, postgres, start_worker
 
+from runtap_consumers.kafka.records import Record
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.rollups import Changes
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.dimensions import Dimensions
-from runtap_consumers.worker.partition import Partition, Record, Tools
+from runtap_consumers.worker.partition import Partition, Tools
 from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import decode_event
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from runtap_consumers.errors import StoreError, StoreVersionError, WorkerStoppedError
 from runtap_consumers.kafka.partition_reader import PartitionReader
+from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, migrate_store, open_store
 from runtap_consumers.store.writer import Commit, Move, Writer
@@ -39,7 +40,9 @@ def store(store_url: str, topic_prefix: str) -> Iterator[Store]:
 @asynccontextmanager
 async def running(settings: ConsumerSettings, store: Store, *projections: str) -> AsyncIterator[Health]:
     health, stop = Health(projections), asyncio.Event()
-    task = asyncio.create_task(Worker(settings, projections, store, health, stop).run(drain=False))
+    task = asyncio.create_task(
+        Worker(settings, projections, store, PriceSource(settings), health, stop).run(drain=False)
+    )
     try:
         yield health
     finally:
@@ -142,7 +145,7 @@ async def test_a_worker_of_the_old_version_stops_once_the_store_was_migrated(
     topic = await events_topic(partitions=1)
     settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
     await produce(kafka, topic, numbered([model_call(time.time_ns())], partitions=1))
-    worker = Worker(settings, ("cost",), store, Health(("cost",)), asyncio.Event())
+    worker = Worker(settings, ("cost",), store, PriceSource(settings), Health(("cost",)), asyncio.Event())
     working = asyncio.create_task(worker.run(drain=False))
     await until(lambda: total(store, CALLS) == 1, "the first commit")
     with store.engine.begin() as connection:
@@ -231,7 +234,7 @@ async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_in
         with store.engine.begin() as connection:
             connection.execute(text("UPDATE positions SET next_offset = 20"))
 
-    worker = Worker(settings, ("cost",), store, Health(("cost",)), asyncio.Event())
+    worker = Worker(settings, ("cost",), store, PriceSource(settings), Health(("cost",)), asyncio.Event())
     await worker._reader.stop()
     log = Log(move_on)
     worker._reader = cast("PartitionReader", log)

@@ -28,16 +28,17 @@ from sqlalchemy import text
 import runtap_consumers.kafka.partition_reader
 import runtap_consumers.worker.worker
 from runtap_consumers.errors import StoreError
-from runtap_consumers.figures.ledger import Books, work_out_completeness, work_out_sums
+from runtap_consumers.figures.ledger import work_out_completeness, work_out_sums
+from runtap_consumers.kafka.records import Record, fingerprint_of
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import MINUTE_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.emitters import Books
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.worker.health import Health
-from runtap_consumers.worker.partition import Record, fingerprint_of
 from runtap_consumers.worker.worker import Worker
 from samples import Log, LogRecord
 from simulation import TOPIC, CommitFaults, Emitter, Place, SimulatedClient, World
@@ -58,8 +59,10 @@ emitters = st.integers(0, 2)
 
 
 class _Prices:
-    def __init__(self, _settings: ConsumerSettings) -> None:
-        self.table = _prices
+    table = _prices
+
+    def refresh(self) -> bool:
+        return False
 
 
 class _KilledError(BaseException):
@@ -74,7 +77,6 @@ def _be_silent(*_: object) -> Any:
 def _simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtap_consumers.kafka.partition_reader, "AIOKafkaConsumer", SimulatedClient)
-        patch.setattr(runtap_consumers.worker.worker, "PriceSource", _Prices)
         # A thousand warnings are what it is about.
         structlog.configure(processors=[_be_silent])
         yield
@@ -249,7 +251,7 @@ class Machine(RuleBasedStateMachine):
         consumer_settings = ConsumerSettings.load(database_url=self.url, commit_events=20, commit_seconds=60)
 
         async def make() -> Worker:
-            return Worker(consumer_settings, projections, self.store, Health(projections), asyncio.Event())
+            return Worker(consumer_settings, projections, self.store, _Prices(), Health(projections), asyncio.Event())
 
         return self.loop.run_until_complete(make())
 

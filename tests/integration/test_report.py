@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import select
 
-from runtap_consumers.figures.instants import day_start_ns, format_instant
 from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.figures.runs import abandoned_before, describe_run
+from runtap_consumers.instants import day_start_ns, format_instant
 from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.projections.sketch import Sketch, bucket_of
 from runtap_consumers.store import tables

@@ -18,12 +18,12 @@ from structlog.testing import capture_logs
 
 from partition_setting import WorkerTools, rows
 from runtap_collector.send import sender as sender_module
+from runtap_consumers.correct.thinning import thin_reports
+from runtap_consumers.figures import shared_emitters
 from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.shared_emitters import find_forks, tell_shared_emitters
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
-from runtap_consumers.worker import shared_emitters
-from runtap_consumers.worker.shared_emitters import find_forks, tell_shared_emitters
-from runtap_consumers.worker.thinning import thin_reports
 from samples import SECOND_NS, START_NS, Log, report
 from unit.test_collector_sender import FakeLink, Sending
 from worker_process import wait_until

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from runtap_consumers.kafka import partition_reader
 from runtap_consumers.kafka.client import abandon
 from runtap_consumers.kafka.partition_reader import PartitionReader
+from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.worker.health import Health
@@ -205,7 +206,7 @@ async def test_a_spare_worker_takes_over_after_it_had_nothing_to_poll_for_long(
     topic = await events_topic(partitions=1)
     stops, healths = [asyncio.Event(), asyncio.Event()], [Health(("cost",)), Health(("cost",))]
     workers = [
-        asyncio.create_task(Worker(settings, ("cost",), store, health, stop).run(drain=False))
+        asyncio.create_task(Worker(settings, ("cost",), store, PriceSource(settings), health, stop).run(drain=False))
         for health, stop in zip(healths, stops, strict=True)
     ]
     try:

@@ -9,12 +9,12 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from partition_setting import WorkerTools, rows
+from runtap_consumers.correct import thinning
+from runtap_consumers.correct.thinning import thin_reports
 from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
-from runtap_consumers.worker import thinning
-from runtap_consumers.worker.thinning import thin_reports
 from samples import SECOND_NS, START_NS, Log, model_call, report
 
 HOUR_NS = 3600 * SECOND_NS

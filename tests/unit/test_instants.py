@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.instants import average_dollars, day_start_ns, dollars, format_instant, parse_instant
-from runtap_consumers.figures.ranges import snap_range
+from runtap_consumers.instants import average_dollars, day_start_ns, dollars, format_instant, parse_instant
 from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.store.read.ranges import snap_range
 
 UTC = ZoneInfo("UTC")
 BERLIN = ZoneInfo("Europe/Berlin")

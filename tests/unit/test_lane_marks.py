@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.worker.lane_marks import MAX_GAPS, Lane, LaneMarks
+from runtap_consumers.projections.lane_marks import MAX_GAPS, Lane, LaneMarks
 
 
 def lane() -> Lane:

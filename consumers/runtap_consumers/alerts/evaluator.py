@@ -136,7 +136,7 @@ class AlertEvaluator:
     def mark_published(self, alert_id: str) -> None:
         """Notes that an alert was acknowledged."""
         with self._writer.transaction():
-            alert_rows.mark_published(self._writer, "alert_outbox", alert_id)
+            alert_rows.mark_published(self._writer, alert_id)
 
     def close(self) -> None:
         """Gives the lease back, so that the next evaluator need not wait for its end, and closes the connection."""

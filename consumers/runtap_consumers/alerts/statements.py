@@ -1,18 +1,15 @@
-"""The statements of the alert evaluator and of what publishes from the store: lease, states, outbox, dead letters.
+"""The statements of the alert evaluator: lease, states, outbox.
 
 Those that take a writer run inside a transaction of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from sqlalchemy import Connection, select
 
 from runtap_consumers.alerts.rules import AlertState, Budget, NewGroup, RootsMinute
 from runtap_consumers.projections.rollups import HOUR_NS, RETENTION_NS
-from runtap_consumers.store.tables import dead_letters
 from runtap_consumers.store.writer import Writer
 
 # Rows of the live generation alone count (a rebuild fills another one beside it).
@@ -39,17 +36,6 @@ class OutboxRow(NamedTuple):
     service: str
     summary: str
     payload: bytes
-
-
-class DeadLetter(NamedTuple):
-    """A record that could not be read, as it was."""
-
-    id: str
-    partition: int
-    log_offset: int
-    cause: str
-    key: bytes | None
-    value: bytes | None
 
 
 def lock_lease(writer: Writer, learning_until_ns: int, evaluated_to_ns: int) -> Lease | None:
@@ -213,20 +199,6 @@ def read_outbox(writer: Writer, limit: int = 100) -> list[OutboxRow]:
     return [OutboxRow._make((*facts, bytes(payload))) for *facts, payload in rows]
 
 
-def mark_published(writer: Writer, table: str, row_id: str) -> None:
-    """Notes that Kafka has acknowledged a row of `alert_outbox` or `dead_letters`."""
-    writer.execute(f"UPDATE {table} SET published = 1 WHERE id = ?", (row_id,))
-
-
-def read_dead_letters(connection: Connection, partitions: Collection[int], limit: int = 100) -> list[DeadLetter]:
-    """Dead letters of some partitions that are not published, the oldest first. It is asked every second: by a pooled
-    connection.
-    """
-    letters = dead_letters.c
-    rows = connection.execute(
-        select(letters.id, letters.partition, letters.log_offset, letters.cause, letters.key, letters.value)
-        .where(letters.published == 0, letters.partition.in_(partitions))
-        .order_by(letters.log_time_ns, letters.partition, letters.log_offset)
-        .limit(limit)
-    )
-    return [DeadLetter._make(row) for row in rows]
+def mark_published(writer: Writer, alert_id: str) -> None:
+    """Notes that Kafka has acknowledged an alert."""
+    writer.execute("UPDATE alert_outbox SET published = 1 WHERE id = ?", (alert_id,))

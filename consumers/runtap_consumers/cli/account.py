@@ -17,7 +17,7 @@ from runtap_consumers.cli.lines import say, write_json, write_lines
 from runtap_consumers.cli.options import Limit, takes_settings
 from runtap_consumers.cli.terminal import visible, visible_json
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.instants import format_instant
+from runtap_consumers.instants import format_instant
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
-from runtap_consumers.figures.instants import format_instant
+from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka.client import check_reading
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
 from runtap_consumers.settings import ConsumerSettings
@@ -218,7 +218,7 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
     key = variables.api_key.get_secret_value().strip() if variables.api_key else ""
     if variables.tracing is None:
         if key:
-            yield Finding(Level.OK, "LangSmith", f"a key is set ({without_passwords(key)}), tracing is off")
+            yield Finding(Level.OK, "LangSmith", f"a key is set ({masked(key)}), tracing is off")
         return
     if variables.tracing != "true":
         is_off = variables.tracing.lower() in ("false", "0", "no", "off")
@@ -231,7 +231,7 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
         return
     where = f"project {variables.project}, endpoint {variables.endpoint}"
     if key:
-        yield Finding(Level.OK, "LangSmith", f"tracing is on beside runtap: key {without_passwords(key)}, {where}")
+        yield Finding(Level.OK, "LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
     else:
         yield Finding(Level.WARN, "LangSmith", f"tracing is on without a key: {where}", "set LANGSMITH_API_KEY")
 

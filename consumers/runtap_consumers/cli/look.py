@@ -18,8 +18,8 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.figures import sessions as session_rows
 from runtap_consumers.figures.attribution import build_attribution
-from runtap_consumers.figures.instants import EXPECTED, parse_instant
 from runtap_consumers.figures.report import build_report, read_completeness
+from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.cli.printing import Column, money, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
 from runtap_consumers.correct.outcome import Difference, Outcome
-from runtap_consumers.figures.instants import dollars, local_time
+from runtap_consumers.instants import dollars, local_time
 
 _PRICES_SHOWN = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
 

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.cli.printing import Column, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
 from runtap_consumers.correct.rebuild import Comparison
-from runtap_consumers.figures.instants import local_time
+from runtap_consumers.instants import local_time
 
 
 def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:

@@ -13,7 +13,7 @@ from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError, KafkaUnavailableError
-from runtap_consumers.figures.instants import EXPECTED, format_instant, parse_instant
+from runtap_consumers.instants import EXPECTED, format_instant, parse_instant
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
@@ -42,10 +42,9 @@ def rebuild(
 
 
 async def _run(settings: ConsumerSettings, projection: str, since: str | None, dry_run: bool) -> str:
-    from aiokafka.errors import KafkaError
-
     from runtap_consumers.cli.printing_rebuild import print_comparison
     from runtap_consumers.correct import rebuild as rebuilding
+    from runtap_consumers.kafka.errors import KafkaError
     from runtap_consumers.kafka.partition_reader import PartitionReader
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.engine import open_store

@@ -14,7 +14,7 @@ import typer
 from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError, RepriceRefusedError
-from runtap_consumers.figures.instants import EXPECTED, parse_instant
+from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 
 _REASONS_SHOWN = 5

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from runtap_consumers.cli.terminal import one_line, visible, visible_json
 from runtap_consumers.figures.error_text import error_facts, error_text
-from runtap_consumers.figures.instants import local_time
+from runtap_consumers.instants import local_time
 from runtap_consumers.kafka.places import Places
 from runtap_consumers.kafka.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings

@@ -41,10 +41,23 @@ def worker(
     configure_logs(settings.log_level)
     # What keeps the client from connecting is told once, by the error.
     watch_client_log(is_silent=True)
-    # The worker brings the Kafka client along, which the other commands need not wait for.
-    from runtap_consumers.worker.worker import run_worker
+    # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
+    from runtap_consumers.alerts.loop import run_alerts
+    from runtap_consumers.correct.thinning import keep_thinning_reports
+    from runtap_consumers.figures.shared_emitters import tell_shared_emitters
+    from runtap_consumers.pricing.source import PriceSource
+    from runtap_consumers.worker.process import run_worker
 
-    raise typer.Exit(asyncio.run(run_worker(settings, projections, alerts=alerts, drain=drain, health_port=health)))
+    running = run_worker(
+        settings,
+        projections,
+        PriceSource(settings),
+        companion=(lambda store, stop, on_round: run_alerts(store, settings, stop, on_round)) if alerts else None,
+        side_tasks=(keep_thinning_reports, tell_shared_emitters) if "ledger" in projections else (),
+        drain=drain,
+        health_port=health,
+    )
+    raise typer.Exit(asyncio.run(running))
 
 
 def check_names(names: list[str]) -> tuple[tuple[str, ...], bool]:

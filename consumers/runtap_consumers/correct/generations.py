@@ -16,13 +16,13 @@ from sqlalchemy import Connection, Table, select, text
 from sqlalchemy.exc import DBAPIError
 
 from runtap_consumers.errors import RebuildError, StoreError
+from runtap_consumers.projections.lane_marks import Lane
 from runtap_consumers.projections.rollups import DAY_NS, Merge
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position, lane_row, load_lanes, load_positions
 from runtap_consumers.store.read.snapshot import owner_of
 from runtap_consumers.store.writer import Row, Writer
-from runtap_consumers.worker.lane_marks import Lane
 
 # Any fixed number: rebuilds of one database's store take turns on it.
 _REBUILD_LOCK = 7_262_416

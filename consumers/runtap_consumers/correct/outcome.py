@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct.stored_costs import Measures, Wanted
-from runtap_consumers.figures.instants import day_start_ns, format_instant
+from runtap_consumers.instants import day_start_ns, format_instant
 from runtap_consumers.store.engine import Store
 
 # Later than any instant.

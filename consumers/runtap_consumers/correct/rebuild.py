@@ -24,8 +24,10 @@ from runtap_consumers.correct.generations import LivePartition
 from runtap_consumers.correct.refold import Refold
 from runtap_consumers.errors import RebuildError, StoreError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError
+from runtap_consumers.kafka.records import Record
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.dimensions import Dimensions, Value
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
@@ -33,8 +35,7 @@ from runtap_consumers.store.dimension_values import admit_inside, admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.dimensions import Dimensions, Value
-from runtap_consumers.worker.partition import Record, Tools
+from runtap_consumers.worker.partition import Tools
 
 _ATTEMPTS = 5
 _LEAST_RECORDS_A_BATCH = 500

@@ -13,21 +13,14 @@ from typing import Any
 
 from runtap_consumers.correct.generations import LivePartition
 from runtap_consumers.errors import RebuildError
+from runtap_consumers.kafka.records import Record, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, believed_time
 from runtap_consumers.projections.grains import SketchBook
+from runtap_consumers.projections.lane_marks import Lane, LaneMarks
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOUCHED_MINUTES
 from runtap_consumers.store.writer import Commit
-from runtap_consumers.worker.lane_marks import Lane, LaneMarks
-from runtap_consumers.worker.partition import (
-    Cursor,
-    Partition,
-    Record,
-    Tools,
-    add_event,
-    decode_records,
-    fingerprint_of,
-)
+from runtap_consumers.worker.partition import Cursor, Partition, Tools, add_event, decode_records
 from runtap_schemas import EmitterReported, Skipped, Unreadable
 
 

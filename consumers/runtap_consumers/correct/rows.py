@@ -12,7 +12,7 @@ import orjson
 from runtap_consumers.correct import stored_costs
 from runtap_consumers.correct.outcome import END_NS, Inexact, Outcome
 from runtap_consumers.correct.stored_costs import MEASURES, Deltas, Measures, Query, StoredRow, StoredRun, Wanted
-from runtap_consumers.figures.instants import day_start_ns
+from runtap_consumers.instants import day_start_ns
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.history import price_sum, read_class
 from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS

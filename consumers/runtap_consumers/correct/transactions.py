@@ -9,7 +9,7 @@ from runtap_consumers.correct import stored_costs
 from runtap_consumers.correct.outcome import Inexact, Outcome, Request
 from runtap_consumers.correct.rows import RUNS_A_TRANSACTION, Repricer
 from runtap_consumers.correct.stored_costs import Query, Wanted
-from runtap_consumers.figures.instants import day_start_ns, dollars
+from runtap_consumers.instants import day_start_ns, dollars
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer

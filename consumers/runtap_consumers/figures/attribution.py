@@ -6,12 +6,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.instants import dollars, format_instant
-from runtap_consumers.figures.ranges import DEFAULT_NS, Segment, TimeRange
 from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.instants import dollars, format_instant
 from runtap_consumers.projections.rollups import HOUR_NS, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.figures import read_costs
+from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, TimeRange
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.read.unmatched import AttributeRow, read_attribute_costs, read_attributes
 

@@ -6,17 +6,16 @@ from collections import defaultdict
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.instants import format_instant
 from runtap_consumers.figures.ledger import (
-    Books,
-    Range,
     Sums,
     work_out_completeness,
     work_out_ledger,
     work_out_sums,
     worst_projection,
 )
+from runtap_consumers.instants import format_instant
 from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.emitters import Books, Range
 from runtap_consumers.store.read.ledger import (
     EmitterFacts,
     LaneFacts,

@@ -11,14 +11,14 @@ from dataclasses import astuple
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.instants import average_dollars, dollars, format_instant, seconds
-from runtap_consumers.figures.ledger import Books, Completeness, work_out_completeness, work_out_ledger, worst_of
-from runtap_consumers.figures.ranges import DEFAULT_NS, TimeRange, snap_range
+from runtap_consumers.figures.ledger import Completeness, work_out_completeness, work_out_ledger, worst_of
 from runtap_consumers.figures.sessions import describe_session
+from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.emitters import Books
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
     CostRow,
@@ -29,6 +29,7 @@ from runtap_consumers.store.read.figures import (
     read_recent_errors,
     sum_figures,
 )
+from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_alerts
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from runtap_consumers.figures.instants import dollars, format_instant, seconds
+from runtap_consumers.instants import dollars, format_instant, seconds
 
 ABANDONED_NS = 3600 * 10**9
 STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.instants import dollars, format_instant, seconds
+from runtap_consumers.instants import dollars, format_instant, seconds
 from runtap_consumers.store.read.sessions import SessionRow
 
 IDLE_NS = 30 * 60 * 10**9

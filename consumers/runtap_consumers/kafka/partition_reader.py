@@ -16,8 +16,8 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from runtap_consumers.kafka.client import METADATA_MAX_AGE_MS, START_SECONDS, abandon, partitions_of, translated, within
+from runtap_consumers.kafka.records import Record, UndecodableRecord
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.worker.partition import Record, UndecodableRecord
 
 logger = structlog.get_logger(__name__)
 

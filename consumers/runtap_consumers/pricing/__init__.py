@@ -23,6 +23,7 @@ unknown gives `None`, never 0. Where runtap says less, or other, than `genai_pri
   model prices both apart. genai-prices raises there, and where parts exceed their total.
 """
 
-from runtap_consumers.pricing.table import Priced, PriceTable
+from runtap_consumers.pricing.table import PriceTable
+from runtap_consumers.projections.batch import Priced
 
 __all__ = ["PriceTable", "Priced"]

@@ -7,7 +7,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from runtap_consumers.figures.instants import dollars
+from runtap_consumers.instants import dollars
 from runtap_consumers.pricing.corrections import CORRECTED
 from runtap_consumers.pricing.overrides import Overrides, OwnPrice
 from runtap_consumers.pricing.rates import KNOWN_TIERS, Rates

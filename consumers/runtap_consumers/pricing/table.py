@@ -10,12 +10,12 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from genai_prices.types import Provider
-from msgspec import Struct
 
 from runtap_consumers.pricing.corrections import correct, load_corrections
 from runtap_consumers.pricing.overrides import Overrides
 from runtap_consumers.pricing.rates import Rates, minute_of_day, rates_by_size, size_thresholds, time_constraints
 from runtap_consumers.pricing.sellers import Sellers, Sold
+from runtap_consumers.projections.batch import Priced
 from runtap_schemas import Usage
 
 _DAY_NS = 86_400 * 10**9
@@ -30,21 +30,6 @@ UNLABELLED_SIZE_TOKENS = 32_000
 # Bounds the price class, which is a key column; the tiers that are known are shorter.
 _MAX_TIER_LENGTH = 16
 _STANDARD_TIERS = frozenset({"auto", "default", "standard", "on_demand", "on-demand"})
-
-
-class Priced(Struct, frozen=True, gc=False):
-    """The cost of one call (`None`: no price known), and the class of price it belongs to.
-
-    `price_class` is at most 64 characters: `standard`, or of these what applies, joined by `/`: the service tier; the
-    size bucket as `more-than`-`up-to` input tokens (`200000-256000`, `524288-`; up to 32,000 goes unlabelled); the
-    time-of-day window (`utc0100-0400`); `searched` with web searches; `audio` with audio tokens; `mixed` with audio or
-    image beside cached tokens; `impossible` where parts exceed their total and `unmeasured` without a total. Calls of
-    one provider, model, UTC day and class have the same prices, so where each has a cost, the cost of their summed
-    usage is the sum of theirs.
-    """
-
-    price_class: str
-    cost_picodollars: int | None
 
 
 class Plan(NamedTuple):

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from operator import add, attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
 from runtap_schemas import EmitterReported, RunEnded, RunEvent, RunNoted, RunStarted, SessionEvent, Usage
 
@@ -29,6 +28,33 @@ PriceKey = tuple[int, str, str, str, str, str, str]
 
 _kind_of = attrgetter(*KIND)
 _NO_TOKENS = [0] * len(TOKEN_CLASSES)
+
+
+class Priced(Struct, frozen=True, gc=False):
+    """The cost of one call (`None`: no price known), and the class of price it belongs to.
+
+    `price_class` is at most 64 characters: `standard`, or of these what applies, joined by `/`: the service tier; the
+    size bucket as `more-than`-`up-to` input tokens (`200000-256000`, `524288-`; up to 32,000 goes unlabelled); the
+    time-of-day window (`utc0100-0400`); `searched` with web searches; `audio` with audio tokens; `mixed` with audio or
+    image beside cached tokens; `impossible` where parts exceed their total and `unmeasured` without a total. Calls of
+    one provider, model, UTC day and class have the same prices, so where each has a cost, the cost of their summed
+    usage is the sum of theirs.
+    """
+
+    price_class: str
+    cost_picodollars: int | None
+
+
+class Prices(Protocol):
+    """What calls cost. `price_set` names where the prices come from, with version and hash."""
+
+    @property
+    def price_set(self) -> str: ...
+
+    def price(
+        self, provider: str | None, model: str | None, usage: Usage, at_ns: int, service_tier: str | None = None
+    ) -> Priced:
+        """Prices one call."""
 
 
 class Call(Struct, gc=False):
@@ -53,7 +79,7 @@ class Batch:
     events of types unknown here, `skewed_services` the services of events whose time was not believed.
     """
 
-    prices: PriceTable
+    prices: Prices
     log_time_ns: int = 0
     ended: list[Timed] = field(default_factory=list)
     kinds: dict[Kind, list[Timed]] = field(default_factory=dict)
@@ -142,7 +168,7 @@ def minute_of(at_ns: int) -> int:
     return at_ns - at_ns % MINUTE_NS
 
 
-def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: PriceTable) -> Call:
+def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) -> Call:
     """What a model run used and cost. Unknown is not zero: without usage or price the cost is `None`, and counted.
 
     Args:

@@ -18,6 +18,8 @@ SKEW_BEHIND_NS = 8 * DAY_NS
 
 # Retention by log time; days and totals are kept for ever.
 RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
+# A lane that was silent for so long is forgotten, with its marks: twice what an emitter may resend after.
+LANE_RETENTION_NS = 14 * DAY_NS
 GRAINS = ("minute", "hour", "day", "total")
 OTHER = "__other__"
 

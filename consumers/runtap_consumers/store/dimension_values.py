@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from runtap_consumers.projections.dimensions import CAPS, DEFAULT_CAP, Value
 from runtap_consumers.store.statements import insert_new_statement
 from runtap_consumers.store.tables import dimension_values
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.dimensions import CAPS, DEFAULT_CAP, Value
 
 # Workers of one store take turns: two that each see room for one more must not both take it for different values.
 _LOCK = 7_262_415

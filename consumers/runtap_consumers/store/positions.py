@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import orjson
 from sqlalchemy import Connection, select
 
+from runtap_consumers.projections.lane_marks import Lane
 from runtap_consumers.store.tables import lane_marks, positions
-from runtap_consumers.worker.lane_marks import Lane
+from runtap_consumers.store.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,23 @@ def load_positions(connection: Connection, partition: int, projections: Iterable
         )
         for row in rows
     }
+
+
+def read_next_offset(writer: Writer, projection: str, partition: int) -> int:
+    """Where a projection stands in a partition now. For the thread that writes."""
+    query = "SELECT next_offset FROM positions WHERE projection = ? AND partition = ?"
+    ((next_offset,),) = writer.read(query, (projection, partition))
+    return int(next_offset)
+
+
+def read_least_offsets(writer: Writer, projections: Sequence[str]) -> dict[int, int]:
+    """By partition, up to where all of these projections have come. For the thread that writes."""
+    names = ", ".join("?" * len(projections))
+    rows = writer.read(
+        f"SELECT partition, count(*), min(next_offset) FROM positions WHERE projection IN ({names}) GROUP BY partition",
+        projections,
+    )
+    return {partition: offset for partition, count, offset in rows if count == len(projections)}
 
 
 def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:

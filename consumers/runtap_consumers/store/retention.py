@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from runtap_consumers.figures.ledger import LANE_RETENTION_NS
-from runtap_consumers.projections.rollups import RETENTION_NS, ROLLUPS
+from runtap_consumers.projections.rollups import LANE_RETENTION_NS, RETENTION_NS, ROLLUPS
 from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from runtap_consumers.alerts import statements as alert_rows
-from runtap_consumers.alerts.statements import DeadLetter
 from runtap_consumers.errors import RecordTooLargeError, StoreError
 from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.store.dead_letters import DeadLetter, mark_published, read_dead_letters
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 
@@ -81,11 +80,11 @@ async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_
 def _read(store: Store, partitions: Collection[int]) -> list[DeadLetter]:
     try:
         with store.read() as connection:
-            return alert_rows.read_dead_letters(connection, partitions)
+            return read_dead_letters(connection, partitions)
     except SQLAlchemyError as error:
         raise StoreError(f"the dead letters cannot be read: {error}") from error
 
 
 def _mark(writer: Writer, letter: DeadLetter) -> None:
     with writer.transaction():
-        alert_rows.mark_published(writer, "dead_letters", letter.id)
+        mark_published(writer, letter.id)

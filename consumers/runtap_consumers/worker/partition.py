@@ -5,18 +5,19 @@ Everything here is memory of what the store says. After any failed commit the ob
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from runtap_consumers.errors import StoreError, WorkerStoppedError
-from runtap_consumers.pricing import PriceTable
+from runtap_consumers.kafka.records import Record, UndecodableRecord, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.batch import Batch, Prices
+from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar, Key, Rows, SketchBook, rows_of_grain
+from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_consumers.projections.rollups import (
     DAY_NS,
     GRAINS,
@@ -31,8 +32,6 @@ from runtap_consumers.store import retention, tables
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position, lane_row, load_lanes, load_positions
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
-from runtap_consumers.worker.dimensions import Dimensions
-from runtap_consumers.worker.lane_marks import LaneMarks
 from runtap_schemas import (
     AnyEvent,
     EmitterReported,
@@ -56,33 +55,13 @@ _RETENTION_EVERY_NS = 60 * 10**9
 _MAX_OPEN_RUNS_KNOWN = 100_000
 
 
-class Record(Protocol):
-    """What is needed of a Kafka record. `timestamp` is the append time in milliseconds."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-
-
-class UndecodableRecord:
-    """Stands for a record that the Kafka client itself cannot hand out."""
-
-    def __init__(self, offset: int, timestamp: int, cause: str) -> None:
-        self.offset = offset
-        self.timestamp = timestamp
-        self.key: bytes | None = None
-        self.value: bytes | None = None
-        self.cause = cause
-
-
 @dataclass
 class Tools:
     """What all partitions of a worker share. `prices` may become another table between two batches."""
 
     store: Store
     writer: Writer
-    prices: PriceTable
+    prices: Prices
     dimensions: Dimensions
     settings: ConsumerSettings
 
@@ -96,14 +75,6 @@ class Cursor:
     fingerprint: str
     log_time_ns: int
     marks: LaneMarks
-
-
-def fingerprint_of(record: Record) -> str:
-    """Identifies a record among all that a partition's offset ever held."""
-    digest = hashlib.blake2b(record.key or b"", digest_size=12)
-    digest.update(b"\0")
-    digest.update(record.value or b"")
-    return digest.hexdigest()
 
 
 class Partition:

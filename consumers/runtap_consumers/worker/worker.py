@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
-from runtap_consumers.alerts.loop import run_alerts
 from runtap_consumers.errors import (
     FencedError,
     KafkaUnavailableError,
@@ -30,23 +26,21 @@ from runtap_consumers.errors import (
     StoreVersionError,
     WorkerStoppedError,
 )
-from runtap_consumers.kafka.client import Publisher, TopicEnds
-from runtap_consumers.kafka.client_log import watch_client_log
+from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
-from runtap_consumers.pricing.source import PriceSource
-from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.kafka.records import Record, fingerprint_of
+from runtap_consumers.projections.batch import Prices
+from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.positions import read_least_offsets, read_next_offset
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.dead_letters import publish_dead_letters
-from runtap_consumers.worker.dimensions import Dimensions
-from runtap_consumers.worker.health import Health, serve_health
-from runtap_consumers.worker.partition import Partition, Record, Tools, fingerprint_of
-from runtap_consumers.worker.shared_emitters import tell_shared_emitters
-from runtap_consumers.worker.thinning import thin_reports
-from runtap_schemas import SettingsError
-from runtap_schemas.topics import dead_letters_topic, events_topic
+from runtap_consumers.worker.health import Health
+from runtap_consumers.worker.partition import Partition, Tools
+from runtap_schemas.topics import dead_letters_topic
 
 logger = structlog.get_logger(__name__)
 
@@ -60,13 +54,28 @@ _LONGEST_BACK_OFF_SECONDS = 5.0
 _SAME_LOG_EVERY_SECONDS = 10.0
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
-_THIN_REPORTS_EVERY_SECONDS = 600.0
 # So often in a row, and another set of workers moves the projection on the same store: they would starve each other.
 _FENCES_UNTIL_AWAY = 3
 _AWAY_SECONDS = 60.0
 _LOG_START_EVERY_SECONDS = 3_600.0
 
 Result = TypeVar("Result")
+SideTask = Callable[[Store], Coroutine[Any, Any, None]]
+
+
+class PriceFeed(Protocol):
+    """Prices that may change while the worker runs."""
+
+    @property
+    def table(self) -> Prices:
+        """What calls cost now."""
+
+    def refresh(self) -> bool:
+        """Looks for other prices. Whether `table` is another one now."""
+
+
+class LogUnsettledError(Exception):
+    """The log changes under every look at it. The message says which."""
 
 
 @dataclass
@@ -97,88 +106,6 @@ class _Turn:
         self.rest_until = time.monotonic() + _BACK_OFF_SECONDS + random.uniform(0, longest)
 
 
-async def run_worker(
-    settings: ConsumerSettings,
-    projections: tuple[str, ...],
-    *,
-    alerts: bool,
-    drain: bool = False,
-    health_port: int | None = None,
-) -> int:
-    """Runs projections, and the alert evaluator if wanted, until SIGTERM or SIGINT.
-
-    Args:
-        settings: where Kafka and the store are.
-        projections: names of `runtap_consumers.projections.PROJECTIONS`; empty for the alert evaluator alone.
-        alerts: whether to evaluate alerts.
-        drain: stop when every partition is applied up to the end that it had at the start.
-        health_port: where to serve health, `None` for nowhere.
-
-    Returns:
-        The process's exit code.
-
-    Raises:
-        SettingsError: a projection of that name does not exist.
-        StoreError: the store cannot be used.
-        KafkaUnavailableError: Kafka, or the events topic, cannot be used.
-        HealthPortError: health cannot be served at that port.
-        WorkerStoppedError: nothing makes progress any more.
-    """
-    unknown = sorted(set(projections) - set(PROJECTIONS))
-    if unknown:
-        raise SettingsError(f"there is no projection {', '.join(unknown)}: expected of {', '.join(PROJECTIONS)}")
-    # A batch keeps a hundred thousand objects alive and makes no cycles; with the defaults a third of the fold is spent
-    # looking for some.
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    topic = events_topic(settings.topic_prefix)
-    # Looked for first: a store made for a topic that was only misspelt would refuse the right one afterwards.
-    async with TopicEnds(settings, topic) as ends:
-        await ends.read()
-    # From here on the worker goes on without Kafka: the client's log is what says why.
-    watch_client_log(is_silent=False)
-    health = Health(projections)
-    server = serve_health(health, health_port) if health_port is not None else None
-    store = open_store(settings.database_url, topic, settings.timezone)
-    try:
-        tasks = []
-        if projections:
-            worker = Worker(settings, projections, store, health, stop)
-            tasks.append(asyncio.create_task(worker.run(drain), name="projections"))
-        if alerts:
-            # Beside projections it is their loop that health watches.
-            on_round = _do_nothing if projections else health.turned
-            tasks.append(asyncio.create_task(run_alerts(store, settings, stop, on_round), name="alerts"))
-        await _run_together(tasks, stop, health)
-    finally:
-        if server is not None:
-            server.should_exit = True
-        store.close()
-        logger.info("worker_stopped", projections=projections, events_applied=health.events_applied)
-    return 1 if health.failed else 0
-
-
-def _do_nothing() -> None: ...
-
-
-async def _run_together(tasks: list[asyncio.Task[None]], stop: asyncio.Event, health: Health) -> None:
-    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    # A drained worker ends its evaluator with it; one that failed ends the other, and the process says why.
-    stop.set()
-    if others:
-        health.last_turn = time.monotonic()
-        await asyncio.wait(others, timeout=4)
-    for task in (*done, *others):
-        if not task.done():
-            task.cancel()
-        elif task.exception() is not None:
-            raise task.exception()  # type: ignore[misc]
-
-
 class Worker:
     """Runs a set of projections over the partitions that the group assigns."""
 
@@ -187,16 +114,27 @@ class Worker:
         settings: ConsumerSettings,
         projections: tuple[str, ...],
         store: Store,
+        prices: PriceFeed,
         health: Health,
         stop: asyncio.Event,
+        side_tasks: Sequence[SideTask] = (),
     ) -> None:
+        """Args:
+        settings: how to reach Kafka, and how large commits are.
+        projections: names of `runtap_consumers.projections.PROJECTIONS`.
+        store: what is written.
+        prices: what calls cost.
+        health: what is kept up to date.
+        stop: ends the loop.
+        side_tasks: what else runs for as long as the worker does. One that fails ends the worker.
+        """
         self._settings = settings
         self._projections = projections
         self._store = store
         self._health = health
         self._stop = stop
         self._writer = Writer.of(store)
-        self._prices = PriceSource(settings)
+        self._prices = prices
         self._prices_checked = time.monotonic()
         self._tools = Tools(
             store,
@@ -213,6 +151,7 @@ class Worker:
         self._turns: dict[int, _Turn] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._more_side_tasks = side_tasks
 
     async def run(self, drain: bool) -> None:
         """Works until told to stop, or drained.
@@ -229,8 +168,8 @@ class Worker:
             self._start_side_task(self._publish_progress(), "progress")
             if "ledger" in self._projections:
                 self._start_side_task(self._publish_dead_letters(), "dead-letters")
-                self._start_side_task(self._thin_reports(), "thinning")
-                self._start_side_task(tell_shared_emitters(self._store), "shared-emitters")
+            for side_task in self._more_side_tasks:
+                self._start_side_task(side_task(self._store), side_task.__name__)
             await self._turn_until_stopped(ends)
         finally:
             for task in self._side_tasks:
@@ -252,6 +191,8 @@ class Worker:
                     break
                 moved |= await self._take_turn(number, turn)
             self._update_health()
+            if self._health.is_stalled():
+                raise WorkerStoppedError("; ".join(self._health.problems()))
             for task in [task for task in self._side_tasks if task.done()]:
                 # A side task ends only by failing: its failure is the worker's.
                 task.result()
@@ -331,7 +272,7 @@ class Worker:
                 self._leave(number, turn, error.projection)
         except StoreVersionError as error:
             raise WorkerStoppedError(str(error)) from error
-        except (StoreError, KafkaError, TimeoutError) as error:
+        except (LogUnsettledError, StoreError, KafkaError, TimeoutError) as error:
             logger.warning(
                 "partition_rested", partition=number, failures=turn.failures + 1, reason=str(error) or repr(error)
             )
@@ -355,10 +296,7 @@ class Worker:
         for name, (stood_at, look_at) in list(turn.away.items()):
             if time.monotonic() < look_at:
                 continue
-            query = "SELECT next_offset FROM positions WHERE projection = ? AND partition = ?"
-            ((next_offset,),) = await self._in_thread(
-                lambda name=name, query=query: self._writer.read(query, (name, number))  # type: ignore[misc]
-            )
+            next_offset = await self._in_thread(lambda name=name: read_next_offset(self._writer, name, number))  # type: ignore[misc]
             if next_offset == stood_at:
                 logger.info("projection_taken_back", projection=name, partition=number)
                 del turn.away[name]
@@ -406,9 +344,11 @@ class Worker:
             elif partition.next_offset < log_start:
                 await self._in_thread(lambda start=log_start, now=now_ns: partition.skip_lost(start, now))  # type: ignore[misc]
             else:
-                break
-        self._reader.seek(number, partition.next_offset)
-        turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
+                self._reader.seek(number, partition.next_offset)
+                turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
+                return
+        # Read on, it would be a log of which nobody knows whether it is the one that was applied.
+        raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
     async def _read_log_start(self, number: int, turn: _Turn, partition: Partition) -> None:
         """Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one."""
@@ -490,17 +430,9 @@ class Worker:
         self._health.lag, self._health.away = lag, away
         if lag == 0 and all(turn.partition is not None for turn in self._turns.values()):
             self._health.progressed()
-        if self._health.is_stalled():
-            raise WorkerStoppedError("; ".join(self._health.problems()))
 
     def _is_drained(self, ends: dict[int, int]) -> bool:
-        names = ", ".join("?" * len(self._projections))
-        rows = self._writer.read(
-            f"SELECT partition, count(*), min(next_offset) FROM positions WHERE projection IN ({names}) "
-            "GROUP BY partition",
-            self._projections,
-        )
-        reached = {number: offset for number, count, offset in rows if count == len(self._projections)}
+        reached = read_least_offsets(self._writer, self._projections)
         return all(reached.get(number, -1) >= end for number, end in ends.items())
 
     async def _look_after_topic(self) -> None:
@@ -540,16 +472,6 @@ class Worker:
                 # They stay in the store, unpublished, and are tried again.
                 logger.warning("dead_letters_not_published", reason=str(error))
                 await asyncio.sleep(10)
-
-    async def _thin_reports(self) -> None:
-        while True:
-            # Workers of one store do it at different moments.
-            await asyncio.sleep(_THIN_REPORTS_EVERY_SECONDS * random.uniform(0.5, 1.5))
-            try:
-                deleted = await asyncio.to_thread(thin_reports, self._store)
-                logger.debug("reports_thinned", deleted=deleted)
-            except StoreError as error:
-                logger.warning("reports_not_thinned", reason=str(error))
 
     def _start_side_task(self, work: object, name: str) -> None:
         self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]

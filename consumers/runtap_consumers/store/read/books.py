@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 from sqlalchemy import Row, and_, func, select
 
-from runtap_consumers.figures.ledger import SILENCE_NS, Books, LaneState, Range, Report
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.emitters import SILENCE_NS, Books, LaneState, Range, Report
 from runtap_consumers.store.read.snapshot import Snapshot
 
 _REPORTS_A_PAGE = 50

@@ -1,6 +1,6 @@
 """Reading what costs, performance and errors add up to in a range of time.
 
-A range is read segment by segment (`runtap_consumers.figures.ranges`), each from the table of its grain.
+A range is read segment by segment (`runtap_consumers.store.read.ranges`), each from the table of its grain.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import Select, Table, func, select
 
-from runtap_consumers.figures.ranges import TimeRange
 from runtap_consumers.projections.rollups import TOKEN_CLASSES
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.ranges import TimeRange
 from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
 
 _CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")

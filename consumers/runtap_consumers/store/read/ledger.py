@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 from sqlalchemy import Row, and_, func, or_, select
 
-from runtap_consumers.figures.ledger import Range
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.emitters import Range
 from runtap_consumers.store.read.snapshot import Snapshot
 
 

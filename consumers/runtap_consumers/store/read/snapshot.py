@@ -13,10 +13,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, false, func, literal_column, or_, select
 
-from runtap_consumers.figures.ledger import PositionState
 from runtap_consumers.projections.rollups import GRAINS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
+from runtap_consumers.store.read.emitters import PositionState
 
 # Which projection writes a table, where it is not the one of the table's name.
 _OWNERS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.instants import day_start_ns
+from runtap_consumers.instants import day_start_ns
 from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS, RETENTION_NS, SKEW_AHEAD_NS
 
 # Beyond it, hours are too many rows for a page. The last minute is what fast clocks may be ahead.

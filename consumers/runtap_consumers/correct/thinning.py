@@ -4,12 +4,18 @@ again.
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import dataclass, field
 
-from runtap_consumers.figures.ledger import Books, witnesses_of_silence
+import structlog
+
+from runtap_consumers.errors import StoreError
+from runtap_consumers.figures.ledger import witnesses_of_silence
 from runtap_consumers.projections.rollups import HOUR_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.emitters import Books
 from runtap_consumers.store.read.ledger import read_forks
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.retention import delete_reports, read_old_reports
@@ -19,7 +25,10 @@ from runtap_consumers.store.writer import Writer
 _KEPT_WHOLE_NS = HOUR_NS
 # What one call deletes at most, and what one transaction does.
 _ROWS_A_CALL = 50_000
+_THIN_EVERY_SECONDS = 600.0
 _ROWS_A_TRANSACTION = 500
+
+_logger = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -31,6 +40,18 @@ class _Plan:
     before_ns: int
     below: dict[str, int] = field(default_factory=dict)
     witnesses: set[tuple[str, int]] = field(default_factory=set)
+
+
+async def keep_thinning_reports(store: Store) -> None:
+    """Deletes them every ten minutes or so, until cancelled."""
+    while True:
+        # Workers of one store do it at different moments.
+        await asyncio.sleep(_THIN_EVERY_SECONDS * random.uniform(0.5, 1.5))
+        try:
+            deleted = await asyncio.to_thread(thin_reports, store)
+            _logger.debug("reports_thinned", deleted=deleted)
+        except StoreError as error:
+            _logger.warning("reports_not_thinned", reason=str(error))
 
 
 def thin_reports(store: Store) -> int:
