@@ -9,14 +9,14 @@ import asyncio
 import concurrent.futures
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
 from msgspec.structs import replace
 
-from runtap_collector.capture.text import clip
+from runtap_collector.capture.text import attribute_of, clip, text_of
 from runtap_schemas import RunError
 from runtap_schemas.events import ERROR_CODE_PATTERN, MAX_NAME_LENGTH, MAX_TEXT_LENGTH, Status
 
@@ -106,7 +106,7 @@ def describe_error(
         if child_error is error:
             return replace(described, origin=False)
     name = clip(type(error).__name__, MAX_NAME_LENGTH)
-    message = clip(_message_of(error), MAX_TEXT_LENGTH)
+    message = clip(text_of(error) or "", MAX_TEXT_LENGTH)
     status_code = _first_of(error, _STATUS_PATHS, _is_http_error)
     function, line = _raised_at(error.__traceback__)
     return RunError(
@@ -120,24 +120,14 @@ def describe_error(
     )
 
 
-def _message_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an exception may fail to describe itself, and the app's must not become ours
-        return ""
-
-
 def _first_of(error: BaseException, paths: tuple[tuple[str, ...], ...], is_it: Callable[[object], bool]) -> Any:
     """The first value at the end of a path of attributes and keys that is what it should be. `None`: there is none."""
     for path in paths:
         value: object = error
-        try:
-            for name in path:
-                value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-            if is_it(value):
-                return value
-        except Exception:  # noqa: BLE001 - a foreign attribute that fails is one that is not there
-            continue
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else attribute_of(value, name)
+        if is_it(value):
+            return value
     return None
 
 

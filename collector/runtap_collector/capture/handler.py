@@ -16,6 +16,7 @@ from langchain_core.callbacks import AsyncCallbackHandler
 
 from runtap_collector.capture.capture import Capture
 from runtap_collector.capture.open_runs import key_of
+from runtap_collector.capture.text import attribute_of
 from runtap_collector.capture.translate import note_usage
 from runtap_collector.send import emitter as emitters
 from runtap_collector.send.records import View
@@ -218,15 +219,15 @@ class RunTapHandler(AsyncCallbackHandler):
         return _FINISHED
 
     def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
-        self._capture.note(run_id, "retry", None, None, attempt=getattr(retry_state, "attempt_number", None))
+        self._capture.note(run_id, "retry", None, None, attempt=attribute_of(retry_state, "attempt_number"))
         return _FINISHED
 
     def on_agent_action(self, action: AgentAction, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
-        self._capture.note(run_id, "agent_action", getattr(action, "tool", None), getattr(action, "tool_input", None))
+        self._capture.note(run_id, "agent_action", attribute_of(action, "tool"), attribute_of(action, "tool_input"))
         return _FINISHED
 
     def on_agent_finish(self, finish: AgentFinish, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:
-        self._capture.note(run_id, "agent_finish", None, getattr(finish, "return_values", None))
+        self._capture.note(run_id, "agent_finish", None, attribute_of(finish, "return_values"))
         return _FINISHED
 
     def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> Coroutine[Any, Any, None]:

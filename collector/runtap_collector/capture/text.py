@@ -36,6 +36,15 @@ def text_of(value: object) -> str | None:
         return None
 
 
+def attribute_of(value: object, name: str) -> Any:
+    """A foreign object's attribute. `None`: it has none, or raises."""
+    try:
+        return getattr(value, name, None)
+    except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
+        let_signals_pass(error)
+        return None
+
+
 def let_signals_pass(error: BaseException) -> None:
     """Raises again what a signal's handler may have raised, at any place of the main thread, and there only: for
     whoever calls a foreign object's methods and catches everything.
