@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
+from command_line import call_command
 from runtap_schemas import Event, encode_event, number_event
 
 
@@ -40,7 +41,9 @@ class WorkerSetting:
         return [sys.executable, "-m", "runtap_consumers", *arguments]
 
     def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Runs a `runtap` command to its end."""
+        """Runs a `runtap` command to its end, in this process where it can."""
+        if arguments[0] != "worker":
+            return call_command(arguments, self.environment())
         return subprocess.run(
             self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=timeout
         )

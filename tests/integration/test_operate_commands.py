@@ -20,6 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
+from command_line import call_command
 from runtap_collector import RunTap
 from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.topics import check_topics, create_topics
@@ -43,15 +44,7 @@ class Command:
         self._environment = {**inherited, "RUNTAP_BOOTSTRAP_SERVERS": kafka, "RUNTAP_TOPIC_PREFIX": prefix}
 
     def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "runtap_consumers", *words],
-            env={**self._environment, **variables},
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return call_command(words, {**self._environment, **variables}, self._folder)
 
     @contextmanager
     def started(self, *words: str) -> Iterator[subprocess.Popen[str]]:
