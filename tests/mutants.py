@@ -174,15 +174,15 @@ MUTANTS = (
     Mutant(
         "memory kept after a commit that failed",
         f"{_CONSUMERS}/worker/worker.py",
-        "            turn.forget()\n            turn.rest()\n        return False",
-        "            turn.rest()\n        return False",
+        "            assigned.forget()\n            assigned.back_off()\n        return False",
+        "            assigned.back_off()\n        return False",
         (MODEL,),
     ),
     Mutant(
         "memory kept after a fence",
         f"{_CONSUMERS}/worker/worker.py",
-        "            turn.forget()\n            turn.rest()\n            turn.fences",
-        "            turn.rest()\n            turn.fences",
+        "            assigned.forget()\n            assigned.back_off(is_fenced=True)\n            if assigned.fences",
+        "            assigned.back_off(is_fenced=True)\n            if assigned.fences",
         (FENCING, MODEL),
     ),
     Mutant(
@@ -201,14 +201,14 @@ MUTANTS = (
         "no seek after loading",
         f"{_CONSUMERS}/worker/worker.py",
         "self._reader.seek(number, partition.next_offset)",
-        "any(place.partition == number for place in self._reader._consumer._positions) or self._reader.seek("
+        "any(each.partition == number for each in self._reader._consumer._positions) or self._reader.seek("
         "number, partition.next_offset)",
         (MODEL,),
     ),
     Mutant(
         "no seek back after a record that cannot be decoded",
         f"{_CONSUMERS}/kafka/partition_reader.py",
-        "            if not careful:\n                self._seek_back(place, next_offset)",
+        "            if not careful:\n                self._seek_back(topic_partition, next_offset)",
         "            if not careful:",
         (MODEL,),
     ),

@@ -15,7 +15,10 @@ ROOMS = {
     "demo": (1_800, ["demo/**/*.py"]),
     "collector: spool": (None, ["collector/runtap_collector/spool/*.py"]),
     "correct": (1_050, [f"{WORKERS}/correct/**/*.py", f"{WORKERS}/cli/*re[bp]*.py"]),
-    "pricing": (1_400, [f"{WORKERS}/pricing/**/*.py", f"{WORKERS}/cli/*prices.py", f"{WORKERS}/store/read/unmatched.py"]),
+    "pricing": (
+        1_400,
+        [f"{WORKERS}/pricing/**/*.py", f"{WORKERS}/cli/*prices.py", f"{WORKERS}/store/read/unmatched.py"],
+    ),
     "alerts": (None, [f"{WORKERS}/alerts/**/*.py"]),
     "cli": (1_400, [f"{WORKERS}/cli/**/*.py", f"{WORKERS}/__main__.py"]),
     "figures": (1_000, [f"{WORKERS}/figures/**/*.py"]),

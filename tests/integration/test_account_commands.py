@@ -27,6 +27,7 @@ def ledger_of(store: Store) -> dict[str, Any]:
 
 
 def runtap(store: Store, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """A process of its own: what it exports may be no text."""
     url = store.engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")}
     done = subprocess.run(

@@ -225,9 +225,9 @@ class Machine(RuleBasedStateMachine):
         self.old_logs[partition].append(self.world.logs[partition])
         self.world.logs[partition] = Log()
         for worker in self.workers:
-            for turn in worker._turns.values():
+            for assigned in worker._assigned.values():
                 # More than ten seconds pass before enough is written to hide it.
-                turn.checked = _LONG_AGO
+                assigned.checked = _LONG_AGO
 
     @rule(partition=partitions, count=st.integers(1, 5))
     def delete_oldest(self, partition: int, count: int) -> None:
@@ -271,14 +271,14 @@ class Machine(RuleBasedStateMachine):
         self._observe()
 
     async def _turn_async(self, worker: int, partition: int, is_due: bool, is_checked: bool) -> None:
-        turn = self.workers[worker]._turns.get(partition)
-        if turn is not None:
-            turn.rest_until = 0
+        assigned = self.workers[worker]._assigned.get(partition)
+        if assigned is not None:
+            assigned.retry_at = 0
             if is_due:
-                turn.since = _LONG_AGO
+                assigned.since = _LONG_AGO
             if is_checked:
-                turn.checked = _LONG_AGO
-            await self.workers[worker]._take_turn(partition, turn)
+                assigned.checked = _LONG_AGO
+            await self.workers[worker]._work_on(partition, assigned)
 
     async def _commit_async(self, worker: int, partition: int, is_checked: bool = False) -> None:
         await self._turn_async(worker, partition, False, is_checked)
@@ -432,7 +432,7 @@ class Machine(RuleBasedStateMachine):
             emitter.close(0)
         # Whatever befell them, workers go on by themselves; then others take over.
         for number, worker in enumerate(self.workers):
-            for partition in worker._turns:
+            for partition in worker._assigned:
                 self._catch_up(number, partition)
         for number in range(2):
             self._replace(number, PROJECTIONS)
@@ -447,8 +447,8 @@ class Machine(RuleBasedStateMachine):
             self._commit(worker, partition, is_checked=True)
             if all(self.read[name, partition][0] == end for name in names):
                 return
-            turn = self.workers[worker]._turns[partition]
-            if not self.world.logs[partition].records and turn.partition and turn.partition.next_offset == end:
+            assigned = self.workers[worker]._assigned[partition]
+            if not self.world.logs[partition].records and assigned.partition and assigned.partition.next_offset == end:
                 # A log made again, empty, which looks to this worker as it did before another moved the position: it
                 # has nothing to commit, so nothing to be refused. Only who loads the position sees it.
                 return

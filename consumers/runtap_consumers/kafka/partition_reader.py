@@ -23,9 +23,9 @@ logger = structlog.get_logger(__name__)
 
 _DEADLINE_SECONDS = 10.0
 _STOP_SECONDS = 1.5
-# While the group is balanced, a client can leave it only afterwards. After a stay: less than `run_worker` gives.
-_STOP_BALANCED_SECONDS = 2.5
-_STAY_SECONDS = 1.0
+# While the group is balanced, a client can leave it only afterwards. After such a wait: less than `run_worker` gives.
+_STOP_REBALANCING_SECONDS = 2.5
+_REBALANCE_WAIT_SECONDS = 1.0
 # Of a partition at once, as compressed as they are: enough for a whole commit where a worker is behind, and what bounds
 # its memory, since the client holds that much of each partition.
 _FETCH_BYTES = 2 * 1024 * 1024
@@ -34,7 +34,7 @@ _HEARTBEAT_MS = 500
 # How long a group that is balanced waits for members that do not come, in sessions; they answer within a heartbeat. A
 # whole session, which is the client's default, is what each further death during a balance would add. One that died
 # when it had just asked to join is found dead a session later still: half a session makes that 2.4 s more than one.
-_BALANCE_SESSIONS, _SHORTEST_BALANCE_MS = 1 / 3, 1_000
+_REBALANCE_SESSIONS, _SHORTEST_REBALANCE_MS = 1 / 3, 1_000
 # How long a worker may not poll before it gives its partitions up.
 _SILENT_SESSIONS, _LEAST_SILENT_MS = 6, 60_000
 # Records that are read one by one after a poll raised, so that the one that cannot be decoded is found.
@@ -72,7 +72,7 @@ class PartitionReader:
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(session_ms // 5, _HEARTBEAT_MS),
-            rebalance_timeout_ms=max(int(session_ms * _BALANCE_SESSIONS), _SHORTEST_BALANCE_MS),
+            rebalance_timeout_ms=max(int(session_ms * _REBALANCE_SESSIONS), _SHORTEST_REBALANCE_MS),
             max_poll_interval_ms=max(session_ms * _SILENT_SESSIONS, _LEAST_SILENT_MS),
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
             max_partition_fetch_bytes=_FETCH_BYTES,
@@ -109,7 +109,7 @@ class PartitionReader:
 
     async def stop(self) -> None:
         """Leaves the group. Bounded: a client whose brokers are away may hang in its own stop."""
-        leave_seconds = _STOP_BALANCED_SECONDS if self.is_rebalancing else _STOP_SECONDS
+        leave_seconds = _STOP_REBALANCING_SECONDS if self.is_rebalancing else _STOP_SECONDS
         for client, seconds in ((self._consumer, leave_seconds), (self._inspector, _STOP_SECONDS)):
             try:
                 await within(seconds, client.stop())
@@ -119,21 +119,21 @@ class PartitionReader:
 
     def take(self, offsets: dict[int, int]) -> None:
         """Reads these partitions, each from its offset; for readers without a group."""
-        self._consumer.assign([self._place(partition) for partition in offsets])
+        self._consumer.assign([self._topic_partition(partition) for partition in offsets])
         # Before the first await: the client has no other idea of where to begin.
         for partition, offset in offsets.items():
-            self._consumer.seek(self._place(partition), offset)
+            self._consumer.seek(self._topic_partition(partition), offset)
 
     def assigned(self) -> set[int]:
         """The partitions that are this process's now."""
-        return {place.partition for place in self._consumer.assignment()}
+        return {topic_partition.partition for topic_partition in self._consumer.assignment()}
 
     @property
     def is_rebalancing(self) -> bool:
         """Whether the group's partitions are being shared out anew."""
         return self._group is not None and self._listener.is_rebalancing
 
-    async def stay(self) -> None:
+    async def await_rebalance(self) -> None:
         """Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good.
         Returns at once, or when the group is balanced, or after a second.
 
@@ -141,7 +141,7 @@ class PartitionReader:
             KafkaError: try again after a pause.
         """
         with contextlib.suppress(TimeoutError):
-            await within(_STAY_SECONDS, self._consumer.getmany(timeout_ms=0))
+            await within(_REBALANCE_WAIT_SECONDS, self._consumer.getmany(timeout_ms=0))
 
     async def partition_numbers(self) -> set[int]:
         """All partitions of the topic.
@@ -154,9 +154,9 @@ class PartitionReader:
 
     def seek(self, partition: int, offset: int) -> None:
         """Makes an offset the next to be polled, and lets polls of the partition return records."""
-        place = self._place(partition)
-        self._consumer.seek(place, offset)
-        self._consumer.resume(place)
+        topic_partition = self._topic_partition(partition)
+        self._consumer.seek(topic_partition, offset)
+        self._consumer.resume(topic_partition)
 
     async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
         """The records that are there now; none while the group is balanced.
@@ -173,34 +173,34 @@ class PartitionReader:
         if self.is_rebalancing:
             # The client would wait for the end of that, and the worker with it, however long it takes.
             return []
-        place = self._place(partition)
+        topic_partition = self._topic_partition(partition)
         careful = self._careful.get(partition, 0)
         try:
-            polled = await self._consumer.getmany(place, timeout_ms=0, max_records=1 if careful else at_most)
+            polled = await self._consumer.getmany(topic_partition, timeout_ms=0, max_records=1 if careful else at_most)
         except OffsetOutOfRangeError as error:
             raise LostToRetentionError(str(error)) from error
         except KafkaError:
-            self._seek_back(place, next_offset)
+            self._seek_back(topic_partition, next_offset)
             raise
         except Exception as error:  # noqa: BLE001
             # Not Kafka's: a record that this client cannot decode (a header that is not UTF-8) raises for ever. It is
             # found by reading one at a time, then stepped over.
             self._careful[partition] = _CAREFUL_RECORDS
             if not careful:
-                self._seek_back(place, next_offset)
+                self._seek_back(topic_partition, next_offset)
                 return []
-            self._seek_back(place, next_offset + 1)
+            self._seek_back(topic_partition, next_offset + 1)
             return [UndecodableRecord(next_offset, 0, f"the Kafka client cannot decode it: {error!r}"[:500])]
         if careful:
             self._careful[partition] = careful - 1
-        return list(polled.get(place, ()))
+        return list(polled.get(topic_partition, ()))
 
     def highwater(self, partition: int) -> int | None:
         """The partition's end as the last fetch saw it; `None` where there was none, or it is no longer assigned."""
-        place = self._place(partition)
-        if place not in self._consumer.assignment():
+        topic_partition = self._topic_partition(partition)
+        if topic_partition not in self._consumer.assignment():
             return None
-        end: int | None = self._consumer.highwater(place)
+        end: int | None = self._consumer.highwater(topic_partition)
         return end
 
     async def log_range(self, partition: int) -> tuple[int, int]:
@@ -209,10 +209,10 @@ class PartitionReader:
         Raises:
             KafkaError: Kafka did not say.
         """
-        place = self._place(partition)
-        starts = await within(_DEADLINE_SECONDS, self._inspector.beginning_offsets([place]))
-        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets([place]))
-        return starts[place], ends[place]
+        topic_partition = self._topic_partition(partition)
+        starts = await within(_DEADLINE_SECONDS, self._inspector.beginning_offsets([topic_partition]))
+        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets([topic_partition]))
+        return starts[topic_partition], ends[topic_partition]
 
     async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """Offsets of several partitions' ends.
@@ -220,9 +220,9 @@ class PartitionReader:
         Raises:
             KafkaError: Kafka did not say.
         """
-        places = [self._place(partition) for partition in partitions]
-        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets(places))
-        return {place.partition: end for place, end in ends.items()}
+        topic_partitions = [self._topic_partition(partition) for partition in partitions]
+        ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets(topic_partitions))
+        return {topic_partition.partition: end for topic_partition, end in ends.items()}
 
     async def record_at(self, partition: int, offset: int) -> Record | None:
         """One record; `None` where the log does not hold that offset any more, or it is no data record.
@@ -230,20 +230,20 @@ class PartitionReader:
         Raises:
             KafkaError: Kafka did not say.
         """
-        place = self._place(partition)
+        topic_partition = self._topic_partition(partition)
         async with self._looking:
-            self._inspector.assign([place])
-            self._inspector.seek(place, offset)
+            self._inspector.assign([topic_partition])
+            self._inspector.seek(topic_partition, offset)
             try:
                 polled = await within(
-                    _DEADLINE_SECONDS, self._inspector.getmany(place, timeout_ms=5_000, max_records=1)
+                    _DEADLINE_SECONDS, self._inspector.getmany(topic_partition, timeout_ms=5_000, max_records=1)
                 )
             except (KafkaError, TimeoutError):
                 raise
             except Exception as error:  # noqa: BLE001
                 # One that `poll` stepped over: where it ended a commit, every owner of the partition looks at it.
                 return UndecodableRecord(offset, 0, repr(error))
-        records = polled.get(place, ())
+        records = polled.get(topic_partition, ())
         return records[0] if records and records[0].offset == offset else None
 
     async def publish_progress(self, offsets: dict[int, int]) -> None:
@@ -258,14 +258,14 @@ class PartitionReader:
             return
         await within(
             _DEADLINE_SECONDS,
-            self._consumer.commit({self._place(partition): offset for partition, offset in offsets.items()}),
+            self._consumer.commit({self._topic_partition(partition): offset for partition, offset in offsets.items()}),
         )
 
-    def _seek_back(self, place: TopicPartition, offset: int) -> None:
-        if place in self._consumer.assignment():
-            self._consumer.seek(place, offset)
+    def _seek_back(self, topic_partition: TopicPartition, offset: int) -> None:
+        if topic_partition in self._consumer.assignment():
+            self._consumer.seek(topic_partition, offset)
 
-    def _place(self, partition: int) -> TopicPartition:
+    def _topic_partition(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
 
 

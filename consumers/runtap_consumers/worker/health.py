@@ -24,8 +24,7 @@ from runtap_consumers.errors import HealthPortError
 class Health:
     """What a worker knows of itself. Written by the worker, read by the health server.
 
-    `stalled_after_seconds`: how long there may be lag without progress. `away`: partitions in which a projection was
-    left to another worker that moves it. Times are `time.monotonic()`.
+    `stalled_after_seconds`: how long there may be lag without progress. Times are `time.monotonic()`.
     """
 
     projections: tuple[str, ...]
@@ -36,7 +35,6 @@ class Health:
     commits: int = 0
     fenced: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    away: dict[str, list[int]] = field(default_factory=dict)
     last_turn: float = field(default_factory=time.monotonic)
     last_progress: float = field(default_factory=time.monotonic)
 
@@ -88,7 +86,6 @@ def serve_health(health: Health, port: int) -> uvicorn.Server:
             "events_applied": health.events_applied,
             "commits": health.commits,
             "fenced": health.fenced,
-            "away": health.away,
         }
         return JSONResponse(body, status_code=503 if problems else 200)
 

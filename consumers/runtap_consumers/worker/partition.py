@@ -109,7 +109,7 @@ class Partition:
         """Whether the batch folded last found numbers missing."""
         return any(cursor.marks.opened_gap for cursor in self.cursors)
 
-    def places(self) -> list[tuple[int, str]]:
+    def read_up_to(self) -> list[tuple[int, str]]:
         """The next offset of each cursor, and the fingerprint of the record before it."""
         return [(cursor.next_offset, cursor.fingerprint) for cursor in self.cursors]
 

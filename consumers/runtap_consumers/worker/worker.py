@@ -11,7 +11,6 @@ import contextlib
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.positions import read_least_offsets, read_next_offset
+from runtap_consumers.store.positions import read_least_offsets
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.dead_letters import publish_dead_letters
 from runtap_consumers.worker.health import Health
@@ -48,15 +47,15 @@ _IDLE_SECONDS = 0.02
 # How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
 _PATIENCE_BEHIND = 4
 # kafka.md section 5: clients that failed are left alone for a moment, or the failure becomes a busy loop.
-_BACK_OFF_SECONDS = 0.2
-_LONGEST_BACK_OFF_SECONDS = 5.0
+_BACKOFF_SECONDS = 0.2
+_LONGEST_BACKOFF_SECONDS = 5.0
 # How often a running partition's log is compared with what was read of it, and the topic is looked for.
 _SAME_LOG_EVERY_SECONDS = 10.0
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
-# So often in a row, and another set of workers moves the projection on the same store: they would starve each other.
-_FENCES_UNTIL_AWAY = 3
-_AWAY_SECONDS = 60.0
+# Fenced more often than that in a row, another set of workers moves a projection on the same store.
+_FENCES_OF_A_REBALANCE = 3
+_LONGEST_FENCED_BACKOFF_SECONDS = 60.0
 _LOG_START_EVERY_SECONDS = 3_600.0
 
 Result = TypeVar("Result")
@@ -79,7 +78,7 @@ class LogUnsettledError(Exception):
 
 
 @dataclass
-class _Turn:
+class _Assigned:
     """A partition in hand. `partition` is `None` until it is loaded."""
 
     partition: Partition | None = None
@@ -87,11 +86,10 @@ class _Turn:
     since: float = 0.0
     checked: float = 0.0
     log_start_read: float = -math.inf
+    # In a row, and how many of them were fences.
     failures: int = 0
-    rest_until: float = 0.0
-    # Fences of a projection since the last commit; and those left to others, with where they stood and when to look.
-    fences: Counter[str] = field(default_factory=Counter)
-    away: dict[str, tuple[int | None, float]] = field(default_factory=dict)
+    fences: int = 0
+    retry_at: float = 0.0
 
     def forget(self) -> None:
         """Throws all memory away: what counts stands in the store."""
@@ -99,11 +97,15 @@ class _Turn:
         self.records = []
         self.log_start_read = -math.inf
 
-    def rest(self) -> None:
-        """Waits before the next attempt, longer after each failure in a row."""
+    def back_off(self, *, is_fenced: bool = False) -> None:
+        """Puts the next attempt off, longer after each failure in a row."""
         self.failures += 1
-        longest = min(_BACK_OFF_SECONDS * 2**self.failures, _LONGEST_BACK_OFF_SECONDS)
-        self.rest_until = time.monotonic() + _BACK_OFF_SECONDS + random.uniform(0, longest)
+        self.fences += is_fenced
+        bound = _LONGEST_BACKOFF_SECONDS
+        if self.fences > _FENCES_OF_A_REBALANCE:
+            bound = _LONGEST_FENCED_BACKOFF_SECONDS
+        longest = min(_BACKOFF_SECONDS * 2**self.failures, bound)
+        self.retry_at = time.monotonic() + _BACKOFF_SECONDS + random.uniform(0, longest)
 
 
 class Worker:
@@ -148,7 +150,7 @@ class Worker:
         self._reader = PartitionReader(settings, store.events_topic, group, self._assignment_changed)
         self._assignments = 0
         self._seen_assignment = -1
-        self._turns: dict[int, _Turn] = {}
+        self._assigned: dict[int, _Assigned] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._more_side_tasks = side_tasks
@@ -170,7 +172,7 @@ class Worker:
                 self._start_side_task(self._publish_dead_letters(), "dead-letters")
             for side_task in self._more_side_tasks:
                 self._start_side_task(side_task(self._store), side_task.__name__)
-            await self._turn_until_stopped(ends)
+            await self._work_until_stopped(ends)
         finally:
             for task in self._side_tasks:
                 task.cancel()
@@ -178,18 +180,18 @@ class Worker:
             self._thread.shutdown(wait=True)
             self._writer.close()
 
-    async def _turn_until_stopped(self, ends: dict[int, int] | None) -> None:
+    async def _work_until_stopped(self, ends: dict[int, int] | None) -> None:
         drained_checked = 0.0
         while not self._stop.is_set():
-            if self._reader.is_rebalancing or not self._turns:
-                await self._stay()
+            if self._reader.is_rebalancing or not self._assigned:
+                await self._await_rebalance()
             self._take_assignment()
             await self._refresh_prices()
             moved = False
-            for number, turn in list(self._turns.items()):
-                if self._must_turn_away():
+            for number, assigned in list(self._assigned.items()):
+                if self._must_stop_working():
                     break
-                moved |= await self._take_turn(number, turn)
+                moved |= await self._work_on(number, assigned)
             self._update_health()
             if self._health.is_stalled():
                 raise WorkerStoppedError("; ".join(self._health.problems()))
@@ -206,7 +208,7 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _IDLE_SECONDS)
 
-    def _must_turn_away(self) -> bool:
+    def _must_stop_working(self) -> bool:
         return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
 
     async def _refresh_prices(self) -> None:
@@ -225,111 +227,90 @@ class Worker:
             return
         self._seen_assignment = self._assignments
         # Whatever stayed with this worker was sought to Kafka's idea of its position: all of it is loaded again.
-        self._turns = {number: _Turn() for number in sorted(self._reader.assigned())}
-        self._health.partitions = list(self._turns)
+        self._assigned = {number: _Assigned() for number in sorted(self._reader.assigned())}
+        self._health.partitions = list(self._assigned)
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
-    async def _stay(self) -> None:
+    async def _await_rebalance(self) -> None:
         """Stays in the group, and waits while that is balanced: what would be loaded now may be
         another's in a moment.
         """
         try:
-            await self._reader.stay()
+            await self._reader.await_rebalance()
         except KafkaError as error:
-            logger.warning("worker_rested", reason=str(error) or repr(error))
-            await asyncio.sleep(_BACK_OFF_SECONDS)
+            logger.warning("rebalance_failed", reason=str(error) or repr(error))
+            await asyncio.sleep(_BACKOFF_SECONDS)
 
-    async def _take_turn(self, number: int, turn: _Turn) -> bool:
+    async def _work_on(self, number: int, assigned: _Assigned) -> bool:
         """Polls a partition, and commits what has gathered once it is enough or old enough.
 
         Returns:
             Whether something happened; else the loop may rest.
         """
-        if time.monotonic() < turn.rest_until:
+        if time.monotonic() < assigned.retry_at:
             return False
         try:
-            await self._call_back(number, turn)
-            if turn.partition is None:
-                running = [name for name in self._running() if name not in turn.away]
-                if not running:
-                    return False
-                await self._load(number, turn, running)
-            assert turn.partition is not None
-            polled = await self._poll(number, turn)
-            if turn.records and self._is_due(number, turn):
-                await self._commit(number, turn)
+            if assigned.partition is None:
+                await self._load(number, assigned, self._running())
+            assert assigned.partition is not None
+            polled = await self._poll(number, assigned)
+            if assigned.records and self._is_due(number, assigned):
+                await self._commit(number, assigned)
                 return True
             return polled > 0
         except LostToRetentionError:
-            turn.forget()
+            assigned.forget()
         except FencedError as error:
             self._health.fenced += 1
             logger.warning("worker_fenced", partition=number, reason=str(error))
-            turn.forget()
-            turn.rest()
-            turn.fences[error.projection] += 1
-            if turn.fences[error.projection] >= _FENCES_UNTIL_AWAY:
-                self._leave(number, turn, error.projection)
+            assigned.forget()
+            assigned.back_off(is_fenced=True)
+            if assigned.fences > _FENCES_OF_A_REBALANCE:
+                logger.error(
+                    "projection_moved_by_others",
+                    projection=error.projection,
+                    partition=number,
+                    reason="another set of workers moves it on this store: stop one, or give each a store of its own",
+                )
         except StoreVersionError as error:
             raise WorkerStoppedError(str(error)) from error
         except (LogUnsettledError, StoreError, KafkaError, TimeoutError) as error:
             logger.warning(
-                "partition_rested", partition=number, failures=turn.failures + 1, reason=str(error) or repr(error)
+                "partition_backed_off",
+                partition=number,
+                failures=assigned.failures + 1,
+                reason=str(error) or repr(error),
             )
-            turn.forget()
-            turn.rest()
+            assigned.forget()
+            assigned.back_off()
         return False
 
-    def _leave(self, number: int, turn: _Turn, projection: str) -> None:
-        logger.error(
-            "projection_left_to_others",
-            projection=projection,
-            partition=number,
-            reason="another worker moves it: stop one of the two, or give each a store of its own",
-            tried_again_after_seconds=_AWAY_SECONDS,
-        )
-        del turn.fences[projection]
-        turn.away[projection] = (None, time.monotonic())
-
-    async def _call_back(self, number: int, turn: _Turn) -> None:
-        """Takes projections back that nobody has moved for a minute."""
-        for name, (stood_at, look_at) in list(turn.away.items()):
-            if time.monotonic() < look_at:
-                continue
-            next_offset = await self._in_thread(lambda name=name: read_next_offset(self._writer, name, number))  # type: ignore[misc]
-            if next_offset == stood_at:
-                logger.info("projection_taken_back", projection=name, partition=number)
-                del turn.away[name]
-                turn.forget()
-            else:
-                turn.away[name] = (next_offset, time.monotonic() + _AWAY_SECONDS)
-
-    async def _poll(self, number: int, turn: _Turn) -> int:
-        assert turn.partition is not None
-        room = self._settings.commit_events - len(turn.records)
+    async def _poll(self, number: int, assigned: _Assigned) -> int:
+        assert assigned.partition is not None
+        room = self._settings.commit_events - len(assigned.records)
         if room <= 0:
             return 0
-        following = turn.records[-1].offset + 1 if turn.records else turn.partition.next_offset
+        following = assigned.records[-1].offset + 1 if assigned.records else assigned.partition.next_offset
         polled = await self._reader.poll(number, following, room)
         if self._seen_assignment != self._assignments:
             return 0
         if polled:
-            if not turn.records:
-                turn.since = time.monotonic()
-            turn.records += polled
-        elif not turn.records and time.monotonic() - turn.checked > _SAME_LOG_EVERY_SECONDS:
-            await self._check_log(number, turn)
+            if not assigned.records:
+                assigned.since = time.monotonic()
+            assigned.records += polled
+        elif not assigned.records and time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS:
+            await self._check_log(number, assigned)
         return len(polled)
 
-    def _is_due(self, number: int, turn: _Turn) -> bool:
+    def _is_due(self, number: int, assigned: _Assigned) -> bool:
         commit_events, longest = self._settings.commit_events, self._settings.commit_seconds
         end = self._reader.highwater(number)
-        if turn.partition is not None and end is not None and end - turn.partition.next_offset >= commit_events:
+        if assigned.partition is not None and end is not None and end - assigned.partition.next_offset >= commit_events:
             # Far behind: a whole commit is on its way, and costs half as much an event as several small ones.
             longest *= _PATIENCE_BEHIND
-        return len(turn.records) >= commit_events or time.monotonic() - turn.since >= longest
+        return len(assigned.records) >= commit_events or time.monotonic() - assigned.since >= longest
 
-    async def _load(self, number: int, turn: _Turn, projections: list[str]) -> None:
+    async def _load(self, number: int, assigned: _Assigned, projections: list[str]) -> None:
         # Whoever was fenced may have been so by a migration.
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
@@ -339,18 +320,18 @@ class Worker:
             # After the position, which others may move beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
             now_ns = time.time_ns()
-            if not await self._is_same_log(number, partition.places(), log_start, log_end):
+            if not await self._is_same_log(number, partition.read_up_to(), log_start, log_end):
                 await self._in_thread(lambda start=log_start, now=now_ns: partition.begin_incarnation(start, now))  # type: ignore[misc]
             elif partition.next_offset < log_start:
                 await self._in_thread(lambda start=log_start, now=now_ns: partition.skip_lost(start, now))  # type: ignore[misc]
             else:
                 self._reader.seek(number, partition.next_offset)
-                turn.partition, turn.records, turn.checked = partition, [], time.monotonic()
+                assigned.partition, assigned.records, assigned.checked = partition, [], time.monotonic()
                 return
         # Read on, it would be a log of which nobody knows whether it is the one that was applied.
         raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
-    async def _read_log_start(self, number: int, turn: _Turn, partition: Partition) -> None:
+    async def _read_log_start(self, number: int, assigned: _Assigned, partition: Partition) -> None:
         """Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one."""
         log_start, log_end = await self._reader.log_range(number)
         record = await self._reader.record_at(number, log_start) if log_start < log_end else None
@@ -358,11 +339,11 @@ class Worker:
             partition.log_start_ns = record.timestamp * 1_000_000
         elif log_start == log_end:
             partition.log_start_ns = time.time_ns()
-        turn.log_start_read = time.monotonic()
+        assigned.log_start_read = time.monotonic()
 
-    async def _is_same_log(self, number: int, places: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
+    async def _is_same_log(self, number: int, positions: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
         """Compares the log with what was read of it: its end, and the record before each next offset."""
-        for next_offset, fingerprint in places:
+        for next_offset, fingerprint in positions:
             if next_offset > log_end:
                 return False
             if not fingerprint and next_offset > log_start:
@@ -375,41 +356,40 @@ class Worker:
                 return False
         return True
 
-    async def _check_log(self, number: int, turn: _Turn) -> None:
-        assert turn.partition is not None
-        turn.checked = time.monotonic()
-        if not await self._is_same_log(number, turn.partition.places(), *await self._reader.log_range(number)):
+    async def _check_log(self, number: int, assigned: _Assigned) -> None:
+        assert assigned.partition is not None
+        assigned.checked = time.monotonic()
+        if not await self._is_same_log(number, assigned.partition.read_up_to(), *await self._reader.log_range(number)):
             # Loading begins the new incarnation.
-            turn.forget()
+            assigned.forget()
 
-    async def _commit(self, number: int, turn: _Turn) -> None:
-        partition, records = turn.partition, turn.records
+    async def _commit(self, number: int, assigned: _Assigned) -> None:
+        partition, records = assigned.partition, assigned.records
         assert partition is not None
-        before = partition.places()
+        before = partition.read_up_to()
         if any(not fingerprint for _, fingerprint in before):
             # Nothing of this log was read yet, so the batch itself must tell whether it is still there: what was polled
             # of one that was made again meanwhile is not to be mixed with the new one.
             first = await self._reader.record_at(number, records[0].offset)
             if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
-                turn.forget()
+                assigned.forget()
                 return
         commit = await self._in_thread(lambda: partition.fold(records))
-        due = time.monotonic() - turn.checked > _SAME_LOG_EVERY_SECONDS
+        due = time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:
             # Numbers missing may mean that this is another log, made again at a length beyond our offset.
             if not await self._is_same_log(number, before, *await self._reader.log_range(number)):
-                turn.forget()
+                assigned.forget()
                 return
-            turn.checked = time.monotonic()
-            if turn.checked - turn.log_start_read > _LOG_START_EVERY_SECONDS:
-                await self._read_log_start(number, turn, partition)
+            assigned.checked = time.monotonic()
+            if assigned.checked - assigned.log_start_read > _LOG_START_EVERY_SECONDS:
+                await self._read_log_start(number, assigned, partition)
         await self._in_thread(lambda: partition.commit(commit))
         self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
         self._health.events_applied += len(records)
         self._health.progressed()
-        turn.records, turn.failures = [], 0
-        turn.fences.clear()
+        assigned.records, assigned.failures, assigned.fences = [], 0, 0
 
     def _running(self) -> list[str]:
         running = [name for name in self._projections if name not in self._health.failed]
@@ -420,15 +400,12 @@ class Worker:
     def _update_health(self) -> None:
         self._health.last_turn = time.monotonic()
         lag = 0
-        away: dict[str, list[int]] = {}
-        for number, turn in self._turns.items():
-            for name in turn.away:
-                away.setdefault(name, []).append(number)
+        for number, assigned in self._assigned.items():
             end = self._reader.highwater(number)
-            if turn.partition is not None and end is not None:
-                lag += max(end - turn.partition.next_offset, 0)
-        self._health.lag, self._health.away = lag, away
-        if lag == 0 and all(turn.partition is not None for turn in self._turns.values()):
+            if assigned.partition is not None and end is not None:
+                lag += max(end - assigned.partition.next_offset, 0)
+        self._health.lag = lag
+        if lag == 0 and all(assigned.partition is not None for assigned in self._assigned.values()):
             self._health.progressed()
 
     def _is_drained(self, ends: dict[int, int]) -> bool:
@@ -452,7 +429,9 @@ class Worker:
         while True:
             await asyncio.sleep(_PUBLISH_PROGRESS_EVERY_SECONDS)
             offsets = {
-                number: turn.partition.next_offset for number, turn in self._turns.items() if turn.partition is not None
+                number: assigned.partition.next_offset
+                for number, assigned in self._assigned.items()
+                if assigned.partition is not None
             }
             try:
                 if offsets:
@@ -466,7 +445,7 @@ class Worker:
             try:
                 async with Publisher(self._settings) as publisher:
                     while True:
-                        await publish_dead_letters(self._store, publisher, topic, list(self._turns))
+                        await publish_dead_letters(self._store, publisher, topic, list(self._assigned))
                         await asyncio.sleep(1)
             except (StoreError, KafkaUnavailableError) as error:
                 # They stay in the store, unpublished, and are tried again.
