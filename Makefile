@@ -1,7 +1,8 @@
 # Everything a developer needs; nothing has to be installed but Python 3.11 or later.
 #
 #   make demo            the whole pipeline on real Kafka, with real figures (ARGS="--seed 7")
-#   make test            all tests, on real Kafka and real PostgreSQL (TESTS="tests/unit -k ledger")
+#   make test            the tests, on real Kafka and real PostgreSQL (TESTS=tests/unit ARGS="-k ledger")
+#   make test-long       chaos, fuzz, soak, the price tables, random sequences, with ten times the effort
 #   make lint            format, style, types, import rules
 #   make size            the lines of each room, beside the most that it may have
 #   make bench           handler cost and worker throughput, as ratios; the cost of pricing a call
@@ -19,9 +20,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PEERS := .venv-peers/installed
 TESTS ?= tests
+SIDE_BY_SIDE ?= 4
 ARGS ?=
 
-.PHONY: demo test lint size bench bench-worker bench-emitter soak mutants chaos-short chaos fuzz kafka clean
+.PHONY: demo test test-long lint size bench bench-worker bench-emitter soak mutants chaos-short chaos fuzz kafka clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,8 +33,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/runtap demo $(ARGS)
 
+# Side by side first, each worker with a Kafka and a PostgreSQL of its own; then what times things. 5: no such test.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist worksteal -m "not long and not alone" $(TESTS) $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m "not long and alone" $(TESTS) $(ARGS) || [ $$? = 5 ]
+
+test-long: $(INSTALLED)
+	RUNTAP_FUZZ_SECONDS=300 $(BIN)/python -m pytest --timeout 7200 -m long $(TESTS) $(ARGS) || [ $$? = 5 ]
+	RUNTAP_SEQUENCES=200000 RUNTAP_MODEL_EXAMPLES=500 $(BIN)/python -m pytest --timeout 7200 \
+		tests/unit/test_collector_robustness.py tests/integration/test_model.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

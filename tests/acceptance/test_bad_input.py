@@ -17,6 +17,8 @@ _APP = """
 import sys, time
 from langchain_core.runnables import RunnableLambda
 from runtap_collector import RunTap
+
+pytestmark = pytest.mark.alone
 chain = RunnableLambda(lambda x: x) | RunnableLambda(lambda x: x)
 tap = RunTap.from_env(service="unreached")
 tapped = {"callbacks": [tap.handler]}

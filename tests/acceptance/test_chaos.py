@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 SEED = os.environ.get("RUNTAP_CHAOS_SEED") or str(random.SystemRandom().randrange(10**6))
 _PROGRAM = Path(__file__).parent.parent / "chaos" / "run_chaos.py"
 _SECONDS = 400

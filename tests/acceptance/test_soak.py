@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 _SOAK = Path(__file__).parent.parent / "benchmarks" / "soak_emitter.py"
 
 

@@ -24,6 +24,8 @@ from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 
+pytestmark = pytest.mark.alone
+
 _RECOVERY_SECONDS = 10.0
 _P50_SECONDS, _P99_SECONDS = 15e-6, 100e-6
 

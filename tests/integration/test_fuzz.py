@@ -34,7 +34,7 @@ _VALUES = [
     *(b'"' + b"x" * 5_000 + b'"', b"[" * 3_000, b'{"a":' * 3_000, b"1" + b"0" * 400, b"99999999999999999999999"),
 ]
 
-pytestmark = pytest.mark.timeout(120 + SECONDS)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120 + SECONDS)]
 
 
 def mutate(value: bytes, dice: random.Random) -> bytes | None:

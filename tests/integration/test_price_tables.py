@@ -21,6 +21,8 @@ import pytest
 from runtap_consumers.pricing import PriceTable
 from runtap_schemas import Usage
 
+pytestmark = pytest.mark.long
+
 Table = Mapping[str, Mapping[str, Any]]
 
 

@@ -25,6 +25,8 @@ from runtap_consumers.worker.worker import Worker
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
 
+pytestmark = pytest.mark.alone
+
 MakeTopic = Callable[..., Awaitable[str]]
 
 _SESSION_SECONDS, _TAKEOVER_SECONDS = 3, 2
