@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "gap applied twice",
         f"{_CONSUMERS}/projections/lane_marks.py",
-        "first, last = self.gaps.pop(place)",
+        "first, last = self.gaps.pop(index)",
         "return True",
         (LANES,),
     ),

@@ -244,13 +244,13 @@ async def serve_customers(seed: int, sessions: int, house_model: str) -> dict[st
         How the questions ended, and what the emitter's `close` returned.
     """
     outcomes: Counter[str] = Counter()
-    places = asyncio.Semaphore(_SESSIONS_AT_ONCE)
+    slots = asyncio.Semaphore(_SESSIONS_AT_ONCE)
     assistant = Assistant(house_model)
     held = 0
 
     async def hold(tap: RunTap, number: int) -> None:
         nonlocal held
-        async with places:
+        async with slots:
             await hold_session(tap, assistant, seed, number, outcomes)
         held += 1
         print(json.dumps({"sessions": held, "of": sessions, "questions": outcomes.total()}), flush=True)  # noqa: T201

@@ -42,12 +42,12 @@ class Settings(BaseSettings):
 
 
 def _explain(problem: Any, options: Collection[str]) -> str:
-    place = "_".join(str(part) for part in problem["loc"]) or "settings"
-    secret = "password" in place.lower() or not problem["loc"] or problem["type"] == "extra_forbidden"
+    field_name = "_".join(str(part) for part in problem["loc"]) or "settings"
+    secret = "password" in field_name.lower() or not problem["loc"] or problem["type"] == "extra_forbidden"
     value = "" if secret else f"={shown(problem['input'])}"
-    name = place.upper() if place.upper().startswith("RUNTAP_") else f"RUNTAP_{place.upper()}"
-    if place in options:
-        name = f"--{place.replace('_', '-')}"
+    name = field_name.upper() if field_name.upper().startswith("RUNTAP_") else f"RUNTAP_{field_name.upper()}"
+    if field_name in options:
+        name = f"--{field_name.replace('_', '-')}"
     # pydantic's own words before those of our checks.
     said = problem["msg"].removeprefix("Value error, ")
     return f"{name if problem['loc'] else 'settings'}{value}: {said}"

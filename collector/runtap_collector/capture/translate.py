@@ -83,7 +83,7 @@ def add_response(
         running_usage: the last of a stream whose chunks each repeated the usage so far; the answer has their sum.
     """
     messages = []
-    places: list[Mapping[str, Any]] = []
+    sources: list[Mapping[str, Any]] = []
     infos: list[Mapping[str, Any]] = []
     for prompt in response.generations:
         for generation in prompt:
@@ -92,26 +92,26 @@ def add_response(
             if message is not None:
                 messages.append(message)
                 if message.response_metadata:
-                    places.append(message.response_metadata)
+                    sources.append(message.response_metadata)
             if generation.generation_info:
                 infos.append(generation.generation_info)
-    places += infos
+    sources += infos
     if response.llm_output:
-        places.append(response.llm_output)
+        sources.append(response.llm_output)
     raw_usage: Any = None
-    if places:
-        outcome.model = _without_repeats(name_of(_first_of(places, _MODEL_KEYS)))
-        outcome.provider = name_of(_first_of(places, ("model_provider",)))
-        outcome.finish_reason = _finish_reason(places)
-        raw_usage = _first_of(places, ("token_usage", "usage"))
-        outcome.service_tier = word_of(_first_of(places, ("service_tier",)))
+    if sources:
+        outcome.model = _without_repeats(name_of(_first_of(sources, _MODEL_KEYS)))
+        outcome.provider = name_of(_first_of(sources, ("model_provider",)))
+        outcome.finish_reason = _finish_reason(sources)
+        raw_usage = _first_of(sources, ("token_usage", "usage"))
+        outcome.service_tier = word_of(_first_of(sources, ("service_tier",)))
     if raw_usage and isinstance(raw_usage, Mapping):
         outcome.service_tier = outcome.service_tier or word_of(raw_usage.get("service_tier"))
         outcome.reported_cost_usd = _billed(raw_usage)
     else:
         raw_usage = {}
     if outcome.provider == "openrouter" and outcome.reported_cost_usd is None:
-        outcome.reported_cost_usd = dollars_of(_first_of(places, ("cost",)))
+        outcome.reported_cost_usd = dollars_of(_first_of(sources, ("cost",)))
     # With several answers each message repeats the usage of the whole call: the first says it all.
     counted = running_usage
     for message in messages:
@@ -268,12 +268,12 @@ def tokens_of(value: object) -> int | None:
     return value
 
 
-def _finish_reason(places: list[Mapping[str, Any]]) -> str | None:
-    reason = _first_of(places, _FINISH_KEYS)
+def _finish_reason(sources: list[Mapping[str, Any]]) -> str | None:
+    reason = _first_of(sources, _FINISH_KEYS)
     if reason is None:
         # OpenAI's Responses API has a status, and a reason only where the answer is incomplete.
-        details = _first_of(places, ("incomplete_details",))
-        reason = (details.get("reason") if isinstance(details, Mapping) else None) or _first_of(places, ("status",))
+        details = _first_of(sources, ("incomplete_details",))
+        reason = (details.get("reason") if isinstance(details, Mapping) else None) or _first_of(sources, ("status",))
     return _without_repeats(name_of(reason))
 
 
@@ -310,31 +310,31 @@ def _without_repeats(text: str | None) -> str | None:
 # Loops rather than generators below: asked for every model call, mostly in vain.
 
 
-def _first(place: Mapping[str, Any], keys: Iterable[str]) -> Any:
+def _first(source: Mapping[str, Any], keys: Iterable[str]) -> Any:
     for key in keys:
-        value = place.get(key)
+        value = source.get(key)
         if value:
             return value
     return None
 
 
-def _first_of(places: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
+def _first_of(sources: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
     try:
-        for place in places:
+        for source in sources:
             for key in keys:
-                value = place.get(key)
+                value = source.get(key)
                 if value:
                     return value
     except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
         let_signals_pass(error)
-        return _first_of([_plain(place) for place in places], keys)
+        return _first_of([_plain(source) for source in sources], keys)
     return None
 
 
-def _plain(place: object) -> dict[str, Any]:
+def _plain(source: object) -> dict[str, Any]:
     """Of a foreign mapping what can be asked without harm: an object of the app may refuse even to say whether it is
     true.
     """
-    if not isinstance(place, dict):
+    if not isinstance(source, dict):
         return {}
-    return {key: value for key, value in place.items() if type(value) in (str, int, float, bool, dict, list)}
+    return {key: value for key, value in source.items() if type(value) in (str, int, float, bool, dict, list)}

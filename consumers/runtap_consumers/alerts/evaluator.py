@@ -74,7 +74,7 @@ class AlertEvaluator:
             plan = rules.plan_windows(lease.evaluated_to_ns, touched_ns, watermark_ns, now_ns if caught_up else None)
             alerts += self._error_rates(now_ns, plan.windows)
             # A nanosecond each: they are published in this order.
-            rows = [_outbox_row(alert, now_ns + place) for place, alert in enumerate(alerts)]
+            rows = [_outbox_row(alert, now_ns + index) for index, alert in enumerate(alerts)]
             alert_rows.add_to_outbox(writer, rows)
             alert_rows.renew_lease(writer, self._name, now_ns + LEASE_NS, plan.evaluated_to_ns)
         self.holds_lease = True

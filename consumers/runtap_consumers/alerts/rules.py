@@ -169,13 +169,13 @@ def _rate_alert(
     service, environment = key
     errors = sum(minute.errors for minute in minutes)
     roots = errors + sum(minute.ok for minute in minutes)
-    place = f"{service or 'unknown service'} ({environment})" if environment else service or "unknown service"
+    where = f"{service or 'unknown service'} ({environment})" if environment else service or "unknown service"
     is_firing = state.state == FIRING
     if roots:
         figures = f"{errors} of {roots} root runs failed ({errors / roots:.1%}) in {WINDOW_MINUTES} minutes"
-        summary = f"{place}: {figures}, {'at or above' if is_firing else 'below'} {limits.rate:.1%}"
+        summary = f"{where}: {figures}, {'at or above' if is_firing else 'below'} {limits.rate:.1%}"
     else:
-        summary = f"{place}: no root run succeeded or failed in {WINDOW_MINUTES} minutes"
+        summary = f"{where}: no root run succeeded or failed in {WINDOW_MINUTES} minutes"
     return Alert(
         id=alert_id(ERROR_RATE, service, environment, state.transition),
         rule=ERROR_RATE,

@@ -151,8 +151,8 @@ def witnesses_of_silence(books: Books, emitter: str) -> set[tuple[str, int]]:
     witnesses: set[tuple[str, int]] = set()
     kept_ns, pending, seen_ns = heard, None, 0
     times = books.report_times
-    for place in range(bisect_right(times, heard, key=itemgetter(1)), len(times)):
-        other, at_ns = times[place]
+    for index in range(bisect_right(times, heard, key=itemgetter(1)), len(times)):
+        other, at_ns = times[index]
         if other == emitter:
             continue
         if at_ns - kept_ns > _OUTAGE_NS and pending is not None:

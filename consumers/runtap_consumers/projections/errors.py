@@ -70,7 +70,7 @@ def _occur(rows: Rows, key: tuple[Any, ...], facts: list[Any], occurrence: list[
     if row is None:
         rows[key] = [*facts, *occurrence]
         return
-    place = len(facts)
-    row[place] += 1
-    row[place + 1] = min(row[place + 1], occurrence[1])
-    row[place + 2] = max(row[place + 2], occurrence[2])
+    index = len(facts)
+    row[index] += 1
+    row[index + 1] = min(row[index + 1], occurrence[1])
+    row[index + 2] = max(row[index + 2], occurrence[2])

@@ -63,11 +63,11 @@ class SketchBook:
             }
         buckets.move_to_end(bucket)
         sketches = buckets[bucket].setdefault(key, [None] * len(additions))
-        for place, added in enumerate(additions):
+        for index, added in enumerate(additions):
             if added:
-                sketch = sketches[place] or Sketch()
+                sketch = sketches[index] or Sketch()
                 sketch.add(added)
-                sketches[place] = sketch
+                sketches[index] = sketch
         return [None if sketch is None else sketch.to_bytes() for sketch in sketches]
 
     def trim(self) -> None:
@@ -101,15 +101,15 @@ def rows_of_grain(
         key = tuple(keys) if bucket is None else (bucket, *keys)
         row = merged.get(key)
         merged[key] = list(delta) if row is None else _merge(measures, row, delta)
-    places = [place for place, measure in enumerate(measures) if measure.kind == "bytes"]
-    if places:
+    indexes = [index for index, measure in enumerate(measures) if measure.kind == "bytes"]
+    if indexes:
         for key, row in merged.items():
             if grain != "total":
-                grown = sketches.grow(rollup.table_name(grain), key[0], key[1:], [row[place] for place in places])
-                for place, blob in zip(places, grown, strict=True):
-                    row[place] = blob
+                grown = sketches.grow(rollup.table_name(grain), key[0], key[1:], [row[index] for index in indexes])
+                for index, blob in zip(indexes, grown, strict=True):
+                    row[index] = blob
             else:
-                del row[places[0] : places[-1] + 1]
+                del row[indexes[0] : indexes[-1] + 1]
     return merged
 
 

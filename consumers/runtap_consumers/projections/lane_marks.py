@@ -49,19 +49,19 @@ class Lane:
 
     def _fill(self, number: int) -> bool:
         # Gaps are in order and apart: only the last one that begins at or before the number can hold it.
-        place = bisect_right(self.gaps, number, key=_first) - 1
-        if place < 0 or self.gaps[place][1] < number:
+        index = bisect_right(self.gaps, number, key=_first) - 1
+        if index < 0 or self.gaps[index][1] < number:
             self.repeats += 1
             return False
-        first, last = self.gaps.pop(place)
+        first, last = self.gaps.pop(index)
         if number < last:
-            self._add_gap(place, (number + 1, last))
+            self._add_gap(index, (number + 1, last))
         if first < number:
-            self._add_gap(place, (first, number - 1))
+            self._add_gap(index, (first, number - 1))
         return True
 
-    def _add_gap(self, place: int, gap: tuple[int, int]) -> None:
-        self.gaps.insert(place, gap)
+    def _add_gap(self, index: int, gap: tuple[int, int]) -> None:
+        self.gaps.insert(index, gap)
         if len(self.gaps) > MAX_GAPS:
             first, last = self.gaps.pop(0)
             self.forgotten += last - first + 1

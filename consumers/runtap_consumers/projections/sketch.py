@@ -40,26 +40,26 @@ def bucket_value_ns(bucket: int) -> float:
 class Sketch:
     """A sketch that grows: the stored form, and where in it each bucket lies."""
 
-    __slots__ = ("_places", "_words")
+    __slots__ = ("_indexes", "_words")
 
     def __init__(self, blob: bytes | None = None) -> None:
         self._words = array("I", blob or b"")
         if sys.byteorder == "big":
             self._words.byteswap()
-        self._places = {word >> _COUNT_BITS: place for place, word in enumerate(self._words)}
+        self._indexes = {word >> _COUNT_BITS: index for index, word in enumerate(self._words)}
 
     def add(self, buckets: Collection[int]) -> None:
         """Counts one occurrence of each bucket."""
-        words, places = self._words, self._places
+        words, indexes = self._words, self._indexes
         is_worth_it = _WORTH_COUNTING <= len(buckets) <= _FULL
         counts = Counter(buckets).items() if is_worth_it else zip(buckets, repeat(1), strict=False)
         for bucket, count in counts:
-            place = places.get(bucket)
-            if place is None or ((word := words[place]) & _FULL) + count > _FULL:
-                places[bucket] = len(words)
+            index = indexes.get(bucket)
+            if index is None or ((word := words[index]) & _FULL) + count > _FULL:
+                indexes[bucket] = len(words)
                 words.append(bucket << _COUNT_BITS | count)
             else:
-                words[place] = word + count
+                words[index] = word + count
 
     def to_bytes(self) -> bytes:
         """The stored form."""

@@ -90,16 +90,16 @@ def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns:
     horizon = log_time_ns - kept_ns
     is_expired = "last_at_ns < ? AND last_log_time_ns < ? AND partition = ? AND generation = ?"
     expired = f"SELECT session_id FROM sessions WHERE {is_expired}"
-    place = (partition, generation)
+    key = (partition, generation)
     return [
         *(
             (
                 f"DELETE FROM {table} WHERE partition = ? AND generation = ? AND session_id IN ({expired})",
-                (*place, horizon, horizon, *place),
+                (*key, horizon, horizon, *key),
             )
             for table in _SESSION_TABLES
         ),
-        (f"DELETE FROM sessions WHERE {is_expired}", (horizon, horizon, *place)),
+        (f"DELETE FROM sessions WHERE {is_expired}", (horizon, horizon, *key)),
     ]
 
 
@@ -142,9 +142,9 @@ def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: C
         evidence: numbers whose ids stay, since they show that two processes report under one emitter id.
     """
     ids = [number for number in numbers if number not in evidence]
-    places = ",".join("?" * len(ids))
-    writer.execute(f"DELETE FROM report_chains WHERE emitter = ? AND number IN ({places})", (emitter, *ids))
-    places = ",".join("?" * len(numbers))
+    placeholders = ",".join("?" * len(ids))
+    writer.execute(f"DELETE FROM report_chains WHERE emitter = ? AND number IN ({placeholders})", (emitter, *ids))
+    placeholders = ",".join("?" * len(numbers))
     return writer.execute(
-        f"DELETE FROM emitter_reports WHERE emitter = ? AND number IN ({places})", (emitter, *numbers)
+        f"DELETE FROM emitter_reports WHERE emitter = ? AND number IN ({placeholders})", (emitter, *numbers)
     )

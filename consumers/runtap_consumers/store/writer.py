@@ -347,9 +347,9 @@ class PostgresWriter(Writer):
             return
         with self._connect().cursor() as cursor, cursor.copy(self._copy_runs) as copy:
             copy.set_types(self._run_types)
-            place = (commit.partition, commit.runs_generation)
+            key = (commit.partition, commit.runs_generation)
             for row in commit.runs:
-                copy.write_row((*place, *row))
+                copy.write_row((*key, *row))
 
     def _write_after_move(self, commit: Commit) -> None:
         if commit.ended_run_ids:

@@ -133,6 +133,6 @@ def _report(row: Row[Any]) -> Report:
         dropped={reason: sum(kinds.values()) for reason, kinds in orjson.loads(row.dropped).items()},
         adopted=orjson.loads(row.adopted),
         lanes={int(partition): last for partition, last in orjson.loads(row.lanes).items()},
-        skipped={place: tuple(ranges) for place, ranges in skipped.items()},
+        skipped={lane_key: tuple(ranges) for lane_key, ranges in skipped.items()},
         replayed={(one["emitter"], one["partition"]): one["last"] for one in orjson.loads(row.replayed)},
     )

@@ -95,8 +95,8 @@ class Books:
             self._hear(report.emitter, report.log_time_ns, report.lanes)
             for emitter, count in report.adopted.items():
                 self.handed[emitter] += count
-            for place, ranges in report.skipped.items():
-                self._announced[place].extend(ranges)
+            for lane_key, ranges in report.skipped.items():
+                self._announced[lane_key].extend(ranges)
         self.emitters = sorted({*self.last_heard_ns, *self.handed})
         known = ((report.emitter, report.log_time_ns) for kept in self.reports.values() for report in kept)
         self.report_times = sorted({*report_times, *known}, key=itemgetter(1))
@@ -142,16 +142,16 @@ class Books:
     def covered_reports(self, projection: str, emitter: str) -> list[Report]:
         """The emitter's reports up to the newest that is covered."""
         kept = self.reports.get(emitter, [])
-        for place in reversed(range(len(kept))):
-            if self.is_covered(projection, kept[place]):
-                return kept[: place + 1]
+        for index in reversed(range(len(kept))):
+            if self.is_covered(projection, kept[index]):
+                return kept[: index + 1]
         return []
 
     def is_covered(self, projection: str, report: Report) -> bool:
         """Whether the projection applied, or knows as skipped, every number that the report speaks of."""
         spoken = {(report.emitter, partition): last for partition, last in report.lanes.items()}
-        for place, last in report.replayed.items():
-            spoken[place] = max(last, spoken.get(place, 0))
+        for lane_key, last in report.replayed.items():
+            spoken[lane_key] = max(last, spoken.get(lane_key, 0))
         for (emitter, partition), last in spoken.items():
             lane = self.lanes_of(projection, emitter).get(partition)
             mark = lane.mark if lane else 0
