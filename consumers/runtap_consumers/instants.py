@@ -8,6 +8,7 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
+from runtap_consumers.projections.rollups import HOUR_NS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Nanoseconds of later instants leave the 64 bits of a database in April 2262.
@@ -70,6 +71,13 @@ def day_start_ns(instant_ns: int, zone: ZoneInfo, days_later: int = 0) -> int:
     """First moment of the local day that holds an instant, or of a later day."""
     day: date = local_time(instant_ns, zone).date() + timedelta(days=days_later)
     return datetime_ns(datetime.combine(day, time(), tzinfo=zone))
+
+
+def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
+    """First moment of the hour that holds an instant, or of the next; hours are counted from the local day's start."""
+    day_ns = day_start_ns(instant_ns, zone)
+    hour_ns = day_ns + ((instant_ns - day_ns) // HOUR_NS + hours_later) * HOUR_NS
+    return min(hour_ns, day_start_ns(instant_ns, zone, days_later=1))
 
 
 def seconds(duration_ns: float | None) -> float | None:

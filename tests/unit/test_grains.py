@@ -38,6 +38,16 @@ def test_days_begin_at_local_midnight(zone: str, instant: str, day: str) -> None
     assert calendar.day_of(nanoseconds(day) - 1) < nanoseconds(day)
 
 
+def test_hours_are_counted_from_local_midnight() -> None:
+    for zone, instant, hour in (
+        ("Asia/Kolkata", "2026-05-01T00:10:00+05:30", "2026-05-01T00:00:00+05:30"),
+        ("Europe/Berlin", "2026-10-25T02:59:00+01:00", "2026-10-25T02:00:00+01:00"),
+        # Clocks go back by half an hour: the day has 24.5.
+        ("Australia/Lord_Howe", "2026-04-05T23:40:00+10:30", "2026-04-05T23:30:00+10:30"),
+    ):
+        assert Calendar(ZoneInfo(zone)).hour_of(nanoseconds(instant)) == nanoseconds(hour)
+
+
 def book() -> SketchBook:
     return SketchBook(lambda table, bucket: {})
 

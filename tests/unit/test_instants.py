@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.instants import average_dollars, day_start_ns, dollars, format_instant, parse_instant
+from runtap_consumers.instants import (
+    average_dollars,
+    day_start_ns,
+    dollars,
+    format_instant,
+    hour_start_ns,
+    parse_instant,
+)
+from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.store.read.ranges import snap_range
 
@@ -154,4 +162,26 @@ def test_a_range_snaps_outward_and_its_segments_leave_no_gap(
     for segment in found.segments:
         assert segment.from_ns == at < segment.to_ns
         at = segment.to_ns
+        if segment.grain == "hour":
+            # Where workers' buckets begin: elsewhere an hour would count at one end and be missing at the other.
+            assert Calendar(zone).hour_of(segment.from_ns) == segment.from_ns
+            assert Calendar(zone).hour_of(segment.to_ns) == segment.to_ns
     assert at == found.to_ns
+
+
+@given(
+    at_ns=st.integers(NOON_NS, NOON_NS + 900 * DAY_NS),
+    name=st.sampled_from(
+        ["UTC", "Europe/Berlin", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Africa/Cairo"]
+    ),
+)
+def test_a_day_consists_of_whole_hours_and_readers_and_workers_agree_on_them(at_ns: int, name: str) -> None:
+    zone = ZoneInfo(name)
+    calendar = Calendar(zone)
+    hour = calendar.hour_of(at_ns)
+    assert hour == hour_start_ns(at_ns, zone)
+    following = hour_start_ns(at_ns, zone, hours_later=1)
+    assert hour <= at_ns < following <= hour + HOUR_NS
+    assert calendar.hour_of(following) == following
+    assert calendar.hour_of(following - 1) == hour
+    assert calendar.day_of(hour) == calendar.day_of(following - 1) == day_start_ns(at_ns, zone)

@@ -25,7 +25,7 @@ _BUCKETS_KEPT = 4
 
 
 class Calendar:
-    """Days of the store's time zone."""
+    """Days and hours of the store's time zone."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         self._zone = zone
@@ -40,6 +40,13 @@ class Calendar:
             following = (midnight.replace(tzinfo=None) + timedelta(days=1)).replace(tzinfo=self._zone)
             self._until_ns = int(following.timestamp()) * 10**9
         return self._day_ns
+
+    def hour_of(self, at_ns: int) -> int:
+        """Start of the hour that holds an instant, counted from the local day's start: so a day consists of whole hours
+        also where the zone's midnight is at half past. The last one is shorter where a clock change cuts it off.
+        """
+        day_ns = self.day_of(at_ns)
+        return at_ns - (at_ns - day_ns) % HOUR_NS
 
 
 class SketchBook:
@@ -117,7 +124,7 @@ def _bucket(grain: str, minute: int, calendar: Calendar) -> int | None:
     if grain == "minute":
         return minute
     if grain == "hour":
-        return minute - minute % HOUR_NS
+        return calendar.hour_of(minute)
     if grain == "day":
         return calendar.day_of(minute)
     assert grain in GRAINS

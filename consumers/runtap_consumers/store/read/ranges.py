@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.instants import day_start_ns
+from runtap_consumers.instants import day_start_ns, hour_start_ns
 from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS, RETENTION_NS, SKEW_AHEAD_NS
 
 # Beyond it, hours are too many rows for a page. The last minute is what fast clocks may be ahead.
@@ -41,7 +41,7 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
         from_ns: begin.
         to_ns: end; a range of no length covers the bucket that holds it.
         newest_log_time_ns: up to where the log was applied: retention goes by it.
-        zone: of the store's days.
+        zone: of the store's days and hours.
     """
     to_ns = max(to_ns, from_ns + 1)
     if to_ns - from_ns > MAX_HOURS_NS or from_ns < newest_log_time_ns - RETENTION_NS["hour"] + HOUR_NS:
@@ -49,10 +49,10 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
         return TimeRange(first, last, (Segment("day", first, last),))
     # A bucket goes when its start is past retention.
     if from_ns < newest_log_time_ns - RETENTION_NS["minute"] + MINUTE_NS:
-        first, last = _floor(from_ns, HOUR_NS), _ceil(to_ns, HOUR_NS)
+        first, last = hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1)
         return TimeRange(first, last, (Segment("hour", first, last),))
-    first, last = _floor(from_ns, MINUTE_NS), _ceil(to_ns, MINUTE_NS)
-    hours_from, hours_to = _ceil(first, HOUR_NS), _floor(last, HOUR_NS)
+    first, last = from_ns // MINUTE_NS * MINUTE_NS, -(-to_ns // MINUTE_NS) * MINUTE_NS
+    hours_from, hours_to = hour_start_ns(first - 1, zone, hours_later=1), hour_start_ns(last, zone)
     if hours_from >= hours_to:
         return TimeRange(first, last, (Segment("minute", first, last),))
     segments = (
@@ -61,11 +61,3 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
         Segment("minute", hours_to, last),
     )
     return TimeRange(first, last, tuple(segment for segment in segments if segment.from_ns < segment.to_ns))
-
-
-def _floor(instant_ns: int, grain_ns: int) -> int:
-    return instant_ns // grain_ns * grain_ns
-
-
-def _ceil(instant_ns: int, grain_ns: int) -> int:
-    return -(-instant_ns // grain_ns) * grain_ns
