@@ -23,7 +23,7 @@ RUN = "service, run_type, name, model, status, session_id"
 # What was worked out -> the store's tables of it, their keys, their figures.
 QUESTIONS = [
     ("cost", "cost_{grain}", "model, service", COST),
-    ("user", "cost_by_attribute", "value, model", COST),
+    ("user", "cost_by_attribute_hour; cost_by_attribute_day", "value, model, service", COST),
     ("session cost", "session_costs", "session_id", COST),
     ("performance", "performance_{grain}", "service, run_type, name, model", COUNTS),
     ("roots", "roots_{grain}", "service", "sum(ok), sum(errors)"),
@@ -57,7 +57,7 @@ def work_out(lines: Iterable[Any]) -> dict[str, dict[tuple[str, ...], list[int]]
         add("session", (session, service), begins, ends, is_root, is_call, kind == "tool", failed, used, output)
         if begins or ends:
             continue
-        for table, key in (("cost", (model, service)), ("user", (user, model)), ("session cost", (session,))):
+        for table, key in (("cost", (model, service)), ("user", (user, model, service)), ("session cost", (session,))):
             if is_call:
                 add(table, key, 1, model in PRICES, *amounts)
         add("performance", (service, kind, name, model), 1, not failed, failed, output)

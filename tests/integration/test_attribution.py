@@ -7,13 +7,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from sqlalchemy import text
 
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.attribution import build_attribution
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.rollups import HOUR_NS
+from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
@@ -29,6 +30,8 @@ CALLS: list[dict[str, Any]] = [
     {"metadata": {"team": 7}, "model": "unheard-of", "request_model": None, "provider": "nobody"},
     {"metadata": {"feature": "search"}, "user_id": "ben"},
     {"metadata": {"team": "red"}, "user_id": "ann", "at_ns": START_NS - 2 * HOUR_NS},
+    # When hours are gone and days are not.
+    {"metadata": {"team": "red"}, "service": "search", "at_ns": START_NS - 3 * DAY_NS},
 ]
 
 
@@ -48,8 +51,11 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def attributed(store: Store, attribute: str, since: int = START_NS) -> list[tuple[Any, ...]]:
-    figures = build_attribution(store, attribute, ("feature",), since, START_NS + HOUR_NS, UTC, START_NS + HOUR_NS)
+def attributed(
+    store: Store, attribute: str, since: int = START_NS, service: str | None = None
+) -> list[tuple[Any, ...]]:
+    end = START_NS + HOUR_NS
+    figures = build_attribution(store, attribute, ("feature",), since, end, service, UTC, end)
     names = ("value", "calls", "unpriced_calls", "input_tokens", "cost_usd")
     return [
         tuple(figures[name] for name in names[1:]),
@@ -70,6 +76,27 @@ def test_costs_add_up_by_value_and_what_has_none_is_shown(store: Store) -> None:
     assert attributed(store, "feature") == [(4, 1, 4_000, "0.000585"), (None, 4, 1, 4_000, "0.000585")]
 
 
+def test_days_answer_where_hours_are_no_longer_kept(store: Store) -> None:
+    with store.read() as connection:
+        hours = connection.execute(text("SELECT DISTINCT bucket_ns FROM cost_by_attribute_hour ORDER BY 1")).scalars()
+        assert list(hours) == [START_NS - 2 * HOUR_NS, START_NS]
+    assert attributed(store, "team", START_NS - 3 * DAY_NS)[:2] == [
+        (6, 1, 6_000, "0.000975"),
+        ("red", 4, 0, 4_000, "0.00078"),
+    ]
+    # Nothing is said of what is older than the oldest day: all of it would seem to be without a value.
+    figures = build_attribution(store, "team", (), START_NS - 900 * DAY_NS, START_NS, None, UTC, START_NS)
+    assert figures["range"]["from"] == "2025-01-27T00:00:00.000000Z"
+
+
+def test_costs_of_one_service_are_attributed_alone(store: Store) -> None:
+    assert attributed(store, "team", START_NS - 3 * DAY_NS, "search") == [
+        (1, 0, 1_000, "0.000195"),
+        ("red", 1, 0, 1_000, "0.000195"),
+    ]
+    assert attributed(store, "team", service="search") == [(0, 0, 0, "0")]
+
+
 def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(store: Store) -> None:
     with pytest.raises(InputError, match="feature, team, user"):
         attributed(store, "colour")
@@ -81,5 +108,7 @@ def test_the_command_prints_it(store: Store, store_url: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "Cost by team" in done.stdout
     assert "red" in done.stdout
-    refused = setting.run("report", "--by", "team", "--service", "checkout")
-    assert refused.returncode == 2
+    done = setting.run(
+        "report", "--by", "team", "--service", "nobody", "--since", "2026-03-02", "--until", "2026-03-03"
+    )
+    assert "there was no call" in done.stdout

@@ -179,7 +179,7 @@ def test_sketches_of_later_commits_and_of_another_worker_add_up(store: Store, to
 
 def test_attributes_sessions_and_runs_hold_the_facts(store: Store, tools: Callable[[], Tools]) -> None:
     apply(worker(tools), mixed_log())
-    attributes = rows(store, "SELECT attribute, value, calls, cost_picodollars FROM cost_by_attribute ORDER BY 1")
+    attributes = rows(store, "SELECT attribute, value, calls, cost_picodollars FROM cost_by_attribute_hour ORDER BY 1")
     assert attributes == [("team", "red", 1, CALL_PICODOLLARS), ("user", "u-7", 1, CALL_PICODOLLARS)]
     columns = (
         "starts, ends, traces, llm_calls, tool_calls, errors, input_tokens, output_tokens, first_at_ns, last_at_ns"
@@ -422,14 +422,19 @@ def test_a_clock_that_is_wrong_moves_the_event_to_log_time(store: Store, tools: 
 def test_rows_past_their_retention_go_and_stay_gone(store: Store, tools: Callable[[], Tools]) -> None:
     log = Log()
     partition = worker(tools)
-    log.append(model_call(START_NS), "e1", 1)
+    log.append(model_call(START_NS, user_id="ann"), "e1", 1)
     apply(partition, log)
-    log.append(model_call(START_NS + 7 * DAY_NS + HOUR_NS), "e1", 2)
-    log.append(model_call(START_NS), "e1", 3, log_time_ns=START_NS + 7 * DAY_NS + HOUR_NS)
+    log.append(model_call(START_NS + 7 * DAY_NS + HOUR_NS, user_id="ann"), "e1", 2)
+    log.append(model_call(START_NS, user_id="ann"), "e1", 3, log_time_ns=START_NS + 7 * DAY_NS + HOUR_NS)
     apply(partition, log)
     assert rows(store, "SELECT bucket_ns, calls FROM cost_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS, 1)]
     assert rows(store, "SELECT bucket_ns FROM performance_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS,)]
     assert one(store, "SELECT sum(calls) FROM cost_hour") == (3,)
+    # A rollup may keep its grains for other times.
+    assert rows(store, "SELECT bucket_ns, calls FROM cost_by_attribute_hour WHERE attribute = 'user'") == [
+        (START_NS + 7 * DAY_NS + HOUR_NS, 1)
+    ]
+    assert one(store, "SELECT sum(calls) FROM cost_by_attribute_day WHERE attribute = 'user'") == (3,)
     # The run that ended seven days ago was deleted; the late one was inserted in the same commit, by its log time.
     assert one(store, "SELECT count(*) FROM runs") == (2,)
 
@@ -547,7 +552,7 @@ def test_costs_are_attributed_to_metadata_where_single_runs_are_not_kept(
     log = Log()
     log.append(model_call(START_NS, metadata={"team": "red"}), "e1", 1)
     apply(worker(tools, ("cost",)), log)
-    assert rows(store, "SELECT value, calls FROM cost_by_attribute WHERE attribute = 'team'") == [("red", 1)]
+    assert rows(store, "SELECT value, calls FROM cost_by_attribute_hour WHERE attribute = 'team'") == [("red", 1)]
 
 
 def test_a_fold_that_raises_stops_its_projection_alone(

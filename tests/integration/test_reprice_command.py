@@ -98,7 +98,7 @@ async def test_repricing_beside_workers_and_killed_in_the_middle_is_exact(
     await asyncio.to_thread(wait_until, lambda: rows(setting, places) == [], 60, "every projection")
     done = own.run("reprice", "--from", "8d", "--yes")
     assert done.returncode == 0, done.stderr
-    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", "cost_by_attribute", "session_costs"):
+    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", "cost_by_attribute_day", "session_costs"):
         found = rows(
             setting, f"SELECT price_set, sum(calls), sum(input_tokens), sum(cost_picodollars) FROM {table} GROUP BY 1"
         )

@@ -50,14 +50,13 @@ def report(
     since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise InputError(f"the range ends before it begins: --since {since}, --until {until or 'now'}")
-    if by is not None and service is not None:
-        raise InputError("--by and --service do not go together: costs by attribute are those of all services")
     zone = settings.zone()
     with _opened(settings) as store:
         if by is None:
             figures = build_report(store, since_ns, until_ns, service, zone, now_ns)
         else:
-            figures = build_attribution(store, by, settings.cost_attributes, since_ns, until_ns, zone, now_ns)
+            attributes = settings.cost_attributes
+            figures = build_attribution(store, by, attributes, since_ns, until_ns, service, zone, now_ns)
         if json is None:
             (print_report if by is None else print_attribution)(figures)
             return

@@ -18,7 +18,7 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, believed_time
 from runtap_consumers.projections.grains import SketchBook
 from runtap_consumers.projections.lane_marks import Lane, LaneMarks
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOUCHED_MINUTES
+from runtap_consumers.projections.rollups import TOUCHED_MINUTES
 from runtap_consumers.store.writer import Commit
 from runtap_consumers.worker.partition import Cursor, Partition, Tools, add_event, decode_records
 from runtap_schemas import EmitterReported, Skipped, Unreadable
@@ -91,11 +91,6 @@ class Refold(Partition):
         # Live workers have announced these minutes to the alert evaluator already.
         changes.rows.pop(TOUCHED_MINUTES.name, None)
         self._not_before_ns = 0 if self.has_caught_up else self._from_ns
-        if self._not_before_ns and COST_BY_ATTRIBUTE.name in changes.rows:
-            hour = COST_BY_ATTRIBUTE.keys.index("bucket_ns")
-            changes.rows[COST_BY_ATTRIBUTE.name] = {
-                key: row for key, row in changes.rows[COST_BY_ATTRIBUTE.name].items() if key[hour] >= self._from_ns
-            }
         whole = self._whole_rows(self.projection, changes, max(batch.log_time_ns, self.live_log_time_ns))
         whole.new_rows = commit.new_rows
         last = records[-1]

@@ -51,7 +51,7 @@ class Repricer:
     def reprice_costs(self, from_ns: int, to_ns: int, outcome: Outcome) -> Deltas:
         """Works out the changes of the projection `cost` for whole days of the store's, in [from_ns, to_ns)."""
         deltas = Deltas((self._wanted.partition, self._generations["cost"]))
-        self._begin(from_ns - from_ns % HOUR_NS, to_ns)
+        self._begin(from_ns, to_ns)
         by_grain = {grain: self._read_grain(grain) for grain in ("minute", "hour", "day")}
         for grain, rows in by_grain.items():
             for row in rows:
@@ -63,10 +63,14 @@ class Repricer:
                     # Totals have no time of their own; days are kept for ever and add up to them.
                     self._move(deltas, COST.table_name("total"), _without(row.key, "bucket_ns"), row.measures, new)
                     outcome.days[row.key["bucket_ns"], row.key["provider"], row.key["model"]].add(row.measures, new)
-        for row in stored_costs.read_attribute_rows(self._query, self._wanted, self._generations["cost"], *self._range):
-            new = self._reprice(row)
-            if new is not None:
-                self._move(deltas, row.table, row.key, row.measures, new)
+        generation = self._generations["cost"]
+        for grain in COST_BY_ATTRIBUTE.grains:
+            for row in stored_costs.read_attribute_rows(
+                self._query, self._wanted, generation, grain, *self._range, self._length(grain)
+            ):
+                new = self._reprice(row)
+                if new is not None:
+                    self._move(deltas, row.table, row.key, row.measures, new)
         return deltas
 
     def reprice_sessions(self, from_ns: int, to_ns: int, outcome: Outcome) -> Deltas:
@@ -112,26 +116,25 @@ class Repricer:
 
     def _begin(self, from_ns: int, to_ns: int, runs_within: tuple[int, int] | None = None) -> None:
         self._range = (from_ns, to_ns)
-        # The last hour of the range may reach beyond it, where days begin at half an hour.
-        self._runs_within = runs_within or (from_ns, to_ns + HOUR_NS)
+        self._runs_within = runs_within or (from_ns, to_ns)
         self._parts.clear()
         self.__dict__.pop("_runs", None)
 
     def _read_grain(self, grain: str) -> list[StoredRow]:
-        lengths: dict[str, Callable[[int], int]] = {
-            "minute": lambda bucket: bucket + MINUTE_NS,
-            "hour": lambda bucket: bucket + HOUR_NS,
-            "day": lambda bucket: day_start_ns(bucket, self._store.zone, days_later=1),
-        }
         rows = stored_costs.read_cost_rows(
-            self._query, self._wanted, self._generations["cost"], grain, *self._range, lengths[grain]
+            self._query, self._wanted, self._generations["cost"], grain, *self._range, self._length(grain)
         )
         for row in rows:
             at_ns: int = row.key["bucket_ns"]
-            part_of = self._calendar.day_of(at_ns) if grain == "hour" else at_ns - at_ns % HOUR_NS
+            part_of = (self._calendar.day_of if grain == "hour" else self._calendar.hour_of)(at_ns)
             if grain != "day":
                 self._parts.setdefault((row.table, part_of), []).append(row)
         return rows
+
+    def _length(self, grain: str) -> Callable[[int], int]:
+        if grain == "day":
+            return lambda bucket: day_start_ns(bucket, self._store.zone, days_later=1)
+        return lambda bucket: bucket + (MINUTE_NS if grain == "minute" else HOUR_NS)
 
     def _move(self, deltas: Deltas, table: str, key: dict[str, Any], old: Measures, new: Measures) -> None:
         deltas.add(table, key, old, -1)
@@ -173,7 +176,7 @@ class Repricer:
         """The rows of the next finer grain that the row was made of, if it was made of whole ones."""
         finer = {COST.table_name("day"): COST.table_name("hour"), COST.table_name("hour"): COST.table_name("minute")}
         table = finer.get(row.table)
-        if table is None or row.from_ns % HOUR_NS or row.to_ns % HOUR_NS:
+        if table is None:
             return []
         wanted = _without(row.key, "bucket_ns")
         return [part for part in self._parts.get((table, row.from_ns), ()) if _without(part.key, "bucket_ns") == wanted]
@@ -262,7 +265,9 @@ def _is_in(facts: dict[str, Any], row: StoredRow) -> bool:
     key = row.key
     if "session_id" in key:
         return bool(facts["session_id"] == key["session_id"])
-    if row.table == COST_BY_ATTRIBUTE.name:
+    if "attribute" in key:
+        if facts["service"] != key["service"]:
+            return False
         if key["attribute"] == "user":
             return bool(facts["user_id"] == key["value"])
         metadata = orjson.loads(facts["metadata"])

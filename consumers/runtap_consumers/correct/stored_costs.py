@@ -20,7 +20,6 @@ from runtap_consumers.projections.rollups import (
     COST,
     COST_BY_ATTRIBUTE,
     COST_MEASURES,
-    HOUR_NS,
     SESSION_COSTS,
     TOKEN_CLASSES,
 )
@@ -147,12 +146,12 @@ def read_cost_rows(
     return _read_buckets(query, wanted, generation, COST.table_name(grain), names, (from_ns, to_ns), length)
 
 
-def read_attribute_rows(query: Query, wanted: Wanted, generation: int, from_ns: int, to_ns: int) -> list[StoredRow]:
-    """Costs by attribute whose hours begin in [from_ns, to_ns)."""
-    names = COST_BY_ATTRIBUTE.keys
-    return _read_buckets(
-        query, wanted, generation, COST_BY_ATTRIBUTE.name, names, (from_ns, to_ns), lambda bucket: bucket + HOUR_NS
-    )
+def read_attribute_rows(
+    query: Query, wanted: Wanted, generation: int, grain: str, from_ns: int, to_ns: int, length: Callable[[int], int]
+) -> list[StoredRow]:
+    """Costs by attribute whose hours or days begin in [from_ns, to_ns)."""
+    table, names = COST_BY_ATTRIBUTE.table_name(grain), COST_BY_ATTRIBUTE.key_columns(grain)[:-2]
+    return _read_buckets(query, wanted, generation, table, names, (from_ns, to_ns), length)
 
 
 def _read_buckets(

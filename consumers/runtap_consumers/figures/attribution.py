@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
-from runtap_consumers.instants import dollars, format_instant
-from runtap_consumers.projections.rollups import HOUR_NS, SKEW_AHEAD_NS
+from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, HOUR_NS, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.figures import read_costs
 from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, TimeRange
@@ -25,6 +25,7 @@ def build_attribution(
     configured: tuple[str, ...],
     since: int | None,
     until: int | None,
+    service: str | None,
     zone: ZoneInfo,
     now_ns: int,
 ) -> dict[str, Any]:
@@ -34,8 +35,10 @@ def build_attribution(
         store: where from.
         attribute: `user` or a metadata key, also as `metadata.key`.
         configured: the metadata keys that costs are attributed to now.
-        since: begin, Unix nanoseconds; `None`: 24 hours before the end. It snaps outward to hours.
+        since: begin, Unix nanoseconds; `None`: 24 hours before the end. It snaps outward to hours, or to days where
+            these are no longer kept; what is before the oldest day that is kept is left out.
         until: end, likewise; `None`: now.
+        service: only this one; `None`: all.
         zone: of the times in it.
         now_ns: the present.
 
@@ -45,7 +48,6 @@ def build_attribution(
     name = attribute.removeprefix("metadata.")
     end_ns = now_ns + SKEW_AHEAD_NS if until is None else until
     begin_ns = (now_ns if until is None else until) - DEFAULT_NS if since is None else since
-    first, last = begin_ns // HOUR_NS * HOUR_NS, -(-end_ns // HOUR_NS) * HOUR_NS
     with open_snapshot(store) as snapshot:
         known = {USER, *configured, *read_attributes(snapshot)}
         if name not in known:
@@ -53,8 +55,9 @@ def build_attribution(
                 f"costs are not attributed to {attribute!r}: expected one of {', '.join(sorted(known))}; "
                 "RUNTAP_COST_BY names up to three metadata keys for workers"
             )
-        values = read_attribute_costs(snapshot, name, first, last)
-        whole = read_costs(snapshot, TimeRange(first, last, (Segment("hour", first, last),)), None)
+        segment = _snap(begin_ns, end_ns, snapshot.newest_log_time_ns, store.zone)
+        values = read_attribute_costs(snapshot, name, segment, service)
+        whole = read_costs(snapshot, TimeRange(segment.from_ns, segment.to_ns, (segment,)), service)
         complete = read_completeness(snapshot, ("cost",))
     total = AttributeRow(
         "",
@@ -71,12 +74,22 @@ def build_attribution(
         shown.append(rest)
     return {
         "generated_at": format_instant(now_ns, zone),
-        "range": {"from": format_instant(first, zone), "to": format_instant(last, zone)},
+        "range": {"from": format_instant(segment.from_ns, zone), "to": format_instant(segment.to_ns, zone)},
         "complete_to": format_instant(complete.at_ns, zone),
         "attribute": name,
         **_describe(total),
         "values": [{"value": row.value or None, **_describe(row)} for row in shown],
     }
+
+
+def _snap(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo) -> Segment:
+    hours_ns, days_ns = (COST_BY_ATTRIBUTE.grains[grain] or 0 for grain in ("hour", "day"))
+    if from_ns >= newest_log_time_ns - hours_ns + HOUR_NS:
+        return Segment("hour", hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1))
+    # Costs without attributes are kept for longer: without this, all of them would be shown as costs without a value.
+    kept_ns = day_start_ns(max(newest_log_time_ns - days_ns, 0), zone, days_later=1)
+    first, last = max(day_start_ns(from_ns, zone), kept_ns), day_start_ns(to_ns - 1, zone, days_later=1)
+    return Segment("day", min(first, last), last)
 
 
 def _describe(row: AttributeRow) -> dict[str, Any]:

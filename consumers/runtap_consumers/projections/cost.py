@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtap_consumers.projections.batch import Batch, add_row, add_up, add_up_by_value
-from runtap_consumers.projections.rollups import COST, COST_BY_ATTRIBUTE, HOUR_NS, Changes
+from runtap_consumers.projections.rollups import COST, COST_BY_ATTRIBUTE, Changes
 
 
 def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
@@ -14,13 +14,12 @@ def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
     attributes: dict[tuple[Any, ...], list[Any]] = {}
     for key, calls in batch.calls_by_price.items():
         minutes[key] = add_up([call.measures for call in calls])
-        minute, provider, model, _, _, price_set, price_class = key
+        minute, provider, model, service, _, price_set, price_class = key
         values = [("user", [(call.event.user_id or None, call.measures) for call in calls])]
         for name in cost_attributes:
             named = [call for call in calls if name in call.event.metadata]
             values.append((name, [(str(call.event.metadata[name]), call.measures) for call in named]))
         for attribute, measures in values:
             for value, sums in add_up_by_value(measures).items():
-                hour = minute - minute % HOUR_NS
-                add_row(attributes, (attribute, value, hour, provider, model, price_set, price_class), sums)
-    return Changes(minutes={COST.name: minutes}, rows={COST_BY_ATTRIBUTE.name: attributes})
+                add_row(attributes, (minute, attribute, value, provider, model, service, price_set, price_class), sums)
+    return Changes(minutes={COST.name: minutes, COST_BY_ATTRIBUTE.name: attributes})

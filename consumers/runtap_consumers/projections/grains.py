@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.projections.rollups import GRAINS, HOUR_NS, RETENTION_NS, Measure, Merge, Rollup
+from runtap_consumers.projections.rollups import GRAINS, HOUR_NS, Measure, Merge, Rollup
 from runtap_consumers.projections.sketch import Sketch
 
 Key = tuple[Any, ...]
@@ -99,7 +99,8 @@ def rows_of_grain(
     before `not_before_ns`.
     """
     measures = rollup.measures
-    horizon = max(log_time_ns - RETENTION_NS.get(grain, log_time_ns), not_before_ns)
+    kept_ns = rollup.grains[grain]
+    horizon = max(0 if kept_ns is None else log_time_ns - kept_ns, not_before_ns)
     merged: Rows = {}
     for (minute, *keys), delta in minutes.items():
         bucket = _bucket(grain, minute, calendar)

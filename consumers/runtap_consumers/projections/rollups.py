@@ -21,6 +21,7 @@ RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
 # A lane that was silent for so long is forgotten, with its marks: twice what an emitter may resend after.
 LANE_RETENTION_NS = 14 * DAY_NS
 GRAINS = ("minute", "hour", "day", "total")
+_ALL_GRAINS: dict[str, int | None] = {grain: RETENTION_NS.get(grain) for grain in GRAINS}
 OTHER = "__other__"
 
 
@@ -51,14 +52,15 @@ class Measure:
 class Rollup:
     """A table of rows that add up.
 
-    `keys` leave out the bucket in front, and partition and generation at the end. With `grains` there is a table for
-    each of `GRAINS`, named `{name}_{grain}`; without, one table of that name.
+    `keys` leave out the bucket in front, and partition and generation at the end. `grains`: which of `GRAINS` have a
+    table, named `{name}_{grain}`, and for how much log time their rows are kept (`None`: for ever); without any, there
+    is one table of the rollup's name.
     """
 
     name: str
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
-    grains: bool = False
+    grains: dict[str, int | None] = field(default_factory=dict)
     integer_keys: tuple[str, ...] = ()
 
     def table_name(self, grain: str | None = None) -> str:
@@ -102,14 +104,14 @@ COST = Rollup(
     "cost",
     ("provider", "model", "service", "environment", "price_set", "price_class"),
     COST_MEASURES,
-    grains=True,
+    grains=_ALL_GRAINS,
 )
-# `bucket_ns` is an hour here. Attributes are `user` and up to three metadata keys.
+# Attributes are `user` and up to three metadata keys. A row a value: many, so that hours are kept for two days only.
 COST_BY_ATTRIBUTE = Rollup(
     "cost_by_attribute",
-    ("attribute", "value", "bucket_ns", "provider", "model", "price_set", "price_class"),
+    ("attribute", "value", "provider", "model", "service", "price_set", "price_class"),
     COST_MEASURES,
-    integer_keys=("bucket_ns",),
+    grains={"hour": 2 * DAY_NS, "day": 400 * DAY_NS},
 )
 
 PERFORMANCE = Rollup(
@@ -124,7 +126,7 @@ PERFORMANCE = Rollup(
         Measure("sketch", Merge.REPLACE, "bytes", in_total=False),
         Measure("first_token_sketch", Merge.REPLACE, "bytes", in_total=False),
     ),
-    grains=True,
+    grains=_ALL_GRAINS,
 )
 
 # Ended root runs: what a service's error rate is made of.
@@ -132,7 +134,7 @@ ROOTS = Rollup(
     "roots",
     ("service", "environment"),
     (*_sums("ok", "errors", "interrupted", "cancelled"), Measure("sample_error_run_id", Merge.KEEP, "text")),
-    grains=True,
+    grains=_ALL_GRAINS,
 )
 _OCCURRENCE = (
     *_sums("count"),
@@ -141,7 +143,7 @@ _OCCURRENCE = (
     Measure("sample_run_id", Merge.KEEP, "text"),
 )
 # Origins only: one exception that passed through three ancestors is one error.
-ERRORS = Rollup("errors", ("service", "environment", "fingerprint"), _OCCURRENCE, grains=True)
+ERRORS = Rollup("errors", ("service", "environment", "fingerprint"), _OCCURRENCE, grains=_ALL_GRAINS)
 ERROR_GROUPS = Rollup(
     "error_groups",
     ("service", "environment", "fingerprint"),

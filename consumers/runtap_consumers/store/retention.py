@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from runtap_consumers.projections.rollups import LANE_RETENTION_NS, RETENTION_NS, ROLLUPS
+from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS
 from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]
 
 # Which projection's commit deletes of which rollup.
 OWNERS = {
-    "cost": ("cost",),
+    "cost": ("cost", "cost_by_attribute"),
     "performance": ("performance",),
     "errors": ("roots", "errors"),
 }
@@ -36,7 +36,8 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
         )
         for rollup in ROLLUPS
         if rollup.name in OWNERS.get(projection, ())
-        for grain, kept_ns in RETENTION_NS.items()
+        for grain, kept_ns in rollup.grains.items()
+        if kept_ns is not None
     ]
     deletions.append(
         (
@@ -44,13 +45,6 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
             (projection, partition, min(log_time_ns - LANE_RETENTION_NS, log_start_ns)),
         )
     )
-    if projection == "cost":
-        deletions.append(
-            (
-                "DELETE FROM cost_by_attribute WHERE bucket_ns < ? AND partition = ?",
-                (log_time_ns - RETENTION_NS["hour"], partition),
-            )
-        )
     if projection == "ledger":
         deletions += [
             (

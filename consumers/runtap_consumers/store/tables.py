@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
-from runtap_consumers.projections.rollups import GRAINS, ROLLUPS, RUN_COLUMNS, Rollup
+from runtap_consumers.projections.rollups import ROLLUPS, RUN_COLUMNS, Rollup
 
 metadata = MetaData()
 # STRICT tables of SQLite know INTEGER alone, which holds 64 bits there.
@@ -41,7 +41,7 @@ def _rollup_table(rollup: Rollup, grain: str | None) -> Table:
 
 
 for _rollup in ROLLUPS:
-    for _grain in GRAINS if _rollup.grains else (None,):
+    for _grain in _rollup.grains or (None,):
         _rollup_table(_rollup, _grain)
 
 runs = Table(

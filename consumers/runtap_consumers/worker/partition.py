@@ -20,7 +20,6 @@ from runtap_consumers.projections.grains import Calendar, Key, Rows, SketchBook,
 from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_consumers.projections.rollups import (
     DAY_NS,
-    GRAINS,
     OPEN_RUNS,
     RECENT_ERRORS,
     RECENT_ERRORS_KEPT,
@@ -288,7 +287,7 @@ class Partition:
         deltas: list[tuple[str, Rows]] = list(changes.rows.items())
         for rollup_name, minutes in changes.minutes.items():
             rollup = _ROLLUPS[rollup_name]
-            for grain in GRAINS:
+            for grain in rollup.grains:
                 rows = rows_of_grain(
                     rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name], self._not_before_ns
                 )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import case, func, select
 
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.ranges import Segment
 from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
 
 
@@ -59,14 +61,16 @@ _COUNTED = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input
 
 
 def read_attributes(snapshot: Snapshot) -> list[str]:
-    """The attributes that costs were ever attributed to, as far as hours are kept."""
-    table = tables.metadata.tables["cost_by_attribute"]
+    """The attributes that costs were ever attributed to, as far as days are kept."""
+    table = tables.metadata.tables[COST_BY_ATTRIBUTE.table_name("day")]
     return list(snapshot.connection.execute(select(table.c.attribute).distinct()).scalars())
 
 
-def read_attribute_costs(snapshot: Snapshot, attribute: str, from_ns: int, to_ns: int) -> list[AttributeRow]:
-    """Costs by value in the hours that begin in [from_ns, to_ns)."""
-    table = tables.metadata.tables["cost_by_attribute"]
+def read_attribute_costs(
+    snapshot: Snapshot, attribute: str, segment: Segment, service: str | None
+) -> list[AttributeRow]:
+    """Costs by value in the hours or days of a segment."""
+    table = tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(segment.grain)]
     statement = (
         select(
             table.c.value,
@@ -75,12 +79,14 @@ def read_attribute_costs(snapshot: Snapshot, attribute: str, from_ns: int, to_ns
         )
         .where(
             table.c.attribute == attribute,
-            table.c.bucket_ns >= from_ns,
-            table.c.bucket_ns < to_ns,
+            table.c.bucket_ns >= segment.from_ns,
+            table.c.bucket_ns < segment.to_ns,
             snapshot.is_live(table),
         )
         .group_by(table.c.value)
     )
+    if service is not None:
+        statement = statement.where(table.c.service == service)
     return [
         AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, widen(row, "cost"))
         for row in snapshot.connection.execute(statement)
