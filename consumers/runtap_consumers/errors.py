@@ -10,7 +10,6 @@ RuntapError
     ├── HealthPortError          health cannot be served at the port that was asked for
     ├── InputError               what a person asked for cannot be understood
     ├── PriceFileError           a file of prices cannot be read, or is wrong
-    ├── RepriceRefusedError      figures cannot be priced again exactly
     ├── RebuildError             figures cannot be rebuilt from the log now
     └── WorkerStoppedError       no running projection makes progress any more
 """
@@ -72,7 +71,3 @@ class PriceFileError(ConsumerError):
 
 class RebuildError(ConsumerError):
     """A projection cannot be rebuilt from the log now; its figures are as they were. The message says why."""
-
-
-class RepriceRefusedError(ConsumerError):
-    """Some figures in the range cannot be priced again exactly; nothing was written. The message says which and why."""

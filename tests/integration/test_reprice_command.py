@@ -76,7 +76,7 @@ async def test_repricing_beside_workers_and_killed_in_the_middle_is_exact(
     while not feeding.done() or killed < 3 or finished < 2:
         process = await asyncio.to_thread(
             subprocess.Popen,
-            own.command("reprice", "--from", "8d", "--yes", "--keep-inexact"),
+            own.command("reprice", "--from", "8d", "--yes"),
             env=own.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -152,20 +152,20 @@ async def test_what_would_change_is_shown_before_it_is_written(
     assert "ends before it begins" in refused.stderr
 
 
-async def test_what_cannot_be_priced_exactly_is_refused_and_said(
+async def test_what_cannot_be_told_keeps_its_prices_and_is_said(
     setting: WorkerSetting, kafka: str, events_topic: Callable[..., Awaitable[str]], tmp_path: Path
 ) -> None:
     topic = await events_topic(partitions=3)
-    await produce(kafka, topic, numbered([model_call(time.time_ns())]))
+    now = time.time_ns()
+    calls = [model_call(now, run_id="r-1"), model_call(now, run_id="r-2", model="gpt-4o", request_model="gpt-4o")]
+    await produce(kafka, topic, numbered(calls))
     await asyncio.to_thread(setting.drain)
-    own = with_own_prices(setting, tmp_path, OWN + "[[price.above]]\ninput_tokens = 500\ninput = 3\n")
-    engine = create_engine(setting.store_url)
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM runs"))
-    engine.dispose()
+    flat = OWN.replace("gpt-4o-mini*", "gpt-4o")
+    own = with_own_prices(setting, tmp_path, OWN + "[[price.above]]\ninput_tokens = 500\ninput = 3\n" + flat)
     done = own.run("reprice", "--from", "2d", "--yes")
-    assert done.returncode == 1
-    assert "3 rows cannot be priced exactly" in done.stderr
-    assert "gpt-4o-mini" in done.stderr
-    assert rows(setting, "SELECT sum(cost_picodollars) FROM cost_total")[0][0] == OLD_PICODOLLARS
-    assert rows(setting, "SELECT * FROM repricings") == []
+    assert done.returncode == 0, done.stderr
+    assert "1 calls of days (1 in hours that cannot be told" in " ".join(done.stdout.split())
+    found = rows(setting, "SELECT model, sum(cost_picodollars) FROM cost_day GROUP BY 1 ORDER BY 1")
+    assert [int(cost) for _, cost in found] == [NEW_PICODOLLARS, OLD_PICODOLLARS]
+    counts = "SELECT kept_calls, kept_session_calls, kept_attribute_calls FROM repricings"
+    assert rows(setting, counts)[0][0] == 1

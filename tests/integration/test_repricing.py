@@ -1,4 +1,4 @@
-"""Pricing history again, on SQLite and on PostgreSQL: equal to what a fold under the new prices would have made."""
+"""Pricing history again, on SQLite and on PostgreSQL: as a fold under the new prices makes it, or kept and counted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ import pytest
 from sqlalchemy import text
 
 from list_logs import ListLogs, trimmed
-from runtap_consumers.correct import (
-    Outcome,
-    Request,
-    apply_repricing,
-    preview_repricing,
-    rows,
-    stored_costs,
-    transactions,
-)
+from runtap_consumers.correct import reprice as repricing
+from runtap_consumers.correct import reprice_statements as statements
 from runtap_consumers.correct.rebuild import Rebuilt, rebuild
+from runtap_consumers.correct.reprice import Outcome, Request
 from runtap_consumers.errors import FencedError
+from runtap_consumers.instants import dollars
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
+from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
@@ -49,6 +45,7 @@ TABLES = {
     "cost_by_attribute_day": "attribute, value, bucket_ns, provider, model, service, partition",
     "session_costs": "session_id, provider, model, partition",
 }
+# They change on a day and at a size within what is stored …
 OTHER_PRICES = """
 [[price]]
 provider = "openai"
@@ -83,6 +80,12 @@ def prices(text: str = "") -> PriceTable:
 
 OLD = prices()
 NEW = prices(OTHER_PRICES)
+# … and here they do not, and audio has a price wherever it was used.
+EXACT = prices(
+    OTHER_PRICES.replace("2026-03-0", "2026-02-0")
+    .replace("150_000", "128_000")
+    .replace('request = "0.25"', 'request = "0.25"\ninput_audio = "0.3"\noutput_audio = "2"')
+)
 
 
 @pytest.fixture(params=["Europe/Berlin", "Asia/Kolkata"])
@@ -212,10 +215,20 @@ def sets(store: Store, table: str) -> set[str]:
         }
 
 
-def reprice(store: Store, table: PriceTable, request: Request | None = None) -> Outcome:
+def reprice(store: Store, table: PriceTable, request: Request | None = None, *, is_dry_run: bool = False) -> Outcome:
     request = request or Request(START_NS)
-    foreseen = preview_repricing(store, table, request)
-    return apply_repricing(store, table, request, foreseen, "tester", lambda: START_NS)
+    return repricing.reprice(store, table, request, "tester", lambda: START_NS, is_dry_run=is_dry_run)
+
+
+def kept(outcome: Outcome) -> dict[str, int]:
+    """What was counted as kept."""
+    return {name: count for name, count in outcome.counts.items() if count and name.startswith("kept")}
+
+
+def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
+    with store.read() as connection:
+        found = connection.execute(text(query)).all()
+    return [tuple(int(each) if isinstance(each, Decimal) else each for each in row) for row in found]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -223,24 +236,77 @@ def test_repriced_history_equals_history_folded_under_the_new_prices(store: Stor
     logs = random_logs(seed)
     fold(store, logs, OLD)
     expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", store.zone.key)
-    fold(expected, logs, NEW)
-    before = figures(store)
+    fold(expected, logs, EXACT)
+    before, whole = figures(store), everything(store)
     wanted = figures(expected)
     expected.close()
-    assert before != wanted
-    foreseen = preview_repricing(store, NEW, Request(START_NS))
-    assert foreseen.inexact == []
-    assert figures(store) == before
-    outcome = reprice(store, NEW)
-    assert outcome.inexact == []
+    assert all(before[table] != wanted[table] for table in wanted)
+    foreseen = reprice(store, EXACT, is_dry_run=True)
+    assert everything(store) == whole
+    assert rows(store, "SELECT * FROM repricings") == []
+    outcome = reprice(store, EXACT)
     assert figures(store) == wanted
-    assert outcome.days == foreseen.days
+    assert kept(outcome) == {}
+    assert outcome == foreseen
     for table in (*TABLES, "runs"):
-        assert sets(store, table) <= {NEW.price_set, OLD.price_set, "provider"}, table
-    with store.read() as connection:
-        for table in (*TABLES, "runs"):
-            left = f"SELECT count(*) FROM {table} WHERE price_set = '{OLD.price_set}' AND price_class <> 'cached'"
-            assert connection.execute(text(left)).scalar_one() == 0
+        left = f"SELECT count(*) FROM {table} WHERE price_set = '{OLD.price_set}' AND price_class <> 'cached'"
+        assert rows(store, left) == [(0,)], table
+    assert reprice(store, EXACT).counts["rows_changed"] == 0
+
+
+def runs_by_hour(store: Store) -> dict[tuple[Any, ...], tuple[int, int]]:
+    """Calls and cost of the single runs, by hour, model, service and price class."""
+    found: dict[tuple[Any, ...], tuple[int, int]] = {}
+    calendar = Calendar(store.zone)
+    facts = "ended_at_ns, coalesce(model, ''), service, price_class, coalesce(cost_picodollars, 0)"
+    for at_ns, *key, cost in rows(store, f"SELECT {facts} FROM runs WHERE run_type = 'llm'"):
+        hour = (calendar.hour_of(at_ns), *key)
+        calls, so_far = found.get(hour, (0, 0))
+        found[hour] = calls + 1, so_far + cost
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_hours_are_the_sum_of_their_runs_and_what_cannot_be_told_is_kept_and_counted(store: Store, seed: int) -> None:
+    fold(store, random_logs(seed), OLD)
+    outcome = reprice(store, NEW)
+    by_runs = runs_by_hour(store)
+    grouped = "model, service, price_class, sum(calls), sum(cost_picodollars)"
+    told = rows(
+        store,
+        f"SELECT bucket_ns, {grouped} FROM cost_hour WHERE price_set = '{NEW.price_set}' "
+        "GROUP BY bucket_ns, model, service, price_class",
+    )
+    assert len(told) > 50
+    for *key, calls, cost in told:
+        assert by_runs[tuple(key)] == (calls, cost), key
+    # Every coarser row is what its finer ones come to, under each price set.
+    key = "provider, model, service, environment, price_set, price_class, partition"
+    (days, hours, minutes) = (
+        rows(store, f"SELECT {key}, {MEASURES} FROM {table} GROUP BY {key} ORDER BY {key}")
+        for table in ("cost_day", "cost_hour", "cost_total")
+    )
+    assert days == hours == minutes
+    of_days = "SELECT bucket_ns, sum(calls), sum(cost_picodollars) FROM cost_day GROUP BY 1 ORDER BY 1"
+    sums: dict[int, list[int]] = {}
+    for hour, calls, cost in rows(store, "SELECT bucket_ns, calls, cost_picodollars FROM cost_hour"):
+        day = sums.setdefault(Calendar(store.zone).day_of(hour), [0, 0])
+        day[0], day[1] = day[0] + calls, day[1] + cost
+    assert rows(store, of_days) == [(day, *each) for day, each in sorted(sums.items())]
+    left = f"price_set = '{OLD.price_set}' AND price_class <> 'cached'"
+    for name, table in (
+        ("kept_calls", "cost_day"),
+        ("kept_hour_calls", "cost_hour"),
+        ("kept_session_calls", "session_costs"),
+        ("kept_attribute_calls", "cost_by_attribute_day"),
+    ):
+        ((calls,),) = rows(store, f"SELECT sum(calls) FROM {table} WHERE {left}")
+        assert outcome.counts[name] == calls > 0, name
+    assert rows(store, f"SELECT count(*) FROM runs WHERE {left}") == [(0,)]
+    names = ("rows_changed", "kept_calls", "kept_session_calls", "kept_attribute_calls")
+    (record,) = rows(store, f"SELECT {', '.join(names)}, old_cost_usd, new_cost_usd FROM repricings")
+    amounts = [dollars(outcome.total[name]) for name in ("old_picodollars", "new_picodollars")]
+    assert record == (*(outcome.counts[name] for name in names), *amounts)
 
 
 def test_the_same_prices_under_another_name_change_no_figure(berlin: Store) -> None:
@@ -248,13 +314,17 @@ def test_the_same_prices_under_another_name_change_no_figure(berlin: Store) -> N
 
     fold(berlin, random_logs(3), OLD)
     before, whole = figures(berlin), everything(berlin)
-    assert reprice(berlin, OLD).rows == 0
+    assert reprice(berlin, OLD).counts["rows_changed"] == 0
     assert everything(berlin) == whole
     renamed = PriceTable(providers, "renamed")
     assert renamed.price_set != OLD.price_set
-    assert reprice(berlin, renamed).rows > 1_000
+    assert reprice(berlin, renamed).counts["rows_changed"] > 1_000
     assert figures(berlin) == before
     assert sets(berlin, "cost_hour") == {OLD.price_set, renamed.price_set, "provider"}
+    fenced = "SELECT sum(epoch) FROM positions"
+    epochs = rows(berlin, fenced)
+    reprice(berlin, renamed)
+    assert rows(berlin, fenced) == epochs
 
 
 def test_there_and_back_changes_nothing(store: Store) -> None:
@@ -272,14 +342,14 @@ def test_repriced_rows_merge_with_what_workers_wrote_under_the_new_prices(berlin
         for number, log in enumerate(logs):
             partition = Partition(number, tuple(PROJECTIONS), tools_of(berlin, writer, OLD))
             partition.load(0)
-            for place, table in enumerate((OLD, NEW, OLD, NEW)):
+            for place, table in enumerate((OLD, EXACT, OLD, EXACT)):
                 partition._tools.prices = table
                 partition.commit(partition.fold(log.since(partition.next_offset, 80 if place < 3 else None)))
     expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", berlin.zone.key)
-    fold(expected, logs, NEW)
+    fold(expected, logs, EXACT)
     wanted = figures(expected)
     expected.close()
-    reprice(berlin, NEW)
+    reprice(berlin, EXACT)
     assert figures(berlin) == wanted
 
 
@@ -297,114 +367,135 @@ def test_only_the_days_and_models_asked_for_change(berlin: Store) -> None:
     cost = places.index("cost_picodollars") - len(places)
     change = [
         sum(row[cost] for row in after[table]) - sum(row[cost] for row in before[table])
-        for table in ("cost_hour", "cost_day", "cost_total", "session_costs")
+        for table in ("cost_hour", "cost_day", "cost_total", "cost_by_attribute_day")
     ]
     runs = sum(max(cost, 0) for _, cost in after["runs"]) - sum(max(cost, 0) for _, cost in before["runs"])
     assert change[0] > 0
-    assert change == [change[0]] * 4
+    assert change[:3] == [change[0]] * 3
+    # Of the calls, some have a user, some a team, some both.
+    assert change[3] > 0
     assert runs == change[0]
-    assert reprice(berlin, NEW, Request(day, day + DAY_NS, provider="VLLM", model="house-7b")).rows == 0
+    again = reprice(berlin, NEW, Request(day, day + DAY_NS, provider="VLLM", model="house-7b"))
+    assert again.counts["rows_changed"] == 0
 
 
-def one_call_a_second(usage: Usage, count: int = 90, **facts: Any) -> Log:
-    log = Log()
-    for number in range(count):
-        log.append(
-            model_call(START_NS + number * 10**9, run_id=f"r-{number}", usage=usage, session_id="s", **facts),
-            "e1",
-            number + 1,
-        )
-    return log
-
-
-def forget_runs(store: Store) -> None:
+def delete(store: Store, what: str) -> None:
     with store.engine.begin() as connection:
-        connection.execute(text("DELETE FROM runs"))
+        connection.execute(text(f"DELETE FROM {what}"))
 
 
-def test_a_new_threshold_within_a_stored_bucket_is_priced_from_runs_while_they_last(berlin: Store) -> None:
+def test_a_new_threshold_within_a_stored_bucket_is_kept_and_counted(berlin: Store) -> None:
     log = Log()
     for number, size in enumerate((140_000, 160_000, 170_000)):
         usage = Usage(input_tokens=size, output_tokens=0)
-        log.append(model_call(START_NS + number, run_id=f"r-{number}", usage=usage, user_id="ann"), "e1", number + 1)
+        facts = {"run_id": f"r-{number}", "usage": usage, "user_id": "ann", "session_id": "s"}
+        log.append(model_call(START_NS + number, **facts), "e1", number + 1)
     fold(berlin, [log], OLD)
-    threshold = prices(
-        '[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n[[price.above]]\ninput_tokens=150_000\ninput="2"\n'
-    )
-    outcome = reprice(berlin, threshold)
-    assert outcome.inexact == []
-    for table in ("cost_minute", "cost_day", "cost_total", "cost_by_attribute_day"):
-        with berlin.read() as connection:
-            rows = connection.execute(text(f"SELECT price_class, calls, cost_picodollars FROM {table}")).all()
-        # The class says what is known of the calls: it stays.
-        assert [tuple(row) for row in rows] == [("128000-199999", 3, (140_000 + 2 * 330_000) * 10**6)], table
-    reprice(berlin, OLD)
-    forget_runs(berlin)
-    whole = everything(berlin)
-    foreseen = preview_repricing(berlin, threshold, Request(START_NS))
-    assert {each.table for each in foreseen.inexact} == {
-        *("cost_minute", "cost_hour", "cost_day", "cost_by_attribute_hour", "cost_by_attribute_day")
-    }
-    assert "gpt-4o-mini" in str(foreseen.inexact[0])
+    entry = '[[price]]\nmodel="{}"\ninput="1"\noutput="1"\n[[price.above]]\ninput_tokens=150_000\ninput="2"\n'
+    before = figures(berlin)
+    outcome = reprice(berlin, prices(entry.format("gpt-4o-mini*")))
+    names = ("kept_calls", "kept_hour_calls", "kept_session_calls", "kept_attribute_calls")
+    assert kept(outcome) == dict.fromkeys(names, 3)
+    after = figures(berlin)
+    # Single runs are told one by one.
+    assert [cost for _, cost in after.pop("runs")] == [140_000 * 10**6, 320_000 * 10**6, 340_000 * 10**6]
+    before.pop("runs")
+    assert after == before
     # For models whose price does not change there, it is no matter.
-    elsewhere = prices(
-        '[[price]]\nmodel="another"\ninput="1"\noutput="1"\n[[price.above]]\ninput_tokens=150_000\ninput="2"\n'
-    )
-    assert preview_repricing(berlin, elsewhere, Request(START_NS)).inexact == []
-    assert reprice(berlin, threshold).rows == 0
-    assert everything(berlin) == whole
+    assert kept(reprice(berlin, prices(entry.format("another")))) == {}
 
 
-def test_days_that_straddle_a_price_change_are_derived_from_hours(store: Store) -> None:
+def hourly_calls(hours: range) -> Log:
     log = Log()
-    for hour in range(-8, 24):
+    for number, hour in enumerate(hours):
+        usage = Usage(input_tokens=1, output_tokens=0)
         at_ns = START_NS + hour * HOUR_NS + 10 * MINUTE_NS
-        log.append(
-            model_call(at_ns, run_id=f"r-{hour}", usage=Usage(input_tokens=1, output_tokens=0), user_id="u"),
-            "e1",
-            hour + 9,
-        )
-    fold(store, [log], OLD)
-    if store.zone.key == "Europe/Berlin":
-        forget_runs(store)
+        log.append(model_call(at_ns, run_id=f"r-{number}", usage=usage, user_id="u"), "e1", number + 1)
+    return log
+
+
+DEAR = prices('[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n')
+
+
+def test_days_that_straddle_a_price_change_are_the_sum_of_their_hours(store: Store) -> None:
+    fold(store, [hourly_calls(range(-8, 24))], OLD)
     # START_NS is 10:00 UTC: midnight UTC lies 14 hours later, at 01:00 in Berlin and at 05:30 in Kolkata.
     dearer = prices(
         '[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n'
         '[[price]]\nmodel="gpt-4o-mini*"\nfrom=2026-03-03\ninput="5"\noutput="1"\n'
     )
     outcome = reprice(store, dearer, Request(START_NS - DAY_NS))
-    assert {each.table for each in outcome.inexact} <= {"cost_by_attribute_day"}
+    is_kolkata = store.zone.key == "Asia/Kolkata"
+    # In Kolkata the change divides an hour, in which a call was made; it costs what it cost.
+    cost = (22 + 9 * 5) * 10**6 + 150_000 if is_kolkata else (22 + 10 * 5) * 10**6
     found = figures(store)
-    assert sum(row[-1] for row in found["cost_day"]) == (22 + 10 * 5) * 10**6
-    for table in ("cost_hour", "cost_total", "cost_by_attribute_hour"):
-        assert sum(row[-1] for row in found[table]) == (22 + 10 * 5) * 10**6, table
+    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", "cost_by_attribute_hour"):
+        assert sum(row[-1] for row in found[table]) == cost, table
+    in_hours = {"kept_calls": 1, "kept_hour_calls": 1} if is_kolkata else {}
+    second_day = START_NS + (8 * HOUR_NS + 30 * MINUTE_NS if is_kolkata else 13 * HOUR_NS)
+    calls_of_the_day = sum(row[-len(COST_MEASURES)] for row in found["cost_day"] if row[0] == second_day)
+    # By attribute, there are only days for long; the one that the change divides keeps its prices.
+    assert kept(outcome) == {**in_hours, "kept_attribute_calls": calls_of_the_day}
     by_day = {row[0]: row[-1] for row in found["cost_day"]}
-    hours_before = 13 if store.zone.key == "Europe/Berlin" else 9
-    second_day = START_NS + (hours_before * HOUR_NS if hours_before == 13 else 8 * HOUR_NS + 30 * MINUTE_NS)
-    # One hour of Berlin's day (five and a half of Kolkata's) is still at the old price.
-    assert by_day[second_day] == ((1 if hours_before == 13 else 5) + 10 * 5) * 10**6
+    assert by_day[second_day] == (150_000 + (5 + 9 * 5) * 10**6 if is_kolkata else (1 + 10 * 5) * 10**6)
 
 
-def test_a_session_that_began_before_the_range_changes_by_its_runs_within(berlin: Store) -> None:
+def test_days_whose_hours_are_gone_keep_their_prices_and_are_counted(berlin: Store) -> None:
+    fold(berlin, [hourly_calls(range(24))], OLD)
+    delete(berlin, f"cost_hour WHERE bucket_ns < {START_NS + 4 * HOUR_NS}")
+    outcome = reprice(berlin, DEAR)
+    assert kept(outcome) == {"kept_calls": 4}
+    for table in ("cost_day", "cost_total"):
+        assert rows(
+            berlin, f"SELECT price_set, sum(calls), sum(cost_picodollars) FROM {table} GROUP BY 1 ORDER BY 2"
+        ) == [
+            (OLD.price_set, 4, 4 * 150_000),
+            (DEAR.price_set, 20, 20 * 10**6),
+        ]
+
+
+def test_hours_of_utc_in_a_zone_of_half_hours_keep_their_prices_and_are_counted(store: Store) -> None:
+    fold(store, [hourly_calls(range(3))], OLD)
+    with store.engine.begin() as connection:
+        # As workers wrote them before hours were counted from the zone's midnight.
+        connection.execute(text(f"UPDATE cost_hour SET bucket_ns = bucket_ns - bucket_ns % {HOUR_NS}"))
+    outcome = reprice(store, DEAR)
+    is_kolkata = store.zone.key == "Asia/Kolkata"
+    assert kept(outcome) == ({"kept_calls": 3, "kept_hour_calls": 3} if is_kolkata else {})
+    assert sets(store, "cost_day") == {OLD.price_set if is_kolkata else DEAR.price_set}
+
+
+def test_a_session_that_reaches_beyond_the_range_or_over_a_price_change_is_kept_and_counted(berlin: Store) -> None:
     day = START_NS - 11 * HOUR_NS + DAY_NS
     log = Log()
-    for number, at_ns in enumerate((START_NS, day + HOUR_NS, day + 2 * HOUR_NS)):
+    calls = [
+        ("long", START_NS),
+        ("long", day + 4 * HOUR_NS),
+        ("short", day + 5 * HOUR_NS),
+        ("later", day + 25 * HOUR_NS),
+    ]
+    for number, (session, at_ns) in enumerate(calls):
         usage = Usage(input_tokens=1, output_tokens=0)
-        log.append(model_call(at_ns, run_id=f"r-{number}", usage=usage, session_id="long"), "e1", number + 1)
+        log.append(model_call(at_ns, run_id=f"r-{number}", usage=usage, session_id=session), "e1", number + 1)
     fold(berlin, [log], OLD)
-    dearer = prices('[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n')
-    assert reprice(berlin, dearer, Request(day)).inexact == []
-    with berlin.read() as connection:
-        rows = connection.execute(text("SELECT price_set, calls, cost_picodollars FROM session_costs")).all()
-    assert sorted(map(tuple, rows)) == sorted([(OLD.price_set, 1, 150_000), (dearer.price_set, 2, 2 * 10**6)])
-    reprice(berlin, OLD, Request(day))
-    forget_runs(berlin)
-    (left,) = preview_repricing(berlin, dearer, Request(day)).inexact
-    assert (left.table, left.key["session_id"]) == ("session_costs", "long")
-    assert preview_repricing(berlin, dearer, Request(START_NS)).inexact == []
+    outcome = reprice(berlin, DEAR, Request(day, day + DAY_NS))
+    assert kept(outcome) == {"kept_session_calls": 2}
+    costs = "SELECT session_id, price_set, calls, cost_picodollars FROM session_costs ORDER BY 1"
+    assert rows(berlin, costs) == [
+        ("later", OLD.price_set, 1, 150_000),
+        ("long", OLD.price_set, 2, 300_000),
+        ("short", DEAR.price_set, 1, 10**6),
+    ]
+    assert kept(reprice(berlin, DEAR)) == {}
+    changed = prices(
+        '[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n'
+        '[[price]]\nmodel="gpt-4o-mini*"\nfrom=2026-03-03\ninput="5"\noutput="1"\n'
+    )
+    assert reprice(berlin, changed).counts["kept_session_calls"] == 2
+    assert [row[3] for row in rows(berlin, costs)] == [5 * 10**6, 2 * 10**6, 5 * 10**6]
 
 
-def test_what_was_capped_is_left_and_said(berlin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_capped_is_kept_and_counted(berlin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtap_consumers.store.dimension_values.DEFAULT_CAP", 1)
     log = Log()
     for number, model in enumerate(("gpt-4o-mini", "gpt-4o")):
@@ -412,28 +503,32 @@ def test_what_was_capped_is_left_and_said(berlin: Store, monkeypatch: pytest.Mon
             model_call(START_NS + number, run_id=f"r-{number}", model=model, request_model=model), "e1", number + 1
         )
     fold(berlin, [log], OLD)
-    outcome = reprice(berlin, NEW)
-    assert {each.key["model"] for each in outcome.inexact} == {"__other__"}
-    with berlin.read() as connection:
-        rows = dict(map(tuple, connection.execute(text("SELECT model, price_set FROM cost_total")).all()))
-    assert rows == {"gpt-4o": NEW.price_set, "__other__": OLD.price_set}
+    assert reprice(berlin, NEW).counts["kept_hour_calls"] == 1
+    assert rows(berlin, "SELECT model, price_set FROM cost_total ORDER BY 1") == [
+        ("__other__", OLD.price_set),
+        ("gpt-4o", NEW.price_set),
+    ]
 
 
-def test_a_call_that_nobody_believes_keeps_having_no_price(berlin: Store) -> None:
+def test_a_call_that_nobody_believes_has_no_price_and_is_not_guessed_at(berlin: Store) -> None:
+    dear = prices('[[price]]\nmodel="gpt-4.5*"\ninput="75"\noutput="150"\n')
     log = Log()
     most = Usage(input_tokens=10**9, output_tokens=10**9)
-    for number in range(20):
+    facts = {"model": "gpt-4.5-preview", "usage": most}
+    log.append(model_call(START_NS, run_id="alone", **facts), "e1", 1)
+    for number in range(2, 22):
         usage = most if number % 2 else Usage(input_tokens=600_000, output_tokens=1)
-        log.append(model_call(START_NS, run_id=f"r-{number}", model="gpt-4.5-preview", usage=usage), "e1", number + 1)
-    dear = prices('[[price]]\nmodel="gpt-4.5*"\ninput="75"\noutput="150"\n')
+        log.append(model_call(START_NS + HOUR_NS, run_id=f"r-{number}", **{**facts, "usage": usage}), "e1", number)
     fold(berlin, [log], OLD)
-    fold_sums = figures(berlin)
-    assert reprice(berlin, dear).inexact == []
-    with berlin.read() as connection:
-        row = connection.execute(text("SELECT priced_calls, unpriced_calls, cost_picodollars FROM cost_total")).one()
-    assert tuple(row) == (10, 10, 10 * (600_000 * 75 + 150) * 10**6)
+    before = figures(berlin)
+    # Which of twenty calls nobody would believe, their sum does not say.
+    assert reprice(berlin, dear).counts["kept_hour_calls"] == 20
+    hours = "SELECT priced_calls, unpriced_calls, cost_picodollars, price_set FROM cost_hour ORDER BY bucket_ns"
+    assert rows(berlin, hours)[0] == (0, 1, 0, dear.price_set)
+    cheap = (600_000 * 75 + 150) * 10**6
+    assert sorted({cost for _, cost in figures(berlin)["runs"]}) == [-1, cheap]
     reprice(berlin, OLD)
-    assert figures(berlin) == fold_sums
+    assert figures(berlin) == before
 
 
 def test_a_crash_in_the_middle_is_finished_by_the_next_attempt(
@@ -442,13 +537,10 @@ def test_a_crash_in_the_middle_is_finished_by_the_next_attempt(
     logs = random_logs(7)
     fold(berlin, logs, OLD)
     expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", berlin.zone.key)
-    fold(expected, logs, NEW)
+    fold(expected, logs, EXACT)
     wanted = figures(expected)
     expected.close()
-    monkeypatch.setattr(transactions, "CHUNK_DAYS", 1)
-    monkeypatch.setattr(transactions, "SESSIONS_A_TRANSACTION", 3)
-    monkeypatch.setattr(rows, "RUNS_A_TRANSACTION", 100)
-    monkeypatch.setattr(transactions, "RUNS_A_TRANSACTION", 100)
+    monkeypatch.setattr(repricing, "ROWS_A_TRANSACTION", 60)
 
     class Killed(BaseException):
         pass
@@ -469,30 +561,31 @@ def test_a_crash_in_the_middle_is_finished_by_the_next_attempt(
 
         with monkeypatch.context() as patch:
             for name in ("write_deltas", "write_run_costs"):
-                original = getattr(stored_costs, name)
+                original = getattr(statements, name)
                 patch.setattr(
-                    stored_costs,
+                    statements,
                     name,
                     lambda *given, original=original: counted(*given, original=original),
                 )
             try:
-                reprice(berlin, NEW)
+                reprice(berlin, EXACT)
             except Killed:
                 continue
             break
     assert attempts > 3
     assert figures(berlin) == wanted
-    with berlin.read() as connection:
-        finished = connection.execute(
-            text("SELECT count(*), count(finished_at_ns), max(requested_by), max(price_set) FROM repricings")
-        ).one()
-    assert tuple(finished) == (attempts, 1, "tester", NEW.price_set)
+    records = rows(berlin, "SELECT finished_at_ns, rows_changed, price_set, requested_by FROM repricings ORDER BY 2")
+    assert len(records) == attempts
+    assert [finished for finished, *_ in records if finished is not None] == [START_NS]
+    # Those that were killed say what they had done until then.
+    assert records[-1][1] > 0
+    assert {tuple(record[2:]) for record in records} == {(EXACT.price_set, "tester")}
 
 
 def test_a_worker_with_a_batch_in_hand_is_fenced_and_nothing_is_lost(berlin: Store, tmp_path: Path) -> None:
     logs = random_logs(8)
     expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", berlin.zone.key)
-    fold(expected, logs, NEW)
+    fold(expected, logs, EXACT)
     wanted = figures(expected)
     expected.close()
     fences = 0
@@ -503,7 +596,7 @@ def test_a_worker_with_a_batch_in_hand_is_fenced_and_nothing_is_lost(berlin: Sto
             while records := log.since(partition.next_offset, 100):
                 commit = partition.fold(records)
                 # A second attempt at the same records is not met by anything to price again.
-                reprice(berlin, NEW)
+                reprice(berlin, EXACT)
                 try:
                     partition.commit(commit)
                 except FencedError:
@@ -512,7 +605,7 @@ def test_a_worker_with_a_batch_in_hand_is_fenced_and_nothing_is_lost(berlin: Sto
                     partition.load(0)
                     partition.commit(partition.fold(log.since(partition.next_offset, 100)))
     assert fences >= 4
-    reprice(berlin, NEW)
+    reprice(berlin, EXACT)
     assert figures(berlin) == wanted
 
 
@@ -531,7 +624,7 @@ def test_repricing_waits_for_a_worker_that_is_committing(berlin: Store) -> None:
     worker = threading.Thread(target=commit_slowly)
     worker.start()
     assert began.wait(10)
-    assert reprice(berlin, NEW).rows > 0
+    assert reprice(berlin, NEW).counts["rows_changed"] > 0
     assert time.monotonic() > released_at > 0
     worker.join()
 
@@ -549,9 +642,9 @@ async def rebuild_at(
 async def test_a_rebuild_and_a_repricing_in_either_order_equal_a_fold_under_the_new_prices(
     store: Store, tmp_path: Path, cut: int
 ) -> None:
-    logs = random_logs(7)
+    logs = random_logs(2)
     expected = open_store(f"sqlite:///{tmp_path}/expected.db", "runtap.events", store.zone.key)
-    fold(expected, logs, NEW)
+    fold(expected, logs, EXACT)
     wanted = figures(expected)
     expected.close()
     fold(store, logs, OLD)
@@ -559,7 +652,7 @@ async def test_a_rebuild_and_a_repricing_in_either_order_equal_a_fold_under_the_
     assert all(before[table] != wanted[table] for table in wanted)
 
     # A rebuild replaces the costs of the days that the log still holds, and only costs; a repricing the rest.
-    done = await rebuild_at(store, logs, NEW, cut=cut)
+    done = await rebuild_at(store, logs, EXACT, cut=cut)
     assert (done.from_ns > START_NS) == (cut > 0)
     rebuilt = figures(store)
     for table in ("cost_minute", "cost_hour", "cost_day"):
@@ -569,34 +662,31 @@ async def test_a_rebuild_and_a_repricing_in_either_order_equal_a_fold_under_the_
     assert {table: rebuilt[table] for table in ("session_costs", "runs")} == {
         table: before[table] for table in ("session_costs", "runs")
     }
-    outcome = reprice(store, NEW)
-    assert outcome.inexact == []
+    outcome = reprice(store, EXACT)
+    assert kept(outcome) == {}
     assert all(day < done.from_ns for day, _, _ in outcome.days)
     assert bool(outcome.days) == (cut > 0)
     assert figures(store) == wanted
 
     # And of what is repriced, a rebuild at the same prices changes nothing.
-    await rebuild_at(store, logs, NEW, cut=cut)
+    await rebuild_at(store, logs, EXACT, cut=cut)
     assert figures(store) == wanted
-    assert reprice(store, NEW).rows == 0
+    assert reprice(store, EXACT).counts["rows_changed"] == 0
 
 
 async def test_a_rebuild_at_other_prices_takes_a_repricing_back_where_the_log_reaches(berlin: Store) -> None:
     logs = random_logs(8)
     fold(berlin, logs, OLD)
     before = figures(berlin)
-    reprice(berlin, NEW)
+    reprice(berlin, EXACT)
     repriced = figures(berlin)
     await rebuild_at(berlin, logs, OLD)
     costs = [table for table in TABLES if table != "session_costs"]
     mixed = {**repriced, **{table: before[table] for table in costs}}
     assert figures(berlin) == mixed
 
-    # The single runs no longer tell which of them made a row: what needs them is refused, and never guessed.
-    assert preview_repricing(berlin, NEW, Request(START_NS)).inexact != []
-    assert figures(berlin) == mixed
     for projection in ("sessions", "runs"):
         await rebuild_at(berlin, logs, OLD, projection)
     assert figures(berlin) == before
-    assert reprice(berlin, NEW).inexact == []
+    assert kept(reprice(berlin, EXACT)) == {}
     assert figures(berlin) == repriced

@@ -30,10 +30,12 @@ price_set, price_class, partition, generation))
 """.format(", ".join(f"{measure.name} BIGINT" for measure in COST_MEASURES))
 
 
-def _take_back_attributes(connection: Connection) -> None:
+def _take_back_0005(connection: Connection) -> None:
     for name in _TABLES["0005"]:
         connection.execute(text(f"DROP TABLE {name}"))
     connection.execute(text(_OLD_ATTRIBUTES))
+    for name in ("kept_calls", "kept_session_calls", "kept_attribute_calls"):
+        connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
@@ -42,7 +44,7 @@ def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migra
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        _take_back_attributes(connection)
+        _take_back_0005(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":
                 for name in names:
@@ -84,7 +86,7 @@ def test_costs_by_attribute_move_into_hours_and_into_days_of_the_store_s_zone(st
     midnight = START_NS - 11 * HOUR_NS + DAY_NS
     zeros = ", 0" * (len(COST_MEASURES) - 2)
     with store.engine.begin() as connection:
-        _take_back_attributes(connection)
+        _take_back_0005(connection)
         for number, (hour, value, generation) in enumerate(
             [
                 (midnight - 3 * DAY_NS, "ann", 0),

@@ -20,10 +20,9 @@ from genai_prices.types import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as some
 
-from runtap_consumers.correct.rows import price_row
-from runtap_consumers.correct.stored_costs import StoredRow
+from runtap_consumers.correct.reprice import apply_terms
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.pricing.history import price_sum, read_class
+from runtap_consumers.pricing.history import find_terms, read_class
 from runtap_consumers.projections.rollups import COST_MEASURES, HOUR_NS, TOKEN_CLASSES
 from runtap_schemas import Usage
 
@@ -114,7 +113,7 @@ def folded(table: PriceTable, made: list[tuple[Usage, int]]) -> dict[tuple[int, 
     return rows
 
 
-def row_of(table: PriceTable, hour: int, price_class: str, made: list[tuple[Usage, int]]) -> StoredRow:
+def measures_of(table: PriceTable, made: list[tuple[Usage, int]]) -> dict[str, int]:
     costs = [table.price("acme", "m", usage, at_ns).cost_picodollars for usage, at_ns in made]
     metered = [usage.input_tokens is not None and usage.output_tokens is not None for usage, _ in made]
     measures = dict.fromkeys((measure.name for measure in COST_MEASURES), 0)
@@ -125,40 +124,31 @@ def row_of(table: PriceTable, hour: int, price_class: str, made: list[tuple[Usag
     for name in TOKEN_CLASSES:
         measures[name] = sum(getattr(usage, name) or 0 for usage, _ in made)
     measures["cost_picodollars"] = sum(cost or 0 for cost in costs)
-    key = {
-        "bucket_ns": hour,
-        "provider": "acme",
-        "model": "m",
-        "price_set": table.price_set,
-        "price_class": price_class,
-    }
-    return StoredRow("cost_hour", key, measures, hour, hour + HOUR_NS)
+    return measures
+
+
+def priced_again(table: PriceTable, hour: int, price_class: str, measures: dict[str, int]) -> dict[str, int] | None:
+    """An hour's measures under other prices; `None` where these cannot be told."""
+    key = {"provider": "acme", "model": "m", "price_class": price_class}
+    terms = find_terms(table, key, measures, (hour, hour + HOUR_NS))
+    return None if terms is None else apply_terms(terms, measures)
 
 
 @settings(max_examples=50, deadline=None, phases=PHASES)
 @given(tables, calls)
 def test_the_cost_of_a_sum_is_the_sum_of_the_costs(table: PriceTable, made: list[tuple[Usage, int]]) -> None:
     for (hour, price_class), members in folded(table, made).items():
-        row = row_of(table, hour, price_class, members)
-        metered = row.measures["priced_calls"] + row.measures["unpriced_calls"]
-        found = price_sum(table, "acme", "m", price_class, metered, row.measures, row.from_ns, row.to_ns)
-        if row.measures["priced_calls"] and row.measures["unpriced_calls"]:
+        measures = measures_of(table, members)
+        again = priced_again(table, hour, price_class, measures)
+        if measures["priced_calls"] and measures["unpriced_calls"]:
             # Some of them have a price and others have none: a sum cannot say.
-            assert found is None
-        elif found is None:
+            assert again is None
+        elif again is None:
             assert len(members) > 1
             assert read_class(price_class).marks & {"audio", "mixed"}
         else:
-            assert (found.cost_picodollars or 0) == row.measures["cost_picodollars"]
-
-
-@settings(max_examples=50, deadline=None, phases=PHASES)
-@given(tables, calls)
-def test_pricing_again_at_the_same_prices_changes_nothing(table: PriceTable, made: list[tuple[Usage, int]]) -> None:
-    for (hour, price_class), members in folded(table, made).items():
-        row = row_of(table, hour, price_class, members)
-        again = price_row(table, row)
-        assert again is None or again == row.measures
+            # Pricing again at the same prices changes nothing.
+            assert again == measures
 
 
 @settings(max_examples=80, deadline=None, phases=PHASES)
@@ -167,14 +157,29 @@ def test_what_is_priced_again_is_what_a_fold_under_the_new_prices_makes(
     old: PriceTable, new: PriceTable, made: list[tuple[Usage, int]]
 ) -> None:
     for (hour, price_class), members in folded(old, made).items():
-        again = price_row(new, row_of(old, hour, price_class, members))
+        again = priced_again(new, hour, price_class, measures_of(old, members))
         if again is None:
             continue
-        assert again == row_of(new, hour, price_class, members).measures
+        assert again == measures_of(new, members)
         # There and back.
-        there = StoredRow("cost_hour", row_of(old, hour, price_class, members).key, again, hour, hour + HOUR_NS)
-        back = price_row(old, there)
-        assert back is None or back == row_of(old, hour, price_class, members).measures
+        back = priced_again(old, hour, price_class, again)
+        assert back is None or back == measures_of(old, members)
+
+
+@settings(max_examples=50, deadline=None, phases=PHASES)
+@given(tables, tables, calls, some.integers(0, 8))
+def test_parts_that_are_priced_as_their_whole_add_up_to_it(
+    old: PriceTable, new: PriceTable, made: list[tuple[Usage, int]], cut: int
+) -> None:
+    for (hour, price_class), members in folded(old, made).items():
+        whole, parts = measures_of(old, members), (members[:cut], members[cut:])
+        terms = find_terms(
+            new, {"provider": "acme", "model": "m", "price_class": price_class}, whole, (hour, hour + HOUR_NS)
+        )
+        if terms is None:
+            continue
+        priced = [apply_terms(terms, measures_of(old, part)) for part in parts]
+        assert apply_terms(terms, whole) == {name: sum(part[name] for part in priced) for name in whole}
 
 
 @settings(max_examples=30, deadline=None, phases=PHASES)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.cli.printing import Column, money, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
-from runtap_consumers.correct.outcome import Difference, Outcome
+from runtap_consumers.correct.reprice import Outcome
 from runtap_consumers.instants import dollars, local_time
 
 _PRICES_SHOWN = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
@@ -58,7 +59,15 @@ def _advice(row: dict[str, Any]) -> str:
 def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
     """Prints what a repricing changes, by day and model."""
     console = open_console()
-    if not outcome.days and not outcome.sessions.calls:
+    counts = outcome.counts
+    for name, where in (
+        ("kept_calls", f"of days ({counts['kept_hour_calls']:,} in hours that cannot be told; other hours are gone)"),
+        ("kept_session_calls", "in sessions that cannot be told, or reach beyond the range"),
+        ("kept_attribute_calls", "in days by attribute that cannot be told"),
+    ):
+        if counts[name]:
+            print_line(console, f"Kept under their old prices: {counts[name]:,} calls {where}.")
+    if not counts["rows_changed"]:
         print_line(console, f"Nothing in this range is priced otherwise than by {price_set}.")
         return
     columns = [
@@ -74,14 +83,14 @@ def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
     ]
     cells.append(["all", None, None, *_difference_cells(outcome.total)])
     print_table(console, f"Costs under {price_set}", columns, cells, len(cells))
-    print_line(console, f"Calls in sessions: {outcome.sessions.calls:,}. Single runs follow the same prices.")
+    print_line(console, f"Calls in sessions: {counts['session_calls']:,}. Single runs: {counts['runs']:,}.")
 
 
-def _difference_cells(difference: Difference) -> list[str | None]:
-    change = difference.new_picodollars - difference.old_picodollars
+def _difference_cells(difference: Counter[str]) -> list[str | None]:
+    change = difference["new_picodollars"] - difference["old_picodollars"]
     return [
-        *(f"{count:,}" for count in (difference.calls, difference.old_unpriced_calls, difference.new_unpriced_calls)),
-        *(money(dollars(amount)) for amount in (difference.old_picodollars, difference.new_picodollars)),
+        *(f"{difference[name]:,}" for name in ("calls", "old_unpriced_calls", "new_unpriced_calls")),
+        *(money(dollars(difference[name])) for name in ("old_picodollars", "new_picodollars")),
         f"{'-' if change < 0 else '+'}{money(dollars(abs(change)))}",
     ]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from runtap_consumers.pricing.rates import Rates
 from runtap_consumers.pricing.table import UNLABELLED_SIZE_TOKENS, Plan, PriceTable
+from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS
+from runtap_consumers.projections.rollups import DAY_NS, MINUTE_NS, OTHER
 
-_MINUTE_NS = 60 * 10**9
-_DAY_NS = 1_440 * _MINUTE_NS
 _SIZE = re.compile(r"(\d+)-(\d*)")
 _WINDOW = re.compile(r"utc(\d\d)(\d\d)-(\d\d)(\d\d)")
 _FLAGS = frozenset({"searched", "audio", "mixed", "impossible", "unmeasured"})
@@ -34,10 +34,10 @@ class StoredClass(NamedTuple):
     marks: frozenset[str]
 
 
-class Sum(NamedTuple):
-    """What the calls of a row cost together; `None`: none of them has a price."""
+class Terms(NamedTuple):
+    """At what every call of a row is priced; `None`: none of them has a price."""
 
-    cost_picodollars: int | None
+    rates: Rates | None
 
 
 @lru_cache(4_096)
@@ -61,51 +61,71 @@ def read_class(price_class: str) -> StoredClass:
     return StoredClass("/".join(tier), more_than, up_to, window, frozenset(marks))
 
 
-def price_sum(
-    table: PriceTable,
-    provider: str,
-    model: str,
-    price_class: str,
-    calls: int,
-    tokens: Mapping[str, int],
-    from_ns: int,
-    to_ns: int,
-) -> Sum | None:
-    """Prices calls that were added up.
+def metered_calls(measures: Mapping[str, int]) -> int:
+    """The calls of a row that reported their usage: those that prices are about."""
+    return measures["priced_calls"] + measures["unpriced_calls"]
 
-    Args:
-        table: the prices.
-        provider: of all of them, '' where it is unknown.
-        model: likewise.
-        price_class: under which they are stored.
-        calls: how many of them reported their usage.
-        tokens: their sums, by `rollups.TOKEN_CLASSES`.
-        from_ns: when the first may have been made.
-        to_ns: before when the last was.
+
+def find_terms(
+    table: PriceTable, key: Mapping[str, str], measures: Mapping[str, int], span: tuple[int, int]
+) -> Terms | None:
+    """Finds out at what calls are priced that were added up, all of them made within the span.
 
     Returns:
-        `None` where it cannot be told exactly: a price changes within the time, the size bucket or the window of the
-        row, or some of the calls have a price and others have none.
+        `None` where it cannot be told exactly: a price changes within the span, the size bucket or the window of the
+        row's price class, some of the calls have a price and others have none, or the model is one beyond the cap.
     """
+    price_class, provider, model = (key[name] for name in ("price_class", "provider", "model"))
+    (from_ns, to_ns), calls = span, metered_calls(measures)
+    if OTHER in (provider, model):
+        return None
     stored = read_class(price_class)
     if calls == 0 or stored.marks & {"impossible", "unmeasured"}:
-        return Sum(None)
+        return Terms(None)
     found: set[Rates | None] = set()
-    for day in range(from_ns // _DAY_NS, (to_ns - 1) // _DAY_NS + 1):
+    for day in range(from_ns // DAY_NS, (to_ns - 1) // DAY_NS + 1):
         plan = table.plan(provider or None, model or None, stored.tier or None, day)
-        midnight = day * _DAY_NS
-        found.update(_rates_met(table, plan, stored, max(from_ns - midnight, 0), min(to_ns - midnight, _DAY_NS)))
+        midnight = day * DAY_NS
+        found.update(_rates_met(table, plan, stored, max(from_ns - midnight, 0), min(to_ns - midnight, DAY_NS)))
         if len(found) > 1:
             return None
     if not found:
         return None
     (rates,) = found
-    return Sum(None) if rates is None else _add_up(rates, stored.marks, calls, tokens)
+    is_priced = rates is not None and _has_price(rates, stored.marks, measures, calls == 1)
+    if rates is None or not is_priced:
+        return None if is_priced is None else Terms(None)
+    cost = cost_of(rates, measures)
+    if cost > MAX_CALL_PICODOLLARS:
+        # A call that would cost more than the most believed has no price; which of several do, a sum cannot say.
+        if calls == 1:
+            return Terms(None)
+        has_both = measures["priced_calls"] and measures["unpriced_calls"] and not stored.marks
+        if has_both or cost > MAX_CALL_PICODOLLARS * calls:
+            return None
+    return Terms(rates)
+
+
+def cost_of(rates: Rates, tokens: Mapping[str, int]) -> int:
+    """What the calls of a row cost together at these rates, picodollars."""
+    return (
+        rates.request * metered_calls(tokens)
+        + tokens["input_tokens"] * rates.input
+        + tokens["output_tokens"] * rates.output
+        + tokens["cache_read_tokens"] * rates.cache_read
+        + tokens["cache_write_5m_tokens"] * rates.cache_write_5m
+        + tokens["cache_write_1h_tokens"] * rates.cache_write_1h
+        + tokens["input_audio_tokens"] * (rates.input_audio or 0)
+        + tokens["input_image_tokens"] * rates.input_image
+        + tokens["reasoning_tokens"] * rates.reasoning
+        + tokens["output_audio_tokens"] * (rates.output_audio or 0)
+        + tokens["web_searches"] * (rates.web_search or 0)
+    )
 
 
 def _rates_met(table: PriceTable, plan: Plan, stored: StoredClass, from_ns: int, to_ns: int) -> Iterator[Rates | None]:
     """The rates of every cell of a day's plan that calls of the row may lie in."""
-    edges = [0, *plan.window_starts_ns, _DAY_NS]
+    edges = [0, *plan.window_starts_ns, DAY_NS]
     bounds = [-1, *table.sizes]
     for number, cells in enumerate(plan.cells):
         if not any(
@@ -123,28 +143,9 @@ def _rates_met(table: PriceTable, plan: Plan, stored: StoredClass, from_ns: int,
 def _stretches(window: tuple[int, int] | None) -> list[tuple[int, int]]:
     """A window of the day, two pieces where it goes over midnight."""
     if window is None:
-        return [(0, _DAY_NS)]
-    first, last = window[0] * _MINUTE_NS, window[1] * _MINUTE_NS
-    return [(first, last)] if first < last else [(first, _DAY_NS), (0, last)]
-
-
-def _add_up(rates: Rates, marks: frozenset[str], calls: int, tokens: Mapping[str, int]) -> Sum | None:
-    is_priced = _has_price(rates, marks, tokens, calls == 1)
-    if not is_priced:
-        return None if is_priced is None else Sum(None)
-    return Sum(
-        rates.request * calls
-        + tokens["input_tokens"] * rates.input
-        + tokens["output_tokens"] * rates.output
-        + tokens["cache_read_tokens"] * rates.cache_read
-        + tokens["cache_write_5m_tokens"] * rates.cache_write_5m
-        + tokens["cache_write_1h_tokens"] * rates.cache_write_1h
-        + tokens["input_audio_tokens"] * (rates.input_audio or 0)
-        + tokens["input_image_tokens"] * rates.input_image
-        + tokens["reasoning_tokens"] * rates.reasoning
-        + tokens["output_audio_tokens"] * (rates.output_audio or 0)
-        + tokens["web_searches"] * (rates.web_search or 0)
-    )
+        return [(0, DAY_NS)]
+    first, last = window[0] * MINUTE_NS, window[1] * MINUTE_NS
+    return [(first, last)] if first < last else [(first, DAY_NS), (0, last)]
 
 
 def _has_price(rates: Rates, marks: frozenset[str], tokens: Mapping[str, int], is_single: bool) -> bool | None:

@@ -159,7 +159,8 @@ dimension_values = Table(
 )
 
 # Who priced figures again, when, under which prices, and what they came to; `finished_at_ns` is null while it goes on,
-# and stays so where it was ended in the middle. Amounts are decimal texts: sums may pass 64 bits.
+# and stays so where it was ended in the middle. Amounts are decimal texts: sums may pass 64 bits. `kept_…`: calls whose
+# price could not be told; a call counts once for each of its attributes.
 repricings = Table(
     "repricings",
     metadata,
@@ -175,6 +176,7 @@ repricings = Table(
     _text("old_cost_usd"),
     _text("new_cost_usd"),
     _bigint("rows_changed"),
+    *(_bigint(name) for name in ("kept_calls", "kept_session_calls", "kept_attribute_calls")),
     sqlite_strict=True,
 )
 

@@ -1,4 +1,4 @@
-"""Costs by attribute become hours for two days and days for 400, each with the service."""
+"""Costs by attribute become hours (two days) and days (400) with the service; repricings count what they kept."""
 
 from datetime import datetime
 from typing import Any
@@ -42,6 +42,9 @@ def upgrade() -> None:
             sqlite_with_rowid=False,
             sqlite_strict=True,
         )
+    for name in ("kept_calls", "kept_session_calls", "kept_attribute_calls"):
+        # Earlier repricings were refused where they could not tell.
+        op.add_column("repricings", Column(name, _INTEGER, nullable=False, server_default="0"))
     connection = op.get_bind()
     newest = connection.execute(text("SELECT max(log_time_ns) FROM positions WHERE projection = 'cost'")).scalar()
     _move(connection, "hour", "bucket_ns", ", ".join(_COUNTS), f"WHERE bucket_ns >= {(newest or 0) - _HOURS_KEPT_NS}")

@@ -1,0 +1,202 @@
+"""The statements of `runtap reprice`: rows that carry a price are read for one partition, and written again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtap_consumers.errors import StoreError
+from runtap_consumers.projections.rollups import COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES
+from runtap_consumers.store import tables
+from runtap_consumers.store.writer import Row, Writer
+
+Query = Callable[[str, Sequence[Any]], list[Any]]
+Key = dict[str, Any]
+Measures = dict[str, int]
+Span = tuple[int, int]
+
+# The projections whose rows carry prices, with the tables and the instant by which rows are divided into transactions.
+# A session's last instant only grows, so none is missed that goes on meanwhile.
+PROJECTIONS = {
+    "cost": (("cost_minute", "cost_hour", "cost_by_attribute_hour", "cost_by_attribute_day"), "bucket_ns"),
+    "sessions": (("sessions",), "last_at_ns"),
+    "runs": (("runs",), "started_at_ns"),
+}
+_MEASURES = [measure.name for measure in COST_MEASURES]
+_RUN_COLUMNS = (
+    *("ended_at_ns", "provider", "model", "request_model", "service_tier", "cost_picodollars"),
+    *TOKEN_CLASSES,
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows are to be priced again: a partition's live ones under other prices than these; patterns may hold `*`.
+
+    What a provider billed itself and what a cache answered have no price of a table.
+    """
+
+    partition: int
+    generation: int
+    price_set: str
+    provider: str | None = None
+    model: str | None = None
+
+    def condition(self, provider: str = "provider", model: str = "model") -> tuple[str, list[Any]]:
+        """SQL of the condition, with its parameters."""
+        parts = ["partition = ?", "generation = ?", "price_set NOT IN (?, 'provider')", "price_class <> 'cached'"]
+        parameters: list[Any] = [self.partition, self.generation, self.price_set]
+        for column, pattern in ((provider, self.provider), (model, self.model)):
+            if pattern is not None:
+                parts.append(f"lower({column}) LIKE ? ESCAPE '!'")
+                escaped = "".join(f"!{letter}" if letter in "!%_" else letter for letter in pattern.lower())
+                parameters.append(escaped.replace("*", "%"))
+        return " AND ".join(parts), parameters
+
+
+@dataclass
+class Deltas:
+    """What is added to rows, by table and whole key; what is taken from them is negative."""
+
+    wanted: Wanted
+    rows: dict[str, dict[tuple[Any, ...], list[int]]] = field(default_factory=dict)
+
+    def move(self, table: str, key: Key, old: Measures, new: Measures) -> None:
+        """Takes measures from their row, and adds others to the row under the wanted prices."""
+        rows = self.rows.setdefault(table, {})
+        for sign, of_key, measures in ((-1, key, old), (1, {**key, "price_set": self.wanted.price_set}, new)):
+            whole = (*of_key.values(), self.wanted.partition, self.wanted.generation)
+            row = rows.setdefault(whole, [0] * len(_MEASURES))
+            for index, name in enumerate(_MEASURES):
+                row[index] += sign * measures[name]
+
+
+def read_partitions(query: Query, projection: str) -> list[int]:
+    """The partitions of a projection."""
+    found = query("SELECT partition FROM positions WHERE projection = ? ORDER BY partition", (projection,))
+    return [partition for (partition,) in found]
+
+
+def end_of_slice(query: Query, projection: str, partition: int, from_ns: int, to_ns: int, rows: int) -> int:
+    """Up to where rows go that begin at an instant and are about so many of one table; at most `to_ns`."""
+    names, column = PROJECTIONS[projection]
+    for name in names:
+        found = query(
+            f"SELECT {column} FROM {name} WHERE partition = ? AND {column} > ? AND {column} < ? "
+            f"ORDER BY {column} LIMIT 1 OFFSET ?",
+            (partition, from_ns, to_ns, rows),
+        )
+        to_ns = int(found[0][0]) if found else to_ns
+    return to_ns
+
+
+def lock_position(writer: Writer, projection: str, partition: int) -> int:
+    """Keeps workers from moving a position until the transaction ends. Returns the live generation.
+
+    Raises:
+        StoreError: there is no such position any more.
+    """
+    statement = "SELECT generation FROM positions WHERE projection = ? AND partition = ?"
+    if writer.dialect == "postgresql":
+        # Longer than a worker's: this waits for its commit, and works between its own statements.
+        writer.execute("SET LOCAL lock_timeout = '20s'")
+        writer.execute("SET LOCAL statement_timeout = '300s'")
+        writer.execute("SET LOCAL idle_in_transaction_session_timeout = '120s'")
+        statement += " FOR UPDATE"
+    found = writer.query(statement, (projection, partition))
+    if not found:
+        raise StoreError(f"{projection}/{partition}: there is no such position any more")
+    return int(found[0][0])
+
+
+def raise_epoch(writer: Writer, projection: str, partition: int) -> None:
+    """Fences the worker that holds a batch of a locked position."""
+    writer.execute(
+        "UPDATE positions SET epoch = epoch + 1 WHERE projection = ? AND partition = ?", (projection, partition)
+    )
+
+
+def read_rows(query: Query, wanted: Wanted, table: str, span: Span) -> list[tuple[Key, Measures]]:
+    """The rows of a table whose buckets begin in a span."""
+    names = [column.name for column in tables.metadata.tables[table].primary_key.columns][:-2]
+    condition, parameters = wanted.condition()
+    found = query(
+        f"SELECT {', '.join((*names, *_MEASURES))} FROM {table} WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}",
+        (*span, *parameters),
+    )
+    return [_key_and_measures(names, values) for values in found]
+
+
+def count_calls(query: Query, wanted: Wanted, table: str, span: Span) -> int:
+    """The calls of those rows."""
+    condition, parameters = wanted.condition()
+    statement = f"SELECT sum(calls) FROM {table} WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}"
+    return int(query(statement, (*span, *parameters))[0][0] or 0)
+
+
+def read_sessions(query: Query, wanted: Wanted, last_events: Span) -> list[tuple[Key, Measures, Span]]:
+    """Costs of sessions whose last event lies in a span, with the span of all their events."""
+    names = SESSION_COSTS.keys
+    condition, parameters = wanted.condition()
+    found = query(
+        "SELECT s.first_at_ns, s.last_at_ns, c.* FROM "
+        f"(SELECT {', '.join((*names, *_MEASURES))} FROM session_costs WHERE {condition}) AS c "
+        "JOIN sessions AS s ON s.session_id = c.session_id "
+        "WHERE s.partition = ? AND s.generation = ? AND s.last_at_ns >= ? AND s.last_at_ns < ?",
+        (*parameters, wanted.partition, wanted.generation, *last_events),
+    )
+    return [(*_key_and_measures(names, values), (first_ns, last_ns + 1)) for first_ns, last_ns, *values in found]
+
+
+def read_runs(writer: Writer, wanted: Wanted, started: Span, ended: Span) -> list[tuple[Any, dict[str, Any]]]:
+    """Model runs that started and ended in these spans: the database's id of the row, and facts."""
+    condition, parameters = wanted.condition("coalesce(provider, '')", "coalesce(model, request_model, '')")
+    row_id = "rowid" if writer.dialect == "sqlite" else "ctid::text"
+    found = writer.query(
+        f"SELECT {row_id}, {', '.join(_RUN_COLUMNS)} FROM runs WHERE run_type = 'llm' AND started_at_ns >= ? "
+        f"AND started_at_ns < ? AND ended_at_ns >= ? AND ended_at_ns < ? AND {condition}",
+        (*started, *ended, *parameters),
+    )
+    return [(row, dict(zip(_RUN_COLUMNS, values, strict=True))) for row, *values in found]
+
+
+def write_deltas(writer: Writer, deltas: Deltas) -> int:
+    """Adds deltas to their rows, and deletes the rows of which nothing is left. Returns how many rows it touched."""
+    touched = 0
+    for name, rows in sorted(deltas.rows.items()):
+        table = tables.metadata.tables[name]
+        whole: list[Row] = [(*key, *measures) for key, measures in sorted(rows.items()) if any(measures)]
+        writer.upsert(table, whole)
+        touched += len(whole)
+        condition, parameters = "partition = ? AND generation = ?", [deltas.wanted.partition, deltas.wanted.generation]
+        if "bucket_ns" in table.c:
+            # The first column of the key: without a range of it, every transaction would read the whole table.
+            condition += " AND bucket_ns BETWEEN ? AND ?"
+            parameters += [min(rows)[0], max(rows)[0]]
+        writer.execute(f"DELETE FROM {name} WHERE calls = 0 AND {condition}", parameters)
+    return touched
+
+
+def write_run_costs(writer: Writer, price_set: str, costs: Sequence[tuple[Any, int | None]]) -> int:
+    """Gives runs their new cost, picodollars by row id. Returns how many they are."""
+    if writer.dialect == "sqlite":
+        statement = "UPDATE runs SET price_set = ?, cost_picodollars = ? WHERE rowid = ?"
+        writer.execute_rows(statement, tables.runs, [(price_set, cost, row_id) for row_id, cost in costs])
+    else:
+        writer.execute(
+            "UPDATE runs SET price_set = ?, cost_picodollars = priced.cost "
+            "FROM unnest(?::text[], ?::bigint[]) AS priced (id, cost) WHERE runs.ctid = priced.id::tid",
+            (price_set, [row_id for row_id, _ in costs], [cost for _, cost in costs]),
+        )
+    return len(costs)
+
+
+def write_record(writer: Writer, facts: dict[str, Any]) -> None:
+    """Records what a repricing is about and how far it is, inside a transaction."""
+    writer.upsert(tables.repricings, [tuple(facts.get(column.name) for column in tables.repricings.columns)])
+
+
+def _key_and_measures(names: Sequence[str], values: Sequence[Any]) -> tuple[Key, Measures]:
+    measures = map(int, values[len(names) :])
+    return dict(zip(names, values, strict=False)), dict(zip(_MEASURES, measures, strict=True))
