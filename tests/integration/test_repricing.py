@@ -278,15 +278,15 @@ def test_hours_are_the_sum_of_their_runs_and_what_cannot_be_told_is_kept_and_cou
         "GROUP BY bucket_ns, model, service, price_class",
     )
     assert len(told) > 50
-    for *key, calls, cost in told:
-        assert by_runs[tuple(key)] == (calls, cost), key
+    for *group, calls, cost in told:
+        assert by_runs[tuple(group)] == (calls, cost), group
     # Every coarser row is what its finer ones come to, under each price set.
     key = "provider, model, service, environment, price_set, price_class, partition"
-    (days, hours, minutes) = (
+    days, hours, totals = (
         rows(store, f"SELECT {key}, {MEASURES} FROM {table} GROUP BY {key} ORDER BY {key}")
         for table in ("cost_day", "cost_hour", "cost_total")
     )
-    assert days == hours == minutes
+    assert days == hours == totals
     of_days = "SELECT bucket_ns, sum(calls), sum(cost_picodollars) FROM cost_day GROUP BY 1 ORDER BY 1"
     sums: dict[int, list[int]] = {}
     for hour, calls, cost in rows(store, "SELECT bucket_ns, calls, cost_picodollars FROM cost_hour"):

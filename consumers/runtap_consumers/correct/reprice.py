@@ -16,9 +16,10 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct import reprice_statements as statements
-from runtap_consumers.correct.reprice_statements import Deltas, Key, Measures, Span, Wanted
+from runtap_consumers.correct.reprice_statements import Deltas, Measures, Span, Wanted
 from runtap_consumers.errors import StoreError
 from runtap_consumers.instants import day_start_ns, dollars, hour_start_ns
 from runtap_consumers.pricing import PriceTable
@@ -32,6 +33,8 @@ from runtap_schemas import Usage
 
 # Of a table, for one transaction: it holds a partition for as long. One of costs has a whole day at least.
 ROWS_A_TRANSACTION = 20_000
+# What is compared of the calls of a day, before and after.
+DIFFERENCE = ("calls", "old_unpriced_calls", "new_unpriced_calls", "old_picodollars", "new_picodollars")
 # Later than any instant.
 _END_NS = 2**63 - 1
 _ATTEMPTS = 5
@@ -56,10 +59,9 @@ class Request:
 class Outcome:
     """What a repricing changes.
 
-    `days`, by day, provider and model: `calls`, `old_unpriced_calls`, `new_unpriced_calls`, `old_picodollars`,
-    `new_picodollars`. `counts`: `rows_changed`; `session_calls` and `runs`, which are the same calls; what keeps its
-    prices: `kept_calls` of days, among them `kept_hour_calls` of hours that cannot be told (the others' hours are gone),
-    `kept_session_calls`, and `kept_attribute_calls`, where a call counts once for each of its attributes.
+    `days`: `DIFFERENCE` by day, provider and model. `counts`: `rows_changed`; `session_calls`, `runs` (the same calls);
+    what keeps its prices: `kept_calls` of days, among them `kept_hour_calls` of hours that cannot be told (the hours of
+    the others are gone), `kept_session_calls`, and `kept_attribute_calls`, where a call counts once an attribute.
     """
 
     days: dict[tuple[int, str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -68,10 +70,7 @@ class Outcome:
     @property
     def total(self) -> Counter[str]:
         """All days together."""
-        total: Counter[str] = Counter()
-        for each in self.days.values():
-            total.update(each)
-        return total
+        return sum(self.days.values(), Counter())
 
 
 def reprice(
@@ -85,30 +84,23 @@ def reprice(
 ) -> Outcome:
     """Prices again. Each transaction locks a position, writes, and fences the worker that holds a batch of it.
 
-    A crash leaves whole transactions; what they have written is not met again by the next attempt.
-
-    Args:
-        store: whose figures.
-        prices: the prices.
-        request: which figures.
-        requested_by: who asks, for the record.
-        clock_ns: the present, for the record.
-        is_dry_run: do the same, roll every transaction back, and record nothing.
+    A crash leaves whole transactions; what they have written is not met again by the next attempt. A dry run does the
+    same, rolls every transaction back, and is not recorded.
 
     Raises:
         StoreError: the store did not take it; what was written so far is exact.
     """
+    record = None if is_dry_run else {"id": uuid.uuid4().hex[:12], "at_ns": clock_ns(), "requested_by": requested_by}
     with Writer.of(store) as writer:
-        record = (
-            None if is_dry_run else {"id": uuid.uuid4().hex[:12], "at_ns": clock_ns(), "requested_by": requested_by}
-        )
-        repricer = _Repricer(writer, store, prices, request, record)
-        repricer.record({})
+        repricer = _Repricer(writer, store.zone, prices, request, request.span(store), record, Calendar(store.zone))
         for projection in statements.PROJECTIONS:
             for partition in statements.read_partitions(writer.read, projection):
                 for part in repricer.slices(projection, partition):
                     repricer.transact(projection, partition, part)
-        repricer.record({"finished_at_ns": clock_ns()})
+        if record is not None:
+            record["finished_at_ns"] = clock_ns()
+            with writer.transaction():
+                repricer.write_record(record, repricer.outcome)
     return repricer.outcome
 
 
@@ -116,145 +108,128 @@ class _RolledBackError(Exception):
     """Ends the transaction of a dry run."""
 
 
+@dataclass
 class _Repricer:
     """The transactions of one repricing. Without a record, each is rolled back."""
 
-    def __init__(
-        self, writer: Writer, store: Store, prices: PriceTable, request: Request, record: dict[str, Any] | None
-    ) -> None:
-        self.outcome = Outcome()
-        self._writer = writer
-        self._zone = store.zone
-        self._calendar = Calendar(store.zone)
-        self._prices = prices
-        self._request = request
-        self._span = request.span(store)
-        self._record = record
-
-    def record(self, more: dict[str, Any]) -> None:
-        """Writes the record in a transaction of its own."""
-        if self._record is not None:
-            self._record.update(more)
-            with self._writer.transaction():
-                self._write_record(self._record, self.outcome)
+    writer: Writer
+    zone: ZoneInfo
+    prices: PriceTable
+    request: Request
+    span: Span
+    record: dict[str, Any] | None
+    calendar: Calendar
+    outcome: Outcome = field(default_factory=Outcome)
 
     def slices(self, projection: str, partition: int) -> Iterator[Span]:
         """Spans of a transaction's size; of costs whole days, since hours and their day change together."""
-        first = 0 if projection == "runs" else self._span[0]
-        last = self._span[1] if projection == "cost" else _END_NS
+        first = 0 if projection == "runs" else self.span[0]
+        last = self.span[1] if projection == "cost" else _END_NS
         while first < last:
-            end = statements.end_of_slice(self._writer.read, projection, partition, first, last, ROWS_A_TRANSACTION)
+            end = statements.end_of_slice(self.writer.read, projection, partition, first, last, ROWS_A_TRANSACTION)
             if projection == "cost" and end < last:
-                end = max(self._calendar.day_of(end), day_start_ns(first, self._zone, days_later=1))
+                end = max(self.calendar.day_of(end), day_start_ns(first, self.zone, days_later=1))
             yield first, end
             first = end
 
     def transact(self, projection: str, partition: int, part: Span) -> None:
         """Prices a part again in one transaction, and tries again where the database was busy."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, _ATTEMPTS):
             try:
                 self.outcome = self._attempt(projection, partition, part)
-            except StoreError:
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(attempt / 2)
-            else:
                 return
+            except StoreError:
+                time.sleep(attempt / 2)
+        self.outcome = self._attempt(projection, partition, part)
 
     def _attempt(self, projection: str, partition: int, part: Span) -> Outcome:
         outcome = deepcopy(self.outcome)
         work = {"cost": self._reprice_costs, "sessions": self._reprice_sessions, "runs": self._reprice_runs}
-        request, writer = self._request, self._writer
+        request, writer = self.request, self.writer
         with suppress(_RolledBackError), writer.transaction():
             generation = statements.lock_position(writer, projection, partition)
-            wanted = Wanted(partition, generation, self._prices.price_set, request.provider, request.model)
+            wanted = Wanted(partition, generation, self.prices.price_set, request.provider, request.model)
             rows = work[projection](wanted, part, outcome)
             outcome.counts["rows_changed"] += rows
             if rows:
                 # Only then: nobody is fenced for nothing.
                 statements.raise_epoch(writer, projection, partition)
-            if self._record is None:
+            if self.record is None:
                 raise _RolledBackError
-            self._write_record(self._record, outcome)
+            self.write_record(self.record, outcome)
         return outcome
 
-    def _write_record(self, record: dict[str, Any], outcome: Outcome) -> None:
+    def write_record(self, record: dict[str, Any], outcome: Outcome) -> None:
+        """Records, inside a transaction, what was asked for and what became of it so far."""
         total = outcome.total
         facts = {
-            "price_set": self._prices.price_set,
-            "from_ns": self._span[0],
-            "to_ns": self._span[1],
-            "provider": self._request.provider or "",
-            "model": self._request.model or "",
+            "price_set": self.prices.price_set,
+            "from_ns": self.span[0],
+            "to_ns": self.span[1],
+            "provider": self.request.provider or "",
+            "model": self.request.model or "",
             "old_cost_usd": dollars(total["old_picodollars"]),
             "new_cost_usd": dollars(total["new_picodollars"]),
         }
         counts = ("rows_changed", "kept_calls", "kept_session_calls", "kept_attribute_calls")
-        statements.write_record(self._writer, {**record, **facts, **{name: outcome.counts[name] for name in counts}})
+        statements.write_record(self.writer, {**record, **facts, **{name: outcome.counts[name] for name in counts}})
 
     def _reprice_costs(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
-        query, deltas, minutes = self._writer.query, Deltas(wanted), defaultdict(list)
+        query, deltas, minutes = self.writer.query, Deltas(wanted), defaultdict(list)
         for key, old in statements.read_rows(query, wanted, "cost_minute", part):
-            of_hour = {**key, "bucket_ns": self._calendar.hour_of(key["bucket_ns"])}
+            of_hour = {**key, "bucket_ns": self.calendar.hour_of(key["bucket_ns"])}
             minutes[tuple(of_hour.values())].append((key, old))
         for key, old in statements.read_rows(query, wanted, "cost_hour", part):
-            terms = self._terms(key, old, self._hour(key["bucket_ns"]))
+            terms = find_terms(self.prices, key, old, self._hour(key["bucket_ns"]))
             if terms is None:
                 outcome.counts["kept_hour_calls"] += old["calls"]
                 continue
             new = apply_terms(terms, old)
-            day_ns = self._calendar.day_of(key["bucket_ns"])
+            day_ns = self.calendar.day_of(key["bucket_ns"])
             deltas.move("cost_hour", key, old, new)
             deltas.move("cost_day", {**key, "bucket_ns": day_ns}, old, new)
             deltas.move("cost_total", {name: value for name, value in key.items() if name != "bucket_ns"}, old, new)
             for minute, measures in minutes.get(tuple(key.values()), ()):
                 deltas.move("cost_minute", minute, measures, apply_terms(terms, measures))
-            outcome.days[day_ns, key["provider"], key["model"]].update(
-                calls=old["calls"],
-                old_unpriced_calls=old["unpriced_calls"],
-                new_unpriced_calls=new["unpriced_calls"],
-                old_picodollars=old["cost_picodollars"],
-                new_picodollars=new["cost_picodollars"],
-            )
+            unpriced, cost = "unpriced_calls", "cost_picodollars"
+            amounts = (old["calls"], old[unpriced], new[unpriced], old[cost], new[cost])
+            outcome.days[day_ns, key["provider"], key["model"]].update(dict(zip(DIFFERENCE, amounts, strict=True)))
         for grain, span_of in (("hour", self._hour), ("day", self._day)):
             table = COST_BY_ATTRIBUTE.table_name(grain)
             for key, old in statements.read_rows(query, wanted, table, part):
-                terms = self._terms(key, old, span_of(key["bucket_ns"]))
+                terms = find_terms(self.prices, key, old, span_of(key["bucket_ns"]))
                 if terms is not None:
                     deltas.move(table, key, old, apply_terms(terms, old))
-        rows = statements.write_deltas(self._writer, deltas)
+        rows = statements.write_deltas(self.writer, deltas)
         for name, table in (("kept_calls", "cost_day"), ("kept_attribute_calls", "cost_by_attribute_day")):
-            outcome.counts[name] += statements.count_calls(query, wanted, table, part)
+            outcome.counts[name] += sum(old["calls"] for _, old in statements.read_rows(query, wanted, table, part))
         return rows
 
     def _reprice_sessions(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
         deltas = Deltas(wanted)
-        for key, old, (first_ns, end_ns) in statements.read_sessions(self._writer.query, wanted, part):
-            if first_ns >= self._span[1]:
+        for key, old, (first_ns, end_ns) in statements.read_sessions(self.writer.query, wanted, part):
+            if first_ns >= self.span[1]:
                 continue
-            is_within = self._span[0] <= first_ns and end_ns <= self._span[1]
-            terms = self._terms(key, old, (first_ns, end_ns)) if is_within else None
+            is_within = self.span[0] <= first_ns and end_ns <= self.span[1]
+            terms = find_terms(self.prices, key, old, (first_ns, end_ns)) if is_within else None
             if terms is not None:
                 deltas.move(SESSION_COSTS.name, key, old, apply_terms(terms, old))
             outcome.counts["kept_session_calls" if terms is None else "session_calls"] += old["calls"]
-        return statements.write_deltas(self._writer, deltas)
+        return statements.write_deltas(self.writer, deltas)
 
     def _reprice_runs(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
-        runs = statements.read_runs(self._writer, wanted, part, self._span)
+        runs = statements.read_runs(self.writer, wanted, part, self.span)
         outcome.counts["runs"] += len(runs)
-        costs = [(row_id, run_cost(self._prices, facts)) for row_id, facts in runs]
-        return statements.write_run_costs(self._writer, self._prices.price_set, costs)
+        costs = [(row_id, run_cost(self.prices, facts)) for row_id, facts in runs]
+        return statements.write_run_costs(self.writer, self.prices.price_set, costs)
 
-    def _hour(self, bucket_ns: int) -> Span | None:
+    def _hour(self, bucket_ns: int) -> Span:
         # Hours of UTC, from before hours were counted from the zone's midnight, may belong to two days.
-        is_of_zone = self._calendar.hour_of(bucket_ns) == bucket_ns
-        return (bucket_ns, hour_start_ns(bucket_ns, self._zone, hours_later=1)) if is_of_zone else None
+        is_of_zone = self.calendar.hour_of(bucket_ns) == bucket_ns
+        return bucket_ns, hour_start_ns(bucket_ns, self.zone, hours_later=1) if is_of_zone else bucket_ns
 
     def _day(self, bucket_ns: int) -> Span:
-        return bucket_ns, day_start_ns(bucket_ns, self._zone, days_later=1)
-
-    def _terms(self, key: Key, measures: Measures, span: Span | None) -> Terms | None:
-        return None if span is None else find_terms(self._prices, key, measures, span)
+        return bucket_ns, day_start_ns(bucket_ns, self.zone, days_later=1)
 
 
 def apply_terms(terms: Terms, measures: Measures) -> Measures:

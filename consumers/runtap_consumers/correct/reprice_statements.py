@@ -24,10 +24,7 @@ PROJECTIONS = {
     "runs": (("runs",), "started_at_ns"),
 }
 _MEASURES = [measure.name for measure in COST_MEASURES]
-_RUN_COLUMNS = (
-    *("ended_at_ns", "provider", "model", "request_model", "service_tier", "cost_picodollars"),
-    *TOKEN_CLASSES,
-)
+_RUN_COLUMNS = ("ended_at_ns", "provider", "model", "request_model", "service_tier", *TOKEN_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,7 @@ class Deltas:
 
 def read_partitions(query: Query, projection: str) -> list[int]:
     """The partitions of a projection."""
-    found = query("SELECT partition FROM positions WHERE projection = ? ORDER BY partition", (projection,))
-    return [partition for (partition,) in found]
+    return [row[0] for row in query("SELECT partition FROM positions WHERE projection = ? ORDER BY 1", (projection,))]
 
 
 def end_of_slice(query: Query, projection: str, partition: int, from_ns: int, to_ns: int, rows: int) -> int:
@@ -92,11 +88,7 @@ def end_of_slice(query: Query, projection: str, partition: int, from_ns: int, to
 
 
 def lock_position(writer: Writer, projection: str, partition: int) -> int:
-    """Keeps workers from moving a position until the transaction ends. Returns the live generation.
-
-    Raises:
-        StoreError: there is no such position any more.
-    """
+    """Keeps workers from moving a position until the transaction ends. Returns the live generation."""
     statement = "SELECT generation FROM positions WHERE projection = ? AND partition = ?"
     if writer.dialect == "postgresql":
         # Longer than a worker's: this waits for its commit, and works between its own statements.
@@ -126,13 +118,6 @@ def read_rows(query: Query, wanted: Wanted, table: str, span: Span) -> list[tupl
         (*span, *parameters),
     )
     return [_key_and_measures(names, values) for values in found]
-
-
-def count_calls(query: Query, wanted: Wanted, table: str, span: Span) -> int:
-    """The calls of those rows."""
-    condition, parameters = wanted.condition()
-    statement = f"SELECT sum(calls) FROM {table} WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}"
-    return int(query(statement, (*span, *parameters))[0][0] or 0)
 
 
 def read_sessions(query: Query, wanted: Wanted, last_events: Span) -> list[tuple[Key, Measures, Span]]:

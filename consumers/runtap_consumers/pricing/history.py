@@ -71,20 +71,17 @@ def find_terms(
 ) -> Terms | None:
     """Finds out at what calls are priced that were added up, all of them made within the span.
 
-    Returns:
-        `None` where it cannot be told exactly: a price changes within the span, the size bucket or the window of the
-        row's price class, some of the calls have a price and others have none, or the model is one beyond the cap.
+    `None` where it cannot be told exactly: a price changes within the span, or the row's sizes or hours; some of the
+    calls have a price and others have none; the model is one beyond the cap; the span is empty.
     """
-    price_class, provider, model = (key[name] for name in ("price_class", "provider", "model"))
-    (from_ns, to_ns), calls = span, metered_calls(measures)
-    if OTHER in (provider, model):
+    (from_ns, to_ns), calls, stored = span, metered_calls(measures), read_class(key["price_class"])
+    if OTHER in (key["provider"], key["model"]) or from_ns >= to_ns:
         return None
-    stored = read_class(price_class)
     if calls == 0 or stored.marks & {"impossible", "unmeasured"}:
         return Terms(None)
     found: set[Rates | None] = set()
     for day in range(from_ns // DAY_NS, (to_ns - 1) // DAY_NS + 1):
-        plan = table.plan(provider or None, model or None, stored.tier or None, day)
+        plan = table.plan(key["provider"] or None, key["model"] or None, stored.tier or None, day)
         midnight = day * DAY_NS
         found.update(_rates_met(table, plan, stored, max(from_ns - midnight, 0), min(to_ns - midnight, DAY_NS)))
         if len(found) > 1:
