@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable
 
-from runtap_consumers.kafka.partition_reader import LostToRetentionError
+from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
+from runtap_consumers.worker.partition import Record
 from samples import Log, LogRecord
 
 
-class ListLogs:
+class ListLogs(PartitionReader):
     """Partitions' logs as the rebuild reads them. `on_poll` is what else happens at each poll."""
 
     def __init__(self, logs: dict[int, Log], on_poll: Callable[[], None] = lambda: None) -> None:
@@ -22,12 +24,17 @@ class ListLogs:
     def take(self, offsets: dict[int, int]) -> None:
         assert offsets.keys() <= self.logs.keys()
 
-    async def poll(self, partition: int, next_offset: int, at_most: int) -> Sequence[LogRecord]:
+    async def record_at(self, partition: int, offset: int) -> LogRecord | None:
+        return next(iter(self.logs[partition].since(offset, 1)), None)
+
+    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
+        # Two readers take turns.
+        await asyncio.sleep(0)
         self._on_poll()
         log = self.logs[partition]
         if next_offset < log.first_offset:
             raise LostToRetentionError(str(next_offset))
-        return log.since(next_offset, at_most)
+        return [*log.since(next_offset, at_most)]
 
 
 def trimmed(log: Log, first_offset: int) -> Log:

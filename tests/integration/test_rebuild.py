@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from array import array
 from collections import Counter
@@ -15,9 +16,9 @@ from sqlalchemy import text
 
 from list_logs import ListLogs, trimmed
 from partition_setting import ALL, PRICES, WorkerTools, rows
-from runtap_consumers.correct import generations
-from runtap_consumers.correct.generations import exclusively, tables_of
-from runtap_consumers.correct.rebuild import Difference, compare, first_whole_day, rebuild
+from runtap_consumers.correct import rebuild_statements
+from runtap_consumers.correct.rebuild import Difference, first_whole_day, rebuild
+from runtap_consumers.correct.rebuild_statements import tables_of
 from runtap_consumers.errors import FencedError, RebuildError
 from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.pricing import Priced
@@ -55,8 +56,8 @@ class Killed(Exception):  # noqa: N818
 class WrongPrices:
     """A price table that asks ten times the price for what ended before an instant."""
 
-    def __init__(self, until_ns: int = 2**62) -> None:
-        self.price_set = PRICES.price_set
+    def __init__(self, until_ns: int = 2**62, price_set: str = PRICES.price_set) -> None:
+        self.price_set = price_set
         self._until_ns = until_ns
 
     def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any) -> Priced:
@@ -126,9 +127,9 @@ def seen(store: Store) -> dict[str, Any]:
 
 
 class RandomLogs:
-    """Two partitions over 40 hours with everything in them that is to be expected, and some that is not."""
+    """Two partitions over some hours with everything in them that is to be expected, and some that is not."""
 
-    def __init__(self, seed: int, count: int = 500) -> None:
+    def __init__(self, seed: int, count: int = 500, hours: int = 40) -> None:
         self.chance = random.Random(seed)
         self.logs = {0: Log(), 1: Log()}
         self._numbers: Counter[tuple[str, int]] = Counter()
@@ -136,7 +137,7 @@ class RandomLogs:
         self._repeatable: dict[int, list[bytes]] = {0: [], 1: []}
         self._open: list[str] = []
         for place in range(count):
-            self._step(place, START_NS + place * 40 * HOUR_NS // count)
+            self._step(place, START_NS + place * hours * HOUR_NS // count)
 
     def _step(self, place: int, now_ns: int) -> None:
         chance = self.chance
@@ -201,11 +202,12 @@ def apply_all(tools: WorkerTools, logs: dict[int, Log], **how: Any) -> None:
 
 
 @pytest.mark.parametrize("store", ["Europe/Berlin", "Asia/Kolkata"], indirect=True)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "hours"), [(0, 40), (1, 40), (2, 40), (3, 100), (4, 100)])
 async def test_a_rebuild_that_has_nothing_to_correct_changes_nothing(
-    store: Store, tools: WorkerTools, seed: int
+    store: Store, tools: WorkerTools, seed: int, hours: int
 ) -> None:
-    history = RandomLogs(seed)
+    # Minutes are kept for 48 hours: live workers delete some that the rebuild still fills.
+    history = RandomLogs(seed, hours=hours)
     apply_all(tools, history.logs, at_most=70)
     before, ledger = figures(store), seen(store)
     cut = history.chance.choice([0, 60])
@@ -222,7 +224,7 @@ async def test_a_rebuild_that_has_nothing_to_correct_changes_nothing(
         }
     assert figures(store) == before
     assert seen(store) == ledger
-    assert rows(store, "SELECT DISTINCT generation, epoch FROM positions") == [(1, 2)]
+    assert rows(store, "SELECT DISTINCT generation, epoch FROM positions") == [(0, 2)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -262,17 +264,18 @@ async def test_a_rebuild_beside_workers_and_killed_again_and_again_is_exact(
 
         return may_die
 
-    read_positions = generations.read_positions
+    read_positions = rebuild_statements.read_positions
 
     def outdated(*arguments: Any) -> Any:
         found = read_positions(*arguments)
-        # By the time that the answer is used, workers have gone on.
-        work()
+        # By the time that the answer is used, workers have gone on, but where it was locked.
+        if arguments[0].__name__ == "read":
+            work()
         return found
 
-    monkeypatch.setattr(generations, "read_positions", outdated)
-    for name in ("copy_older", "switch_generation", "delete_dead_generations"):
-        monkeypatch.setattr(generations, name, deadly(getattr(generations, name)))
+    monkeypatch.setattr(rebuild_statements, "read_positions", outdated)
+    for name in ("begin_rebuild", "switch_rows", "forget_rebuilds"):
+        monkeypatch.setattr(rebuild_statements, name, deadly(getattr(rebuild_statements, name)))
     kills = 0
     for projection in ALL:
         kill, died = 0.05, 0
@@ -386,9 +389,9 @@ async def test_a_dry_run_writes_nothing_and_tells_the_difference(store: Store, t
     wrong: Any = WrongPrices()
     tools.apply(log, prices=wrong)
     before = everything(store)
-    found = await compare(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
+    found = await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS, is_dry_run=True)
     assert everything(store) == before
-    assert (found.from_ns, found.partitions, found.records) == (0, 1, 4)
+    assert (found.from_ns, found.records) == (0, 4)
     days = [day for (day,) in rows(store, "SELECT bucket_ns FROM cost_day ORDER BY 1")]
     cheap, dear = 195_000_000, 1_950_000_000
     assert found.differences == [
@@ -400,14 +403,14 @@ async def test_a_dry_run_writes_nothing_and_tells_the_difference(store: Store, t
     ]
     for projection in ALL:
         if projection not in ("cost", "runs", "sessions"):
-            assert (await compare(store, projection, ListLogs({0: log}), PRICES, SETTINGS)).differences == []
+            assert (
+                await rebuild(store, projection, ListLogs({0: log}), PRICES, SETTINGS, is_dry_run=True)
+            ).differences == []
     await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
-    assert (await compare(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)).differences == []
+    assert (await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS, is_dry_run=True)).differences == []
 
 
-async def test_workers_are_fenced_by_the_switch_and_go_on_in_the_new_generation(
-    store: Store, tools: WorkerTools
-) -> None:
+async def test_workers_are_fenced_by_the_switch_and_go_on_with_the_new_rows(store: Store, tools: WorkerTools) -> None:
     log = Log()
     for number in range(1, 11):
         log.append(model_call(START_NS + number), "e1", number)
@@ -415,12 +418,12 @@ async def test_workers_are_fenced_by_the_switch_and_go_on_in_the_new_generation(
     part.records = log.records[:6]
     stale = tools.apply(part)
     await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
-    assert rows(store, "SELECT generation, calls FROM cost_total") == [(1, 6)]
+    assert rows(store, "SELECT generation, calls FROM cost_total") == [(0, 6)]
     folded = stale.fold(log.since(6))
     with pytest.raises(FencedError):
         stale.commit(folded)
     tools.apply(log)
-    assert rows(store, "SELECT generation, calls FROM cost_total") == [(1, 10)]
+    assert rows(store, "SELECT generation, calls FROM cost_total") == [(0, 10)]
     sketched = rows(store, "SELECT generation, count FROM performance_total")
     assert sketched == [(0, 10)]
 
@@ -446,17 +449,26 @@ def test_retention_judges_each_generation_by_its_own_rows(store: Store, tools: W
     assert rows(store, "SELECT llm_calls FROM sessions WHERE session_id = 's-1' AND generation = 0") == [(2,)]
 
 
-async def test_a_partition_that_was_added_since_stays_in_its_generation(store: Store, tools: WorkerTools) -> None:
+async def test_a_partition_that_is_added_during_a_rebuild_is_rebuilt_as_well(store: Store, tools: WorkerTools) -> None:
     logs = {0: Log(), 1: Log()}
-    logs[0].append(model_call(START_NS), "e1", 1)
-    tools.apply(logs[0])
-    await rebuild(store, "cost", ListLogs({0: logs[0]}), PRICES, SETTINGS)
-    logs[1].append(model_call(START_NS), "e1", 1)
-    tools.apply(logs[1], 1)
-    assert rows(store, "SELECT partition, generation FROM cost_total ORDER BY 1") == [(0, 1), (1, 0)]
-    assert len(figures(store)["cost_total"]) == 2
-    await rebuild(store, "cost", ListLogs(logs), PRICES, SETTINGS)
-    assert rows(store, "SELECT partition, generation FROM cost_total ORDER BY 1") == [(0, 2), (1, 2)]
+    for log in logs.values():
+        log.append(model_call(START_NS), "e1", 1)
+    wrong: Any = WrongPrices()
+    tools.apply(logs[0], prices=wrong)
+    polls = 0
+
+    def add() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 1:
+            tools.apply(logs[1], 1, prices=wrong)
+
+    done = await rebuild(store, "cost", ListLogs(logs, add), PRICES, SETTINGS)
+    assert done.records == 2
+    assert rows(store, "SELECT partition, generation, cost_picodollars FROM cost_total ORDER BY 1") == [
+        (0, 0, 195_000_000),
+        (1, 0, 195_000_000),
+    ]
 
 
 async def test_another_writer_in_between_makes_it_start_again(
@@ -469,25 +481,27 @@ async def test_another_writer_in_between_makes_it_start_again(
     tools.apply(log, prices=wrong)
     writer = tools.make().writer
     looks = 0
-    read_positions = generations.read_positions
+    read_positions = rebuild_statements.read_positions
 
     def reprice_after_a_look(*arguments: Any) -> Any:
         nonlocal looks
-        looks += 1
         found = read_positions(*arguments)
-        # Once before the rows that stay are copied, once in what may be the last moment before the switch.
-        if looks in (1, 3):
+        looks += arguments[0].__name__ == "read"
+        # Once before anything was folded, once in what may be the last moment before the switch.
+        if arguments[0].__name__ == "read" and looks in (1, 4):
             with writer.transaction():
                 writer.execute("UPDATE positions SET epoch = epoch + 1 WHERE projection = 'cost'")
         return found
 
-    monkeypatch.setattr(generations, "read_positions", reprice_after_a_look)
+    monkeypatch.setattr(rebuild_statements, "read_positions", reprice_after_a_look)
     done = await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS.model_copy(update={"commit_events": 500}))
     assert done.records == 100
-    # Two attempts were in vain; each one that reads the log looks twice.
-    assert looks == 5
+    # Two attempts were in vain; each looks twice.
+    assert looks == 6
     assert rows(store, "SELECT calls, cost_picodollars FROM cost_total") == [(100, 100 * 195_000_000)]
-    assert rows(store, "SELECT epoch, generation FROM positions WHERE projection = 'cost'") == [(4, 1)]
+    assert rows(store, "SELECT projection, epoch, generation FROM positions WHERE projection LIKE 'cost%'") == [
+        ("cost", 4, 0)
+    ]
 
 
 async def test_retention_during_a_rebuild_makes_it_start_again_later_in_the_log(
@@ -531,7 +545,7 @@ async def test_what_lands_late_during_a_rebuild_is_judged_by_the_live_marks(stor
     def go_on() -> None:
         nonlocal polls
         polls += 1
-        if polls == 2:
+        if polls == 1:
             for event, emitter, number in late:
                 retained.append(event, emitter, number, log_time_ns=START_NS + 2 * DAY_NS)
             live.commit(live.fold(retained.since(7)))
@@ -546,32 +560,86 @@ async def test_what_lands_late_during_a_rebuild_is_judged_by_the_live_marks(stor
     ]
 
 
-async def test_two_rebuilds_of_a_store_do_not_run_at_once(store: Store, tools: WorkerTools) -> None:
-    log = Log()
-    log.append(model_call(START_NS), "e1", 1)
-    tools.apply(log)
-    with exclusively(store), pytest.raises(RebuildError, match="another rebuild"):
-        await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
-    await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS)
-
-
-async def test_what_a_killed_rebuild_left_is_deleted_by_the_next(store: Store, tools: WorkerTools) -> None:
-    history = RandomLogs(3, 200)
+@pytest.mark.parametrize("price_set", [PRICES.price_set, "others"], ids=["the same", "other prices"])
+async def test_of_two_rebuilds_at_once_one_is_refused_and_the_other_is_exact(
+    store: Store, tools: WorkerTools, price_set: str
+) -> None:
+    history = RandomLogs(3, 300)
     apply_all(tools, history.logs)
+    right = figures(store, "cost")
+    # The second one asks the same, or for figures that are wrong.
+    prices: Any = PRICES if price_set == PRICES.price_set else WrongPrices(price_set=price_set)
+    done = await asyncio.gather(
+        rebuild(store, "cost", ListLogs(history.logs), PRICES, SETTINGS),
+        rebuild(store, "cost", ListLogs(history.logs), prices, SETTINGS),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in done].count(RebuildError) == 1
+    if isinstance(done[0], RebuildError) and prices is not PRICES:
+        await rebuild(store, "cost", ListLogs(history.logs), PRICES, SETTINGS)
+    assert figures(store, "cost") == right
+
+
+@pytest.mark.parametrize("kind", ["the same", "other prices", "other days", "without its positions"])
+async def test_a_killed_rebuild_goes_on_if_it_was_asked_for_the_same(
+    store: Store, tools: WorkerTools, kind: str
+) -> None:
+    history = RandomLogs(3, 300)
+    apply_all(tools, history.logs)
+    right = figures(store)
     polls = 0
 
     def die() -> None:
         nonlocal polls
         polls += 1
-        if polls > 4:
+        if polls > 5:
             raise Killed
 
+    prices: Any = WrongPrices(price_set="others") if kind == "other prices" else PRICES
+    since_ns = START_NS + DAY_NS if kind == "other days" else 0
     with pytest.raises(Killed):
-        await rebuild(store, "performance", ListLogs(history.logs, die), PRICES, SETTINGS)
-    assert len(rows(store, "SELECT DISTINCT generation FROM performance_minute")) == 2
-    await rebuild(store, "performance", ListLogs(history.logs), PRICES, SETTINGS)
-    for table in tables_of("performance"):
-        assert rows(store, f"SELECT DISTINCT generation FROM {table.name}") == [(1,)]
+        await rebuild(store, "cost", ListLogs(history.logs, die), prices, SETTINGS, since_ns)
+    assert len(rows(store, "SELECT DISTINCT generation FROM cost_minute")) == 2
+    # Nobody sees any of it.
+    assert figures(store) == right
+    if kind == "without its positions":
+        with store.engine.begin() as connection:
+            connection.execute(text("DELETE FROM positions WHERE projection LIKE 'cost.rebuild%'"))
+    done = await rebuild(store, "cost", ListLogs(history.logs), PRICES, SETTINGS)
+    records = sum(len(log.records) for log in history.logs.values())
+    assert (done.records < records - 30) == (kind == "the same")
+    assert figures(store) == right
+    for table in (*tables_of("cost"), tables.positions):
+        assert rows(store, f"SELECT DISTINCT generation FROM {table.name}") == [(0,)]
+    assert rows(store, "SELECT count(*) FROM lane_marks WHERE projection LIKE '%rebuild%'") == [(0,)]
+
+
+async def test_what_can_be_read_at_last_in_days_that_stay_is_not_called_applied(
+    store: Store, tools: WorkerTools
+) -> None:
+    log = Log()
+    for number in range(1, 9):
+        log.append(model_call(START_NS + (number - 1) * 5 * HOUR_NS), "e1", number)
+    log.append(report(1, 8, {0: 9}, START_NS + 36 * HOUR_NS), "e1", 9)
+    # Of the day that is not whole, and of the one that is replaced: one with its number, one without.
+    readable = {offset: log.records[offset].value for offset in (1, 2, 4, 6)}
+    for offset in (1, 4):
+        log.records[
+            offset
+        ].value = f'{{"version":1,"emitter":"e1","sequence":{offset + 1},"type":"run.ended"}}'.encode()
+    for offset in (2, 6):
+        log.records[offset].value = b"\x01 a codec of the future"
+    tools.apply(log)
+    ledger = seen(store)
+    assert (ledger["applied"], ledger["quarantined"], ledger["lost"]) == (5, 2, 2)
+    for offset, value in readable.items():
+        log.records[offset].value = value
+    for _ in range(2):
+        for projection in ALL:
+            await rebuild(store, projection, ListLogs({0: trimmed(log, 1)}), PRICES, SETTINGS)
+        assert rows(store, "SELECT calls FROM cost_total") == rows(store, "SELECT count(*) FROM runs") == [(6,)]
+        ledger = seen(store)
+        assert (ledger["applied"], ledger["quarantined"], ledger["lost"]) == (7, 1, 1)
 
 
 async def test_a_fold_that_was_wrong_is_corrected_and_one_that_raises_leaves_all_as_it_was(

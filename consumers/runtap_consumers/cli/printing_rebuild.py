@@ -6,15 +6,15 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.cli.printing import Column, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
-from runtap_consumers.correct.rebuild import Comparison
+from runtap_consumers.correct.rebuild import Difference
 from runtap_consumers.instants import local_time
 
 
-def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:
+def print_differences(projection: str, differences: list[Difference], zone: ZoneInfo) -> None:
     """Prints the sums that a rebuild would change."""
     console = open_console()
-    if not comparison.differences:
-        print_line(console, f"A rebuild of {comparison.projection} would change nothing.")
+    if not differences:
+        print_line(console, f"A rebuild of {projection} would change nothing.")
         return
     columns = [Column("Table"), Column("Day"), Column("Sum of")]
     columns += [Column(name, is_number=True) for name in ("Now", "Rebuilt", "Difference")]
@@ -26,6 +26,6 @@ def print_comparison(comparison: Comparison, zone: ZoneInfo) -> None:
             *(f"{count:,}" for count in (one.before, one.after)),
             f"{one.after - one.before:+,}",
         ]
-        for one in comparison.differences
+        for one in differences
     ]
-    print_table(console, f"What a rebuild of {comparison.projection} would change", columns, cells, len(cells))
+    print_table(console, f"What a rebuild of {projection} would change", columns, cells, len(cells))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 
@@ -30,8 +29,8 @@ def rebuild(
 ) -> None:
     """Folds the retained log again, and puts the figures in the place of the old ones at once. Workers may run.
 
-    Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and begins
-    anew when it is started again.
+    Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and goes on
+    when it is started again.
     """
     if projection not in PROJECTIONS:
         raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
@@ -42,8 +41,8 @@ def rebuild(
 
 
 async def _run(settings: ConsumerSettings, projection: str, since: str | None, dry_run: bool) -> str:
-    from runtap_consumers.cli.printing_rebuild import print_comparison
-    from runtap_consumers.correct import rebuild as rebuilding
+    from runtap_consumers.cli.printing_rebuild import print_differences
+    from runtap_consumers.correct.rebuild import rebuild as run_rebuild
     from runtap_consumers.kafka.errors import KafkaError
     from runtap_consumers.kafka.partition_reader import PartitionReader
     from runtap_consumers.pricing.source import load_prices
@@ -60,12 +59,12 @@ async def _run(settings: ConsumerSettings, projection: str, since: str | None, d
         since_ns = parse_instant(since, store.zone, time.time_ns()) if since else 0
         await log.start()
         watch_client_log(is_silent=False)
+        done = await run_rebuild(store, projection, log, prices, settings, since_ns, is_dry_run=dry_run)
+        replaced = f"from {format_instant(done.from_ns, store.zone)} on" if done.from_ns else "all that there is"
         if dry_run:
-            found = await rebuilding.compare(store, projection, log, prices, settings, since_ns)
-            print_comparison(found, store.zone)
-            return f"{_range(found.from_ns, store.zone)}, {found.records:,} records read; nothing was written."
-        done = await rebuilding.rebuild(store, projection, log, prices, settings, since_ns)
-        return f"{projection} was rebuilt: {_range(done.from_ns, store.zone)}, of {done.records:,} records."
+            print_differences(projection, done.differences, store.zone)
+            return f"{replaced}, {done.records:,} records read; no figure has changed."
+        return f"{projection} was rebuilt: {replaced}, of {done.records:,} records."
     except (KafkaError, TimeoutError) as error:
         raise KafkaUnavailableError(
             f"{topic} on {settings.bootstrap_servers} cannot be read: {error or repr(error)}. "
@@ -74,7 +73,3 @@ async def _run(settings: ConsumerSettings, projection: str, since: str | None, d
     finally:
         await log.stop()
         store.close()
-
-
-def _range(from_ns: int, zone: ZoneInfo) -> str:
-    return f"from {format_instant(from_ns, zone)} on" if from_ns else "all that there is"

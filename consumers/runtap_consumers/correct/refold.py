@@ -1,163 +1,126 @@
-"""One partition of a rebuild: the retained log folded again into a generation of its own.
-
-Up to where live workers stood when it began (`LivePartition.position`), only what lies in the replaced range counts:
-the rest was copied. From there on it does what they do, with their marks.
-"""
+"""One partition of a rebuild: the retained log folded as a worker does, with positions and marks of its own."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
-from runtap_consumers.correct.generations import LivePartition
-from runtap_consumers.errors import RebuildError
-from runtap_consumers.kafka.records import Record, fingerprint_of
-from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.correct.rebuild_statements import read_unreadable
+from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.batch import Batch, believed_time
-from runtap_consumers.projections.grains import SketchBook
 from runtap_consumers.projections.lane_marks import Lane, LaneMarks
-from runtap_consumers.projections.rollups import TOUCHED_MINUTES
-from runtap_consumers.store.writer import Commit
-from runtap_consumers.worker.partition import Cursor, Partition, Tools, add_event, decode_records
-from runtap_schemas import EmitterReported, Skipped, Unreadable
+from runtap_consumers.projections.rollups import TOUCHED_MINUTES, Changes
+from runtap_consumers.store.positions import lane_row, load_lanes
+from runtap_consumers.store.writer import Commit, Row
+from runtap_consumers.worker.partition import Partition, Tools
+
+Ranges = list[tuple[int, int]]
+_NO_END = 2**63 - 1
 
 
 class Refold(Partition):
-    """A projection's figures of one partition, made anew. Its commits move no position."""
+    """A projection's partition, folded into the generation after the live one; events before `from_ns` do not count."""
 
-    def __init__(
-        self, projection: str, live: LivePartition, tools: Tools, log_start: int, generation: int, from_ns: int
-    ) -> None:
-        """Args:
-        projection: whose figures.
-        live: the state from which the older rows were copied.
-        tools: where to write, at which prices.
-        log_start: the offset at which reading begins.
-        generation: of the rows that it writes.
-        from_ns: begin of the replaced range; 0: all.
-        """
-        super().__init__(live.number, [projection], tools)
-        self.projection = projection
-        self.live = live
-        self._from_ns = from_ns
-        self._positions = {projection: replace(live.position, generation=generation)}
-        self._sketches = {projection: SketchBook(self._sketch_loader(projection))}
-        # Of its own at first: they tell repeats within the retained log, whatever live workers made of it.
-        self._cursor = Cursor([projection], log_start, "", 0, LaneMarks(log_start, {}))
-        self.cursors = [self._cursor]
-        self._recovered: dict[str, set[int]] = defaultdict(set)
-        self.has_caught_up = False
-        # Not older than what live workers' retention goes by: rows that it deletes are not written again.
-        self.live_log_time_ns = live.position.log_time_ns
-        if log_start >= live.position.next_offset:
-            self._go_on_as_live()
+    def __init__(self, number: int, name: str, projection: str, tools: Tools, from_ns: int) -> None:
+        super().__init__(number, [name], tools)
+        self._projection, self._from_ns, self._keeps_labels = projection, from_ns, True
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the record before the next offset, '' before any was folded."""
-        return self._cursor.fingerprint
+    def load(self, log_start: int) -> None:
+        super().load(log_start)
+        if not self.cursors:
+            raise FencedError(f"partition {self.number} has no position any more", self._projection)
+        (position,) = self._positions.values()
+        marks = _RetainedMarks(position.begun_at, self.cursors[0].marks.lanes, *self._read_live())
+        marks.from_ns, marks.is_by_log_time = self._from_ns, self._projection == "ledger"
+        self.cursors[0].marks = marks
 
-    def parts(self, records: Sequence[Record]) -> list[Sequence[Record]]:
-        """Divides records where live workers stood; each part is folded on its own."""
-        if self.has_caught_up:
-            return [records] if records else []
-        boundary = sum(record.offset < self.live.position.next_offset for record in records)
-        return [part for part in (records[:boundary], records[boundary:]) if part]
+    def joined_lanes(self) -> list[Row]:
+        """The lanes that are not as live workers have them, once the figures made here count."""
+        live, unreadable = self._read_live()
+        joined = {
+            emitter: join_lanes(live.get(emitter), made, unreadable.get(emitter, ()))
+            for emitter, made in sorted(self.cursors[0].marks.lanes.items())
+        }
+        changed = {emitter: lane for emitter, lane in joined.items() if lane != live.get(emitter)}
+        return [lane_row(self._projection, self.number, emitter, lane) for emitter, lane in changed.items()]
 
-    def fold(self, records: Sequence[Record]) -> Commit:
-        """Works out what records write; no part of them may lie on both sides of where live workers stood.
+    def _read_live(self) -> tuple[dict[str, Lane], dict[str, set[int]]]:
+        with self._tools.store.read() as connection:
+            live = load_lanes(connection, self.number, self._projection)
+        return live, read_unreadable(self._tools.writer.read, self.number)
 
-        Raises:
-            RebuildError: the fold raised.
-            StoreError: what the fold needs of the store cannot be read.
-        """
-        if not self.has_caught_up and records[0].offset >= self.live.position.next_offset:
-            self._go_on_as_live()
-        cursor, commit = self._cursor, Commit(self.number, [])
-        decoded = decode_records(records)
-        if self.has_caught_up:
-            batch = self._sort(cursor, records, decoded, commit)
-        else:
-            batch = self._sort_retained(records, decoded)
-        try:
-            changes = PROJECTIONS[self.projection](batch, self._tools.settings.cost_attributes)
-        except Exception as error:
-            raise RebuildError(
-                f"{self.projection} cannot fold offsets {records[0].offset} to {records[-1].offset} of partition "
-                f"{self.number}, which is a bug of runtap: {error!r}"
-            ) from error
+    def _add_missing_positions(self, log_start: int) -> None:
+        """Nothing: one made here would be of the live generation."""
+
+    def _changes_of(self, name: str, batch: Batch) -> Changes:
+        changes = super()._changes_of(self._projection, batch)
         # Live workers have announced these minutes to the alert evaluator already.
         changes.rows.pop(TOUCHED_MINUTES.name, None)
-        self._not_before_ns = 0 if self.has_caught_up else self._from_ns
-        whole = self._whole_rows(self.projection, changes, max(batch.log_time_ns, self.live_log_time_ns))
-        whole.new_rows = commit.new_rows
-        last = records[-1]
-        cursor.next_offset, cursor.fingerprint, cursor.log_time_ns = (
-            last.offset + 1,
-            fingerprint_of(last),
-            batch.log_time_ns,
-        )
-        return whole
+        return changes
 
-    def changed_lanes(self) -> dict[str, Lane]:
-        """The lanes of which events count now that did not before: read at last, or found in a gap."""
-        if not self.has_caught_up:
-            self._go_on_as_live()
-        return {emitter: self._cursor.marks.lanes[emitter] for emitter in self._recovered}
+    def _add_deletions(self, commit: Commit) -> None:
+        """Nothing: live workers delete, in all generations."""
 
-    def _sort_retained(self, records: Sequence[Record], decoded: Iterable[Any]) -> Batch:
-        cursor = self._cursor
-        batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
-        for record, event in zip(records, decoded, strict=True):
-            log_time = record.timestamp * 1_000_000
-            batch.log_time_ns = max(batch.log_time_ns, log_time)
-            if isinstance(event, Unreadable):
-                if event.emitter is not None and event.sequence is not None:
-                    cursor.marks.take(event.emitter, event.sequence, log_time, log_time, quarantined=True)
-                continue
-            at_ns = log_time if isinstance(event, Skipped) else event.at_ns
-            is_new = cursor.marks.take(event.emitter, event.sequence, at_ns, log_time)
-            if not self._is_replaced(event, log_time):
-                continue
-            if is_new:
-                self._recover(event.emitter, event.sequence)
-                add_event(batch, event, log_time)
-            elif isinstance(event, EmitterReported):
-                batch.repeated_reports.append((event, log_time))
-        if self._from_ns > 0:
-            # Counts without a time: the copied ones stand.
-            batch.skipped_types, batch.skewed_services = [], []
-        self._tools.dimensions.cap(batch)
-        return batch
 
-    def _is_replaced(self, event: Any, log_time_ns: int) -> bool:
-        if isinstance(event, Skipped | EmitterReported):
-            return log_time_ns >= self._from_ns
-        if believed_time(event.at_ns, log_time_ns) < self._from_ns:
+class _RetainedMarks(LaneMarks):
+    """Marks over a log that begins in the middle of lanes; events before `from_ns` do not count."""
+
+    from_ns = 0
+    is_by_log_time = False
+
+    def __init__(
+        self, begun_at: int, made: dict[str, Lane], live: dict[str, Lane], unreadable: dict[str, set[int]]
+    ) -> None:
+        # Numbers from before live workers' first are repeats to them; all later ones may still land late.
+        begun = {name: Lane(lane.first_at_ns, lane.last_log_time_ns, mark=lane.before) for name, lane in live.items()}
+        super().__init__(begun_at, begun | made)
+        self._live, self._unreadable = live, unreadable
+
+    def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
+        counts = (log_time_ns if self.is_by_log_time else believed_time(at_ns, log_time_ns)) >= self.from_ns
+        if not counts and self._is_missing(emitter, number):
+            # The figures that stay do not have it: taken here, the ledger would call it applied.
             return False
-        return not self.live.older_sessions or getattr(event, "session_id", None) not in self.live.older_sessions
+        return super().take(emitter, number, at_ns, log_time_ns, quarantined) and counts
 
-    def _recover(self, emitter: str, number: int) -> None:
-        """Notes an event that counts now and did not for live workers."""
-        lane = self.live.lanes.get(emitter)
-        if lane is None:
-            return
-        if number in self.live.unread.get(emitter, ()):
-            self._recovered[emitter].add(number)
-        elif lane.gaps and any(first <= number <= last for first, last in lane.gaps):
-            lane.take(number)
-            # An empty set is enough to have the lane written.
-            self._recovered[emitter].update(())
+    def _is_missing(self, emitter: str, number: int) -> bool:
+        lane = self._live.get(emitter)
+        return number in self._unreadable.get(emitter, ()) or (lane is not None and _lies_in(number, lane.gaps))
 
-    def _go_on_as_live(self) -> None:
-        for emitter, numbers in self._recovered.items():
-            lane, unread = self.live.lanes[emitter], self.live.unread.get(emitter, set())
-            # An earlier rebuild may have taken some of them off already. Where the list is not whole (nobody ran the
-            # ledger), each counts as it comes.
-            rest = max(len(unread), lane.quarantined) - len(numbers)
-            lane.quarantined = max(min(lane.quarantined, rest), 0)
-        self._cursor.marks = LaneMarks(self.live.position.begun_at, self.live.lanes)
-        self._cursor.log_time_ns = max(self._cursor.log_time_ns, self.live.position.log_time_ns)
-        self.has_caught_up = True
+
+def join_lanes(live: Lane | None, made: Lane, unreadable: Iterable[int]) -> Lane:
+    """A lane once the rebuilt figures count: as live workers have it, but for what was found in the retained log.
+
+    Args:
+        live: what live workers know; `None`: nothing.
+        made: what the rebuild knows. Numbers that do not count for it lie in gaps.
+        unreadable: numbers that could not be read when they were met first.
+    """
+    if live is None:
+        return made
+    not_met = [*made.gaps, (made.mark + 1, _NO_END)]
+    if made.forgotten:
+        # Which numbers lay in its oldest gaps is not known any more: live workers' word stands.
+        not_met.insert(0, (1, not_met[0][0] - 1))
+    mark = max(live.mark, made.mark)
+    missing = [*live.gaps, (live.mark + 1, mark)]
+    overlaps = [(max(a, c), min(b, d)) for a, b in missing for c, d in not_met]
+    gaps = [(first, last) for first, last in overlaps if first <= last]
+    known = [number for number in unreadable if number <= live.mark]
+    # Dead letters do not say which of them a rebuild could read; and there are none where no worker ran the ledger.
+    still_unreadable = max(len(known), live.quarantined) - sum(not _lies_in(number, not_met) for number in known)
+    return replace(
+        live,
+        mark=mark,
+        gaps=gaps,
+        quarantined=min(still_unreadable + made.quarantined, live.quarantined + _count(missing) - _count(gaps)),
+        last_log_time_ns=max(live.last_log_time_ns, made.last_log_time_ns),
+    )
+
+
+def _lies_in(number: int, ranges: Ranges) -> bool:
+    return any(first <= number <= last for first, last in ranges)
+
+
+def _count(ranges: Ranges) -> int:
+    return sum(last - first + 1 for first, last in ranges)

@@ -85,22 +85,15 @@ class SketchBook:
 
 
 def rows_of_grain(
-    rollup: Rollup,
-    grain: str,
-    minutes: Rows,
-    calendar: Calendar,
-    log_time_ns: int,
-    sketches: SketchBook,
-    not_before_ns: int = 0,
+    rollup: Rollup, grain: str, minutes: Rows, calendar: Calendar, log_time_ns: int, sketches: SketchBook
 ) -> Rows:
     """The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
 
-    Deltas of buckets past the grain's retention are left out: their row is gone. So are those of buckets that begin
-    before `not_before_ns`.
+    Deltas of buckets past the grain's retention are left out: their row is gone.
     """
     measures = rollup.measures
     kept_ns = rollup.grains[grain]
-    horizon = max(0 if kept_ns is None else log_time_ns - kept_ns, not_before_ns)
+    horizon = 0 if kept_ns is None else log_time_ns - kept_ns
     merged: Rows = {}
     for (minute, *keys), delta in minutes.items():
         bucket = _bucket(grain, minute, calendar)

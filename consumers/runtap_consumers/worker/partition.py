@@ -90,8 +90,6 @@ class Partition:
         self._retention_due_ns = 0
         # Runs with a row in `open_runs`, `None`: too many. Nearly no end has one, and looking costs a microsecond.
         self._open_run_ids: set[str] | None = None
-        # Buckets that begin before it are not written: a rebuild has them from elsewhere.
-        self._not_before_ns = 0
         # Append time of the oldest record that the log still holds, as last seen; 0: not known.
         self.log_start_ns = 0
         self.cursors: list[Cursor] = []
@@ -252,7 +250,7 @@ class Partition:
     def _fold_projections(self, cursor: Cursor, batch: Batch, commit: Commit) -> None:
         for name in list(cursor.projections):
             try:
-                changes = PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
+                changes = self._changes_of(name, batch)
                 rows = self._whole_rows(name, changes, batch.log_time_ns)
             except StoreError:
                 raise
@@ -269,6 +267,9 @@ class Partition:
                     commit.runs, commit.runs_generation = rows.runs, rows.runs_generation
                 commit.ended_run_ids += self._with_open_row(changes)
                 commit.deletions += rows.deletions
+
+    def _changes_of(self, name: str, batch: Batch) -> Changes:
+        return PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
 
     def _with_open_row(self, changes: Changes) -> list[str]:
         """Of the runs that ended those that stand among the open ones."""
@@ -288,9 +289,7 @@ class Partition:
         for rollup_name, minutes in changes.minutes.items():
             rollup = _ROLLUPS[rollup_name]
             for grain in rollup.grains:
-                rows = rows_of_grain(
-                    rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name], self._not_before_ns
-                )
+                rows = rows_of_grain(rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name])
                 deltas.append((rollup.table_name(grain), rows))
         self._sketches[name].trim()
         part = Commit(self.number, [])

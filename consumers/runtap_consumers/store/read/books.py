@@ -30,7 +30,7 @@ def read_books(snapshot: Snapshot, projections: Sequence[str]) -> Books:
         snapshot: what to read.
         projections: those for which `complete_to` will be worked out.
     """
-    lanes = [_lane(row) for row in snapshot.connection.execute(select(tables.lane_marks))]
+    lanes = [_lane(row) for row in snapshot.connection.execute(snapshot.select_lanes())]
     reports = _read_newest(snapshot)
     books = Books(lanes, reports, snapshot.positions)
     older = _read_older(snapshot, books, projections)

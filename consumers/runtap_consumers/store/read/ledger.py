@@ -80,7 +80,7 @@ class Incident:
 def read_lane_facts(snapshot: Snapshot) -> dict[tuple[str, str], LaneFacts]:
     """Gaps and repeats by (projection, emitter)."""
     facts: dict[tuple[str, str], LaneFacts] = defaultdict(LaneFacts)
-    for row in snapshot.connection.execute(select(tables.lane_marks)):
+    for row in snapshot.connection.execute(snapshot.select_lanes()):
         lanes = facts[row.projection, row.emitter]
         lanes.marks[row.partition] = row.mark
         lanes.gaps[row.partition] = [(first, last) for first, last in orjson.loads(row.gaps)]

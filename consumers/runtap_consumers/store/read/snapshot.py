@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, false, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, false, func, literal_column, or_, select
 
+from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.rollups import GRAINS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
@@ -61,6 +62,10 @@ class Snapshot:
         """Up to where the log was applied by whoever is furthest; 0 before anybody was."""
         return max((position.log_time_ns for position in self.positions), default=0)
 
+    def select_lanes(self) -> Select[Any]:
+        """The lane marks of the projections."""
+        return select(tables.lane_marks).where(tables.lane_marks.c.projection.in_(PROJECTIONS))
+
     def is_live(self, table: Table) -> ColumnElement[bool]:
         """The condition for rows of a table to count: of the live generation of their partition."""
         generations = self.generations.get(owner_of(table), {})
@@ -79,7 +84,9 @@ class Snapshot:
 def open_snapshot(store: Store) -> Iterator[Snapshot]:
     """One state of the store to read from."""
     with store.read() as connection:
-        positions = connection.execute(select(tables.positions).order_by("projection", "partition")).all()
+        # Those of a rebuild in the making are no projection's.
+        known = tables.positions.c.projection.in_(PROJECTIONS)
+        positions = connection.execute(select(tables.positions).where(known).order_by("projection", "partition")).all()
         generations: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for row in positions:
             generations[row.projection][row.generation].append(row.partition)

@@ -1,0 +1,214 @@
+"""What a rebuild reads and writes: positions of its own, rows of the generation after the live one, and the switch."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sqlalchemy import Table
+
+from runtap_consumers.projections.rollups import Merge
+from runtap_consumers.store import retention, tables
+from runtap_consumers.store.positions import Position
+from runtap_consumers.store.read.snapshot import owner_of
+from runtap_consumers.store.writer import Writer
+
+Query = Callable[..., list[Any]]
+# Sums by table, day (`None` in tables without days) and measure.
+Sums = Counter[tuple[str, int | None, str]]
+
+_OF_OLDER_SESSIONS = "session_id IN (SELECT session_id FROM sessions WHERE {live} AND first_at_ns < {from_ns})"
+# Which rows a rebuild leaves as they are: those from before the instant from which on it knows all.
+_OLDER = {
+    "recent_errors": "at_ns < {from_ns}",
+    "sessions": _OF_OLDER_SESSIONS,
+    "session_users": _OF_OLDER_SESSIONS,
+    "session_costs": _OF_OLDER_SESSIONS,
+    "runs": "ended_at_ns < {from_ns}",
+    "open_runs": "started_at_ns < {from_ns}",
+    "emitter_reports": "log_time_ns < {from_ns}",
+    "report_chains": "log_time_ns < {from_ns}",
+    # Counts without a time can be told apart only where the log has all of it.
+    "skipped_types": "{from_ns} > 0",
+    "skewed_events": "{from_ns} > 0",
+}
+# Announcements of live workers to the alert evaluator: no figures.
+_NOT_FIGURES = ("positions", "touched_minutes")
+_SUMS = {Merge.ADD: "CAST(sum({0}) AS BIGINT)", Merge.MIN: "min({0})", Merge.MAX: "max({0})", Merge.KEEP: "min({0})"}
+_SUMMED_OF_RUNS = ("duration_ns", "input_tokens", "output_tokens", "cost_picodollars")
+
+
+class Sides(NamedTuple):
+    """Live rows of a partition, and those that a rebuild made, of which what lies before `from_ns` does not count."""
+
+    partition: int
+    generation: int
+    from_ns: int
+
+    @property
+    def live(self) -> str:
+        return f"partition = {self.partition} AND generation = {self.generation}"
+
+    @property
+    def made(self) -> str:
+        return f"partition = {self.partition} AND generation = {self.generation + 1}"
+
+    def replaced(self, table: Table) -> str:
+        """The condition for rows of either side to be in the range that is replaced."""
+        older = _OLDER.get(table.name, "bucket_ns < {from_ns}").format(live=self.live, from_ns=self.from_ns)
+        return f"NOT ({older})"
+
+
+def rebuild_name(projection: str, from_ns: int | str, basis: str) -> str:
+    """Under which a rebuild keeps positions and marks: one that was asked for something else does not find them."""
+    return f"{projection}.rebuild/{from_ns}/{basis}"
+
+
+def tables_of(projection: str) -> list[Table]:
+    """The tables of a projection's figures, in the order in which they are switched."""
+    found = [
+        table
+        for table in tables.metadata.sorted_tables
+        if "generation" in table.columns and table.name not in _NOT_FIGURES and owner_of(table) == projection
+    ]
+    # Last what is worked out of days; and sessions, which decide what is older in other tables.
+    return sorted(found, key=lambda table: table.name == "sessions" or _days_of(table) is not None)
+
+
+def _days_of(table: Table) -> Table | None:
+    """The table of days that a table without a time adds up."""
+    name = "errors" if table.name == "error_groups" else table.name.removesuffix("_total")
+    return tables.metadata.tables[f"{name}_day"] if name != table.name else None
+
+
+def read_positions(query: Query, name: str, lock: str = "") -> dict[int, Position]:
+    """Positions by partition. `lock`: SQL at the end of the statement."""
+    columns = ", ".join(column.name for column in tables.positions.columns)
+    rows = query(f"SELECT {columns} FROM positions WHERE projection = ? ORDER BY partition{lock}", (name,))
+    return {partition: Position(projection, *others) for projection, partition, *others in rows}
+
+
+def lock_positions(writer: Writer, name: str) -> dict[int, Position]:
+    """Positions that nobody moves until the transaction ends."""
+    if writer.dialect == "sqlite":
+        return read_positions(writer.query, name)
+    # What follows is as large as the retained log.
+    writer.execute("SET LOCAL statement_timeout = 0")
+    return read_positions(writer.query, name, " FOR UPDATE")
+
+
+def read_unreadable(query: Query, partition: int) -> dict[str, set[int]]:
+    """Numbers of events that could not be read, by emitter."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for emitter, number in query(
+        "SELECT emitter, sequence FROM dead_letters WHERE partition = ? AND sequence IS NOT NULL", (partition,)
+    ):
+        found[emitter].add(number)
+    return found
+
+
+def find_rebuild(query: Query, projection: str, basis: str) -> str | None:
+    """The name of a rebuild in the making, if it has this basis."""
+    names = query(
+        "SELECT DISTINCT projection FROM positions WHERE projection LIKE ?", (rebuild_name(projection, "%", basis),)
+    )
+    return names[0][0] if names else None
+
+
+def begin_rebuild(writer: Writer, projection: str, name: str, offsets: dict[int, int]) -> None:
+    """Makes a rebuild's positions, at these offsets by partition, in the place of another's."""
+    with writer.transaction():
+        forget_rebuilds(writer, projection)
+        for partition, offset in offsets.items():
+            # An epoch never used before: who still folds for an earlier rebuild is refused, wherever this one stands.
+            writer.execute(
+                "INSERT INTO positions (projection, partition, next_offset, epoch, incarnation, generation, begun_at, "
+                "fingerprint, log_time_ns) SELECT ?, partition, ?, ?, incarnation, generation + 1, begun_at, '', 0 "
+                "FROM positions WHERE projection = ? AND partition = ?",
+                (name, offset, time.time_ns(), projection, partition),
+            )
+
+
+def forget_rebuilds(writer: Writer, projection: str) -> None:
+    """Deletes all that rebuilds of a projection have made, inside a transaction; others wait for it."""
+    lock_positions(writer, projection)
+    for table in ("positions", "lane_marks"):
+        writer.execute(f"DELETE FROM {table} WHERE projection LIKE ?", (rebuild_name(projection, "%", "%"),))
+    for figures in tables_of(projection):
+        writer.execute(
+            f"DELETE FROM {figures.name} WHERE (partition, generation) NOT IN "
+            "(SELECT partition, generation FROM positions WHERE projection = ?)",
+            (projection,),
+        )
+
+
+def switch_rows(writer: Writer, projection: str, sides: Sides, log_time_ns: int) -> None:
+    """Puts the rows that were made in the place of the live ones, inside a transaction, and fences their workers.
+
+    Args:
+        writer: of the transaction, which has locked the positions.
+        projection: whose.
+        sides: the rows.
+        log_time_ns: of the live workers.
+    """
+    # Live workers delete in all generations; a bucket that the rebuild still filled afterwards is half there.
+    for statement, parameters in retention.expired_buckets(projection, sides.partition, log_time_ns, 0):
+        writer.execute(statement, parameters)
+    for table in tables_of(projection):
+        names = [column.name for column in table.columns]
+        values = [str(sides.generation) if name == "generation" else name for name in names]
+        insert = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {', '.join(values)} FROM {table.name} "
+        days = _days_of(table)
+        if days is not None:
+            _switch_sums(writer, table, days, sides, f"{insert} WHERE {sides.made}")
+            continue
+        writer.execute(f"DELETE FROM {table.name} WHERE {sides.live} AND {sides.replaced(table)}")
+        # A start or a report that was sent again may stand among the older rows, too.
+        writer.execute(f"{insert} WHERE {sides.made} AND {sides.replaced(table)} ON CONFLICT DO NOTHING")
+    fence = "UPDATE positions SET epoch = epoch + 1 WHERE projection = ? AND partition = ?"
+    writer.execute(fence, (projection, sides.partition))
+
+
+def _switch_sums(writer: Writer, table: Table, days: Table, sides: Sides, insert: str) -> None:
+    """Adds the days up, which are switched already; facts that days do not have stay where a day is older."""
+    keys = [column.name for column in days.primary_key.columns][1:]
+    key = ", ".join(keys)
+    measures = [column for column in days.columns if not column.primary_key and column.name in table.columns]
+    facts = [column.name for column in table.columns if column.name not in days.columns]
+    older = f"SELECT {key} FROM {days.name} WHERE {sides.live} AND bucket_ns < {sides.from_ns}"
+    writer.execute(f"DELETE FROM {table.name} WHERE {sides.live} AND ({key}) NOT IN ({older})")
+    kept = ", ".join(f"{name} = coalesce({table.name}.{name}, excluded.{name})" for name in facts)
+    writer.execute(f"{insert} ON CONFLICT ({key}) DO {f'UPDATE SET {kept}' if kept else 'NOTHING'}")
+    sums = ", ".join(f"{_SUMS[one.info['merge']].format(one.name)} AS {one.name}" for one in measures)
+    writer.execute(
+        f"UPDATE {table.name} SET {', '.join(f'{one.name} = days.{one.name}' for one in measures)} "
+        f"FROM (SELECT {key}, {sums} FROM {days.name} WHERE {sides.live} GROUP BY {key}) AS days "
+        f"WHERE {' AND '.join(f'{table.name}.{name} = days.{name}' for name in keys)}"
+    )
+
+
+def add_sums(query: Query, projection: str, sides: Sides, before: Sums, after: Sums) -> None:
+    """Adds up what would be replaced, and what would replace it."""
+    for table in tables_of(projection):
+        if table.name.endswith(("_minute", "_hour")) or _days_of(table) is not None:
+            # They say the same as the days do.
+            continue
+        measures = [
+            column.name
+            for column in table.columns
+            if column.info.get("merge") is Merge.ADD or (table.name == "runs" and column.name in _SUMMED_OF_RUNS)
+        ]
+        day = "bucket_ns" if table.name.endswith("_day") else "partition"
+        # Exact also beyond 64 bits: the parts are put together here.
+        parts = "".join(f", sum({m} >> 32), sum({m} & 4294967295)" for m in measures)
+        for rows, sums in ((sides.live, before), (sides.made, after)):
+            for bucket, count, *halves in query(
+                f"SELECT {day}, count(*){parts} FROM {table.name} "
+                f"WHERE {rows} AND {sides.replaced(table)} GROUP BY {day}"
+            ):
+                day_ns = bucket if day == "bucket_ns" else None
+                sums[table.name, day_ns, "rows"] += count
+                for measure, high, low in zip(measures, halves[::2], halves[1::2], strict=True):
+                    sums[table.name, day_ns, measure] += (int(high or 0) << 32) + int(low or 0)
