@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
-from runtap_consumers.worker.partition import Record
+from runtap_consumers.kafka.records import Record
 from samples import Log, LogRecord
 
 

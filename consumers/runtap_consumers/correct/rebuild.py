@@ -265,6 +265,6 @@ class _Rebuild:
         if due:
             self._writer.write(refold.fold(due))
             self._let_go(number, due)
-        live, ((next_offset, fingerprint),) = self._live[number], refold.places()
+        live, ((next_offset, fingerprint),) = self._live[number], refold.read_up_to()
         if next_offset != live.next_offset or (fingerprint and live.fingerprint not in ("", fingerprint)):
             raise _ChangedError(f"the log of partition {number} is not the one that was applied")
