@@ -29,6 +29,7 @@ PARTITION = "tests/integration/test_partition.py"
 FENCING = "tests/integration/test_fencing.py"
 LANES = "tests/unit/test_lane_marks.py"
 LEDGER = "tests/unit/test_ledger.py"
+REBUILD = "tests/integration/test_rebuild.py"
 RING = "tests/unit/test_collector_ring.py"
 SENDER = "tests/unit/test_collector_sender.py"
 SPOOL = "tests/unit/test_collector_spool.py::test_numbering_takes_the_chunk_out_in_the_same_transaction"
@@ -225,6 +226,69 @@ MUTANTS = (
         "if bucket is not None and bucket < horizon:",
         "if False:",
         (PARTITION,),
+    ),
+    Mutant(
+        "a rebuild switches to a bucket that retention took in halves",
+        f"{_CONSUMERS}/correct/rebuild_statements.py",
+        "retention.expired_buckets(projection, sides.partition, log_time_ns, 0)",
+        "()",
+        (REBUILD,),
+    ),
+    Mutant(
+        "a rebuild on figures that another writer changed",
+        f"{_CONSUMERS}/correct/rebuild.py",
+        "if self._basis_of(live) != self._basis:",
+        "if False:",
+        (REBUILD,),
+    ),
+    Mutant(
+        "a rebuild that passes live workers",
+        f"{_CONSUMERS}/correct/rebuild.py",
+        "if one.offset < self._live[number].next_offset]",
+        "]",
+        (REBUILD,),
+    ),
+    Mutant(
+        "a rebuild that goes on with what was asked for otherwise",
+        f"{_CONSUMERS}/correct/rebuild.py",
+        "self._tools.prices.price_set, self._tools.settings.cost_attributes, epochs)",
+        "epochs)",
+        (REBUILD,),
+    ),
+    Mutant(
+        "workers not fenced by a rebuild's switch",
+        f"{_CONSUMERS}/correct/rebuild_statements.py",
+        "UPDATE positions SET epoch = epoch + 1 WHERE",
+        "UPDATE positions SET epoch = epoch WHERE",
+        (REBUILD,),
+    ),
+    Mutant(
+        "an event that older days lack called applied",
+        f"{_CONSUMERS}/correct/refold.py",
+        "if not counts and self._is_missing(emitter, number):",
+        "if False:",
+        (REBUILD,),
+    ),
+    Mutant(
+        "a lane's gaps and unreadable numbers taken of the retained log alone",
+        f"{_CONSUMERS}/correct/refold.py",
+        "    if live is None:\n        return made",
+        "    return made",
+        (REBUILD,),
+    ),
+    Mutant(
+        "repeats of what precedes the log counted by a rebuild",
+        f"{_CONSUMERS}/correct/refold.py",
+        "mark=lane.before)",
+        "mark=0)",
+        (REBUILD,),
+    ),
+    Mutant(
+        "totals of the rebuilt days alone",
+        f"{_CONSUMERS}/correct/rebuild_statements.py",
+        "FROM {days.name} WHERE {sides.live} GROUP BY",
+        "FROM {days.name} WHERE {sides.live} AND bucket_ns >= {sides.from_ns} GROUP BY",
+        (REBUILD,),
     ),
     Mutant(
         "`complete_to` without the lanes",

@@ -560,6 +560,20 @@ async def test_what_lands_late_during_a_rebuild_is_judged_by_the_live_marks(stor
     ]
 
 
+async def test_what_live_workers_take_for_a_repeat_is_one_to_a_rebuild(store: Store, tools: WorkerTools) -> None:
+    # Workers met the lane at number 5: what precedes it was deleted, as far as they know. Number 3 landed late.
+    log = Log(first_offset=5)
+    for number, hour in ((5, 0), (6, 20), (3, 20), (7, 21)):
+        log.append(model_call(START_NS + hour * HOUR_NS, run_id=f"r-{number}"), "e1", number)
+    tools.apply(log)
+    before = figures(store)
+    for first_offset in (5, 6):
+        for projection in ALL:
+            await rebuild(store, projection, ListLogs({0: trimmed(log, first_offset)}), PRICES, SETTINGS)
+        assert figures(store) == before
+    assert rows(store, "SELECT calls FROM cost_total") == [(3,)]
+
+
 @pytest.mark.parametrize("price_set", [PRICES.price_set, "others"], ids=["the same", "other prices"])
 async def test_of_two_rebuilds_at_once_one_is_refused_and_the_other_is_exact(
     store: Store, tools: WorkerTools, price_set: str
