@@ -600,7 +600,7 @@ async def test_a_killed_rebuild_goes_on_if_it_was_asked_for_the_same(
 ) -> None:
     history = RandomLogs(3, 300)
     apply_all(tools, history.logs)
-    right = figures(store)
+    right, ledger = figures(store), seen(store)
     polls = 0
 
     def die() -> None:
@@ -615,7 +615,7 @@ async def test_a_killed_rebuild_goes_on_if_it_was_asked_for_the_same(
         await rebuild(store, "cost", ListLogs(history.logs, die), prices, SETTINGS, since_ns)
     assert len(rows(store, "SELECT DISTINCT generation FROM cost_minute")) == 2
     # Nobody sees any of it.
-    assert figures(store) == right
+    assert (figures(store), seen(store)) == (right, ledger)
     if kind == "without its positions":
         with store.engine.begin() as connection:
             connection.execute(text("DELETE FROM positions WHERE projection LIKE 'cost.rebuild%'"))
