@@ -183,7 +183,6 @@ def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], p
         ("runs", "--limit", "99999999999999999999"),
         ("sessions", "--limit", "99999999999999999999"),
         ("dead-letters", "list", "--limit", "99999999999999999999"),
-        ("tail", "--keep", "99999999999999999999"),
         ("kafka", "--port", "65536"),
         ("dev", "--port", "65536"),
     ],

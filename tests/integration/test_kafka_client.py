@@ -7,7 +7,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -16,7 +15,6 @@ from aiokafka.record.util import calc_crc32c
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka.client import Publisher, TopicEnds, check_reading, within
-from runtap_consumers.kafka.places import Places
 from runtap_consumers.kafka.record_tail import Record, tail_records
 from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
@@ -26,14 +24,12 @@ MakeTopic = Callable[..., Awaitable[str]]
 
 
 @asynccontextmanager
-async def tailing(
-    settings: ConsumerSettings, topic: str, from_beginning: bool = False, places: Places | None = None
-) -> AsyncIterator[list[Record]]:
+async def tailing(settings: ConsumerSettings, topic: str, from_beginning: bool = False) -> AsyncIterator[list[Record]]:
     """The records that a tail has handed out so far; its error, if it had one, is raised at the end."""
     seen: list[Record] = []
 
     async def follow() -> None:
-        async with aclosing(tail_records(settings, topic, from_beginning, places)) as records:  # type: ignore[type-var]
+        async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]
             async for record in records:
                 seen.append(record)
 
@@ -99,21 +95,6 @@ async def test_tail_follows_partitions_that_are_added(kafka: str, events_topic: 
         assert len(seen) == 5
 
 
-async def test_tail_that_is_started_again_reads_partitions_that_were_added_meanwhile_as_a_whole(
-    kafka: str, events_topic: MakeTopic, tmp_path: Path
-) -> None:
-    topic, settings = await events_topic(partitions=1), settings_of(kafka)
-    with Places(tmp_path / "position", topic) as places:
-        async with tailing(settings, topic, places=places) as seen, Publisher(settings) as publisher:
-            await publisher.publish(topic, b"first", b"value")
-            await until(lambda: len(seen) == 1)
-    await add_partitions(kafka, topic)
-    with Places(tmp_path / "position", topic) as places:
-        async with tailing(settings, topic, places=places) as seen:
-            await until(lambda: len(seen) == 4)
-            assert {(record.partition, record.key) for record in seen} == {(n, b"added") for n in range(4)}
-
-
 async def test_tail_of_a_topic_that_is_deleted_ends_with_its_name(kafka: str, events_topic: MakeTopic) -> None:
     topic, settings = await events_topic(partitions=2), settings_of(kafka)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
@@ -139,26 +120,6 @@ async def make_again(settings: ConsumerSettings, topic: str) -> None:
         if (await create_topics(settings, 1, 1))[0].created:
             return
         await asyncio.sleep(0.1)
-
-
-# Of the log before, 6 records were read.
-@pytest.mark.parametrize("count", [2, 6, 8], ids=["shorter", "as long", "longer"])
-async def test_tail_that_is_started_again_reads_a_topic_that_was_made_again_as_a_whole(
-    count: int, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
-) -> None:
-    topic = await events_topic(partitions=1)
-    settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
-    for log, begins in (("old", 0), ("old", 3), ("new", 0)):
-        if log == "new":
-            await make_again(settings, topic)
-        async with Publisher(settings) as publisher:
-            for number in range(count if log == "new" else 3):
-                await publisher.publish(topic, b"key", b"%s-%d" % (log.encode(), number))
-        with Places(tmp_path / "position", topic) as places:
-            async with tailing(settings, topic, from_beginning=True, places=places) as seen:
-                await until(lambda: len(seen) == (count if log == "new" else 3))  # noqa: B023 - called at once
-                assert [record.offset for record in seen] == [*range(begins, begins + len(seen))]
-                assert {record.value for record in seen} == {b"%s-%d" % (log.encode(), n) for n in range(len(seen))}
 
 
 async def test_tail_goes_on_from_the_beginning_of_a_topic_that_was_made_again(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,82 +236,6 @@ async def _stream(model: TalkingModel, tap: RunTap) -> None:
         pass
 
 
-def archived(path: Path) -> list[bytes]:
-    """The lines of an archive's files, the oldest first."""
-    files = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix != ".position"]
-    files.sort(key=lambda file: -int(file.suffix[1:]))
-    # Killed between two names, it leaves none of its own.
-    files += [path] if path.exists() else []
-    return b"".join(file.read_bytes() for file in files).splitlines(keepends=True)
-
-
-async def until_archived(path: Path, *values: bytes) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        # A file that is not there yet, or is getting its next name.
-        with suppress(FileNotFoundError):
-            if {*values} <= {line.rstrip() for line in archived(path)}:
-                return
-        await asyncio.sleep(0.02)
-    raise AssertionError("not everything was archived")
-
-
-async def test_archive_of_a_killed_tail_holds_whole_lines_and_goes_on_where_it_ended(
-    command: Command, events_topic: MakeTopic, tmp_path: Path
-) -> None:
-    topic = await events_topic(partitions=1)
-    values = [event(number, inputs=f"question {number}" * 50) for number in range(1, 401)]
-    await publish(command, topic, *values[:200])
-    path = tmp_path / "archive" / "events.jsonl"
-    path.parent.mkdir()
-    words = ["tail", "--from-beginning", "--output", str(path), "--max-bytes", "50000", "--keep", "90"]
-    with command.started(*words) as process:
-        await until_archived(path, values[199])
-        # Killed while it writes.
-        await publish(command, topic, *values[200:])
-        process.kill()
-    before = archived(path)
-    assert len(before) >= 200
-    assert before == [value + b"\n" for value in values[: len(before)]]
-    with command.started(*words):
-        await until_archived(path, values[-1])
-    lines = archived(path)
-    # The one that it was killed behind may come again.
-    again = lines[len(before) - 1] == lines[min(len(before), len(lines) - 1)] and len(lines) > 400
-    assert lines[: len(before)] + lines[len(before) + again :] == [value + b"\n" for value in values]
-    sizes = [file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".position"]
-    assert len(sizes) > 3
-    assert max(sizes) <= 50_000
-
-
-async def test_archive_has_what_came_while_nobody_wrote_it_also_in_partitions_that_were_empty_before(
-    command: Command, events_topic: MakeTopic, tmp_path: Path
-) -> None:
-    topic = await events_topic(partitions=6)
-    old, first, *meanwhile = [event(number) for number in range(1, 43)]
-    path = tmp_path / "archive" / "events.jsonl"
-    path.parent.mkdir()
-    await publish(command, topic, old)
-    with command.started("tail", "--output", str(path)):
-        position = path.with_name("events.jsonl.position")
-        deadline = time.monotonic() + 30
-        while not (position.exists() and position.read_bytes()):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
-        # Killed before it has read anything: what it would have begun with counts.
-    await publish(command, topic, first)
-    async with Publisher(command.settings) as publisher:
-        for number, value in enumerate(meanwhile):
-            await publisher.publish(topic, b"another key %d" % number, value)
-    with command.started("tail", "--output", str(path)):
-        await until_archived(path, first, *meanwhile)
-    assert sorted(archived(path)) == sorted(value + b"\n" for value in (first, *meanwhile))
-    position.write_bytes(b'{"topic"')
-    refused = command.run("tail", "--output", str(path))
-    assert refused.returncode == 2
-    assert "events.jsonl.position" in refused.stderr
-
-
 async def test_tail_whose_reader_left_ends_without_a_word(command: Command, events_topic: MakeTopic) -> None:
     topic = await events_topic(partitions=1)
     await publish(command, topic, event(1))
@@ -337,7 +261,7 @@ def test_tail_of_a_missing_topic_says_how_to_make_it(command: Command, topic_pre
     refused = command.run("tail", "--type", "run.finished")
     assert refused.returncode == 2
     assert "'run.finished'" in refused.stderr
-    both = command.run("tail", "--tokens", "--output", "events.jsonl")
+    both = command.run("tail", "--tokens", "--json")
     assert (both.returncode, "do not go together" in both.stderr) == (2, True)
 
 

@@ -4,17 +4,12 @@ mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from partition_setting import WorkerTools
-from runtap_consumers.cli.archive import Archive
-from runtap_consumers.kafka.places import Places
-from runtap_consumers.kafka.record_tail import Record
 from runtap_consumers.store.engine import open_store
-from runtap_schemas import decode_event
 from samples import Log, model_call
 from worker_process import WorkerSetting
 
@@ -55,27 +50,3 @@ def test_an_existing_store_keeps_its_mode(sqlite: WorkerSetting, tmp_path: Path)
     path.chmod(0o640)
     open_store(sqlite.store_url, "runtap.events", "UTC").close()
     assert mode(path) == 0o640
-
-
-def write_archive(path: Path) -> None:
-    record = Record(0, 0, 0, None, b"no event", ())
-    with Archive(path, 200, 9) as archive:
-        for _ in range(5):
-            archive(record, decode_event(record.value))
-
-
-def write_places(path: Path) -> None:
-    with Places(path, "runtap.events") as places:
-        places.move(0, 1, 2)
-
-
-@pytest.mark.parametrize("write", [write_archive, write_places])
-def test_archives_and_their_places_are_made_private(write: Callable[[Path], None], tmp_path: Path) -> None:
-    write(tmp_path / "made")
-    assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
-    existing = tmp_path / "existing"
-    existing.touch()
-    existing.chmod(0o644)
-    write(existing)
-    # The oldest, where it was followed by others.
-    assert mode(max(tmp_path.glob("existing*"))) == 0o644

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from runtap_consumers.cli.archive import Archive
-from runtap_consumers.cli.tail import Decoded, TailFilter, Tokens, describe_alert, describe_event, event_types
-from runtap_consumers.errors import InputError
+from runtap_consumers.cli.tail import (
+    Decoded,
+    TailFilter,
+    Tokens,
+    describe_alert,
+    describe_event,
+    event_types,
+    json_line,
+)
 from runtap_consumers.kafka.record_tail import Record
 from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable, encode_event, number_event
 from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
@@ -135,59 +140,11 @@ def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(caps
     assert capsys.readouterr().out == f"{head}\nHello\nworld\\x1b[2J\n{head}\ntwo\n{head}\n!"
 
 
-def archived(path: Path) -> list[bytes]:
-    """The lines of all files, the oldest first; each file ends with a whole one."""
-    files = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: -int(file.suffix[1:]))
-    contents = [file.read_bytes() for file in [*files, path]]
-    assert all(content.endswith(b"\n") for content in contents)
-    return b"".join(contents).splitlines()
-
-
-def test_archive_holds_records_as_they_are_in_files_below_their_limit(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    values = [number_event(encode_event(model_call(name="€" * 100)), "emitter-1", number) for number in range(10, 60)]
-    limit = 3 * len(values[0])
-    with Archive(path, limit, 100) as archive:
-        for value in values[:25]:
-            archive(RECORD._replace(value=value), model_call())
-        # Flushed: what is killed here has nothing left to write.
-        assert archived(path) == values[:25]
-    with Archive(path, limit, 100) as archive:
-        for value in values[25:]:
-            archive(RECORD._replace(value=value), model_call())
-    assert archived(path) == values
-    assert {file.stat().st_size for file in tmp_path.iterdir()} == {2 * len(values[0]) + 2}
-
-
-def test_archive_keeps_only_so_many_files(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    with Archive(path, 20, 3) as archive:
-        for number in range(10):
-            archive(RECORD._replace(value=b"[%10d]" % number), model_call())
-    assert [int(line.strip(b"[]")) for line in archived(path)] == [6, 7, 8, 9]
-
-
-def test_archive_writes_one_line_for_what_cannot_be_read_or_is_laid_out(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    with Archive(path, 10_000, 1) as archive:
-        archive(RECORD._replace(value=b"\xff\n"), Unreadable("not JSON"))
-        archive(RECORD._replace(value=b'{\n  "type": "run.paused"\n}'), Skipped("run.paused", "emitter-1", 1))
-    assert archived(path) == [
-        b'{"type":"unreadable","cause":"not JSON","partition":3,"offset":17}',
-        b'{"type":"run.paused"}',
-    ]
-
-
-def test_archive_goes_on_behind_what_a_full_disk_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"type":"run.ended"}\n{"type":"ru')
-    with Archive(path, 10_000, 1) as archive:
-        archive(RECORD._replace(value=b"[1]"), model_call())
-    assert archived(path) == [b'{"type":"run.ended"}', b'{"type":"ru', b"[1]"]
-
-
-def test_archive_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot write .*nowhere"):
-        Archive(tmp_path / "nowhere" / "events.jsonl", 1_000, 1)
-    with Archive(Path("/dev/full"), 1_000, 1) as archive, pytest.raises(InputError, match="No space left"):
-        archive(RECORD, model_call())
+def test_json_is_one_line_also_for_what_cannot_be_read_or_is_laid_out() -> None:
+    assert json_line(RECORD._replace(value=b"\xff\n"), Unreadable("not JSON")) == (
+        b'{"type":"unreadable","cause":"not JSON","partition":3,"offset":17}'
+    )
+    laid_out = RECORD._replace(value=b'{\n  "type": "run.paused"\n}')
+    assert json_line(laid_out, Skipped("run.paused", "emitter-1", 1)) == b'{"type":"run.paused"}'
+    value = number_event(encode_event(model_call(name="€")), "emitter-1", 1)
+    assert json_line(RECORD._replace(value=value), model_call()) == value

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas.topics import events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
@@ -38,37 +36,18 @@ def tail(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Only the text of streamed answers, as it comes (RUNTAP_STREAM_TOKENS).")
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append the records to a file, one a line, instead.")
-    ] = None,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="With --output: how large the file may become before FILE.1 is made of it.")
-    ] = 100 * 1024 * 1024,
-    keep: Annotated[
-        int, typer.Option(min=1, max=10_000, help="With --output: how many files FILE.1, FILE.2 … to keep.")
-    ] = 10,
 ) -> None:
     """The live stream of events, one line each. Ctrl-C ends it."""
     # The Kafka client takes a moment to load, which other commands need not wait for.
-    from runtap_consumers.cli.archive import Archive
     from runtap_consumers.cli.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
-    from runtap_consumers.kafka.places import Places
 
     known = (*event_types(), *RUN_TYPES)
     unknown = [name for name in types or () if name not in known]
     if unknown:
         raise InputError(f"there is no type {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
-    if json + tokens + (output is not None) > 1:
-        raise InputError("--json, --tokens and --output do not go together: --output writes what --json prints")
+    if json and tokens:
+        raise InputError("--json and --tokens do not go together")
     wanted = TailFilter(session, tuple(types or ()))
-    if output is not None:
-        position = output.with_name(f"{output.name}.position")
-        with (
-            Archive(output, max_bytes, keep) as archive,
-            Places(position, events_topic(settings.topic_prefix)) as places,
-        ):
-            _run(tail_events(settings, wanted, archive, from_beginning, places))
-        return
     zone = settings.zone()
     show = as_json if json else Tokens(zone) if tokens else as_lines(zone)
     _run(tail_events(settings, wanted, show, from_beginning))

@@ -15,7 +15,6 @@ from rich.text import Text
 from runtap_consumers.cli.terminal import one_line, visible, visible_json
 from runtap_consumers.figures.error_text import error_facts, error_text
 from runtap_consumers.instants import local_time
-from runtap_consumers.kafka.places import Places
 from runtap_consumers.kafka.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import (
@@ -68,27 +67,19 @@ def type_name(event: Decoded) -> str:
 Show = Callable[[Record, Decoded], None]
 
 
-async def tail_events(
-    settings: ConsumerSettings,
-    wanted: TailFilter,
-    show: Show,
-    from_beginning: bool = False,
-    places: Places | None = None,
-) -> None:
+async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
     """Shows events as they come, until it is cancelled.
 
     Args:
         settings: how to reach Kafka.
         wanted: which events.
-        show: what becomes of one: `as_lines`, `as_json`, `Tokens` or `archive.Archive`.
+        show: what becomes of one: `as_lines`, `as_json` or `Tokens`.
         from_beginning: begin with the oldest event that is kept.
-        places: where an earlier tail stood, if it is to go on there, and what notes how far this one has come.
 
     Raises:
         KafkaUnavailableError: the topic cannot be read.
-        InputError: a file cannot be written.
     """
-    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning, places)
+    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning)
     # The generator holds a connection: it is closed here, not when it is thrown away.
     async with aclosing(records) as open_records:  # type: ignore[type-var]
         async for record in open_records:

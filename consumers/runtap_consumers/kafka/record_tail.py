@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import structlog
@@ -26,7 +26,6 @@ from runtap_consumers.kafka.client import (
     within,
 )
 from runtap_consumers.kafka.client_log import watch_client_log
-from runtap_consumers.kafka.places import Place, Places
 from runtap_schemas import ConnectionSettings
 
 _IDLE_SECONDS = 0.05
@@ -45,17 +44,13 @@ class Record(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-async def tail_records(
-    settings: ConnectionSettings, topic: str, from_beginning: bool = False, places: Places | None = None
-) -> AsyncIterator[Record]:
+async def tail_records(settings: ConnectionSettings, topic: str, from_beginning: bool = False) -> AsyncIterator[Record]:
     """The records of all partitions of a topic as they come, without a consumer group; never ends by itself.
 
     Args:
         settings: how to reach Kafka.
         topic: its name; partitions that are added later are followed too.
         from_beginning: start with the oldest record that is kept instead of the next one.
-        places: where an earlier tail stood, which is where this one starts, and what notes how far it has come: past a
-            record once the next one is asked for.
 
     Raises:
         KafkaUnavailableError: Kafka cannot be reached at the start, or the topic does not exist any more.
@@ -63,26 +58,22 @@ async def tail_records(
     consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="none")
     async with running(consumer, settings):
         tail = _Tail(consumer, settings, topic)
-        await tail.begin(from_beginning, places.places if places is not None else {})
+        await tail.begin(from_beginning)
         # From here on no error says why nothing comes.
         watch_client_log(is_silent=False)
-        if places is not None:
-            places.begin(tail.positions)
         while True:
             found = False
             for partition in list(tail.positions):
                 for record in await tail.poll(partition):
                     found = True
                     yield record
-                    if places is not None:
-                        places.move(record.partition, record.offset, record.log_time_ns)
             if not found:
                 await asyncio.sleep(_IDLE_SECONDS)
             await tail.follow_partitions()
 
 
 class _Tail:
-    """The places of a tail in its partitions, kept here: the client forgets them with each new assignment, and hands
+    """The positions of a tail in its partitions, kept here: the client forgets them with each new assignment, and hands
     out nothing of what it had fetched once a call has raised.
     """
 
@@ -93,41 +84,13 @@ class _Tail:
         self._single: set[int] = set()
         self.positions: dict[int, int] = {}
 
-    async def begin(self, from_beginning: bool, places: Mapping[int, Place]) -> None:
+    async def begin(self, from_beginning: bool) -> None:
         with translated(self._settings, self._topic):
             partitions = await within(START_SECONDS, partitions_of(self._consumer, self._topic))
             names = [TopicPartition(self._topic, number) for number in sorted(partitions)]
-            begins = await within(START_SECONDS, self._consumer.beginning_offsets(names))
-            ends = await within(START_SECONDS, self._consumer.end_offsets(names))
-            # What was added since the earlier tail is new as a whole.
-            unknown = begins if from_beginning or places else ends
-            positions = {name.partition: unknown[name] for name in names}
-            self._assign(positions)
-            for name in names:
-                place = places.get(name.partition)
-                if place is None:
-                    continue
-                if await self._is_same_log(name, place, begins[name], ends[name]):
-                    positions[name.partition] = place.next_offset
-                else:
-                    _logger.warning("another_log_found", topic=self._topic, partition=name.partition)
-        self._assign(positions)
-
-    async def _is_same_log(self, partition: TopicPartition, place: Place, begins: int, ends: int) -> bool:
-        """Whether a partition still is the log that a place lies in, and not one of a topic that was made again."""
-        offset = place.next_offset - 1
-        if offset < begins or place.log_time_ns is None:
-            # Nothing to tell it by.
-            return place.next_offset <= ends
-        if offset >= ends:
-            return False
-        self._consumer.seek(partition, offset)
-        try:
-            record = await within(START_SECONDS, self._consumer.getone(partition))
-        except ValueError:
-            # The one that the client itself cannot read.
-            return True
-        return bool(record.offset != offset or record.timestamp * 10**6 == place.log_time_ns)
+            offsets_of = self._consumer.beginning_offsets if from_beginning else self._consumer.end_offsets
+            offsets = await within(START_SECONDS, offsets_of(names))
+        self._assign({name.partition: offsets[name] for name in names})
 
     def _assign(self, positions: dict[int, int]) -> None:
         self.positions = positions
@@ -186,7 +149,7 @@ class _Tail:
         return [Record(number, offset, time.time_ns(), None, None)] if is_single else []
 
     async def _restart(self, partition: TopicPartition) -> None:
-        """The log has moved past our place, or was made again: go on where it begins."""
+        """The log has moved past our position, or was made again: go on where it begins."""
         await asyncio.sleep(BACK_OFF_SECONDS)
         with translated(self._settings, self._topic):
             begins = await within(START_SECONDS, self._consumer.beginning_offsets([partition]))
