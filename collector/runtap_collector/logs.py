@@ -1,39 +1,54 @@
-"""The collector's log lines: structlog events over the standard library's logger `runtap_collector`.
+"""The collector's log lines: `event='…' field='…'` of the standard library's logger `runtap_collector`.
 
-The app owns the configuration of logging, and structlog's too: nothing here depends on either or changes it. A process
-that configured none sees warnings on stderr, as with any library.
+The app owns the configuration of logging: nothing here changes it. A process that configured none sees warnings on
+stderr, as with any library.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import traceback
 from typing import Any
-
-import structlog
 
 from runtap_schemas.masking import mask_log_event
 
 _REPEAT_SECONDS = 60.0
 
 
-def _where(exc_info: structlog.typing.ExcInfo) -> str:
-    # Without its message and its causes', which may quote what people wrote.
-    kind, _, where = exc_info
-    return f"{''.join(traceback.format_tb(where))}{kind.__name__}"
+class Log:
+    """Writes an event and its fields as one line, with passwords masked."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """What people should know."""
+        self._write(logging.WARNING, {"event": event, **fields})
+
+    def error(self, event: str, **fields: Any) -> None:
+        """What people should mend."""
+        self._write(logging.ERROR, {"event": event, **fields})
+
+    def _write(self, level: int, fields: dict[str, Any]) -> None:
+        if not self._logger.isEnabledFor(level):
+            return
+        if fields.pop("exc_info", False):
+            fields["exception"] = _where()
+        masked = mask_log_event(None, "", fields)
+        self._logger.log(level, " ".join(f"{name}={value!r}" for name, value in masked.items()), stacklevel=3)
 
 
-log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-    logging.getLogger("runtap_collector"),
-    wrapper_class=structlog.stdlib.BoundLogger,
-    processors=[
-        structlog.stdlib.filter_by_level,
-        structlog.processors.ExceptionRenderer(_where),
-        mask_log_event,
-        structlog.processors.KeyValueRenderer(key_order=["event"]),
-    ],
-)
+def _where() -> str:
+    """Where the exception that is handled was raised, without its message and its causes', which may quote what
+    people wrote.
+    """
+    kind, _, where = sys.exc_info()
+    return f"{''.join(traceback.format_tb(where))}{getattr(kind, '__name__', kind)}"
+
+
+log = Log(logging.getLogger("runtap_collector"))
 
 
 class RareLog:
