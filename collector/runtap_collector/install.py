@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from langchain_core.tracers.context import register_configure_hook
 
 from runtap_collector.capture.capture import Capture
 from runtap_collector.capture.handler import RunTapHandler
-from runtap_collector.send import emitter as emitters
 from runtap_collector.send.records import View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
 from runtap_collector.tap import FLUSH_SECONDS
+
+if TYPE_CHECKING:
+    from runtap_collector.send.emitter import Emitter
 
 _lock = threading.RLock()
 _hook: _Hook | None = None
@@ -36,7 +38,7 @@ class _Hook:
 class Installation:
     """One use of the hook. Ends with `uninstall`, or at the end of a `with` block."""
 
-    def __init__(self, hook: _Hook, emitter: emitters.Emitter) -> None:
+    def __init__(self, hook: _Hook, emitter: Emitter) -> None:
         self._hook = hook
         self._emitter = emitter
         self._is_installed = True
@@ -74,9 +76,12 @@ def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides
         ConnectionConflictError: this process already emits with other connection settings.
     """
     global _hook
+    # Loaded where a service starts, as by `RunTap`.
+    from runtap_collector.send.emitter import attach_for_life
+
     settings = CollectorSettings.load(service=service, **overrides)
     with _lock:
-        emitter = emitters.attach_for_life(settings)
+        emitter = attach_for_life(settings)
         capture = Capture(emitter, View.of(settings))
         if _hook is None:
             _hook = _Hook(RunTapHandler(_capture=capture))

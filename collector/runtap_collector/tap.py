@@ -13,7 +13,6 @@ from runtap_collector.capture.capture import Capture, current_session, make_sess
 from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.capture.recorded import UsageCounts, recorded_call, usage_of
 from runtap_collector.capture.translate import dollars_of, word_of
-from runtap_collector.send import emitter as emitters
 from runtap_collector.send.encoding import session_of
 from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.send.records import Session, View
@@ -41,8 +40,12 @@ class RunTap:
             ConnectionConflictError: this process already emits with other connection settings.
             SettingsError: the connection's files cannot be read.
         """
+        # Here, where a service starts: the Kafka client takes a tenth of a second to load, for which neither whoever
+        # just imports this package nor the first callback should wait.
+        from runtap_collector.send.emitter import attach
+
         self._view = View.of(settings)
-        self._emitter = emitters.attach(settings)
+        self._emitter = attach(settings)
         self._is_closed = False
         self._sessions: dict[str, Session] = {}
         self._capture = Capture(self._emitter, self._view)

@@ -6,8 +6,6 @@ from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import Field, field_validator
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from runtap_schemas import ConnectionSettings
 
@@ -62,6 +60,10 @@ class ConsumerSettings(ConnectionSettings):
     @field_validator("database_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
+        # Not needed to show the help of a command, which would take twice as long.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
         try:
             url = make_url(value)
         except (ArgumentError, ValueError) as error:

@@ -18,7 +18,6 @@ from runtap_collector.capture.capture import Capture
 from runtap_collector.capture.open_runs import key_of
 from runtap_collector.capture.text import attribute_of
 from runtap_collector.capture.translate import note_usage
-from runtap_collector.send import emitter as emitters
 from runtap_collector.send.records import View
 from runtap_collector.settings import CollectorSettings
 
@@ -59,8 +58,11 @@ class RunTapHandler(AsyncCallbackHandler):
             ConnectionConflictError: this process's emitter has other connection settings.
         """
         if _capture is None:
+            # Loaded where a service starts, as by `RunTap`.
+            from runtap_collector.send.emitter import attach_for_life
+
             settings = CollectorSettings.load()
-            _capture = Capture(emitters.attach_for_life(settings), View.of(settings))
+            _capture = Capture(attach_for_life(settings), View.of(settings))
         self._capture = _capture
 
     def __copy__(self) -> Self:
@@ -240,4 +242,6 @@ def _has_tool_call(chunk: object) -> bool:
 
 
 def _handler_of_this_process(kind: type[RunTapHandler], view: View) -> RunTapHandler:
-    return kind(_capture=Capture(emitters.attach_as_it_is(), view))
+    from runtap_collector.send.emitter import attach_as_it_is
+
+    return kind(_capture=Capture(attach_as_it_is(), view))

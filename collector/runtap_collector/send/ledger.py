@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from runtap_collector.capture.text import clip
 from runtap_collector.send.lanes import Lane
 from runtap_collector.send.records import View
 from runtap_collector.send.ring import Ring
-from runtap_collector.spool.spool import Spool
 from runtap_schemas import EmitterReported, ReplayedLane, SkippedRange
 from runtap_schemas.events import (
     MAX_ADOPTED_EMITTERS,
@@ -28,6 +28,9 @@ from runtap_schemas.events import (
     MAX_REPLAYED_LANES,
     MAX_SKIPPED_RANGES,
 )
+
+if TYPE_CHECKING:
+    from runtap_collector.spool.spool import Spool
 
 
 @dataclass(frozen=True)

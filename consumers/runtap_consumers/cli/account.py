@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -20,9 +20,9 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.instants import format_instant
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.engine import open_store
-from runtap_consumers.store.read.dead_letters import find_dead_letters, list_dead_letters, stream_dead_letters
-from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
+
+if TYPE_CHECKING:
+    from runtap_consumers.store.read.snapshot import Snapshot
 
 dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)
 
@@ -67,6 +67,7 @@ def list_letters(
 ) -> None:
     """Where they lay and what was wrong with them, the newest first."""
     from runtap_consumers.cli.printing_ledger import print_dead_letters
+    from runtap_consumers.store.read.dead_letters import list_dead_letters
 
     zone = settings.zone()
     with _opened(settings) as snapshot:
@@ -87,6 +88,8 @@ def show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="As in the list, or partition/offset.")],
 ) -> None:
     """One of them whole: cause, place and bytes, as text where they are text, else as a hex dump."""
+    from runtap_consumers.store.read.dead_letters import find_dead_letters
+
     zone = settings.zone()
     with _opened(settings) as snapshot:
         found = find_dead_letters(snapshot, letter)
@@ -112,6 +115,8 @@ def export(
     ] = ExportFormat.JSON,
 ) -> None:
     """Writes all of them to a file, in the order of the log."""
+    from runtap_consumers.store.read.dead_letters import stream_dead_letters
+
     if file == "-" and form is ExportFormat.RAW and sys.stdout.isatty():
         raise InputError("raw values can drive a terminal: name a file, or send the output to another program")
     zone = settings.zone()
@@ -125,6 +130,9 @@ def export(
 
 @contextmanager
 def _opened(settings: ConsumerSettings) -> Iterator[Snapshot]:
+    from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.read.snapshot import open_snapshot
+
     store = open_store(settings.database_url)
     try:
         with open_snapshot(store) as snapshot:

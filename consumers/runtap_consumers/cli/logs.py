@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
-
 from runtap_schemas.masking import mask_log_event
 
 
@@ -19,6 +17,8 @@ def configure_logs(level: str) -> None:
     Args:
         level: least level that is shown: `debug`, `info`, `warning` or `error`.
     """
+    import structlog
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

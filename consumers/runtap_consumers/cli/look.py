@@ -5,27 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
 
 from runtap_consumers.cli.lines import write_json, write_lines
 from runtap_consumers.cli.options import Limit, takes_settings
-from runtap_consumers.cli.printing import print_report, print_runs, print_sessions
-from runtap_consumers.cli.printing_costs import print_attribution
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
-from runtap_consumers.figures import sessions as session_rows
-from runtap_consumers.figures.attribution import build_attribution
-from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
-from runtap_consumers.store.read.sessions import read_sessions
-from runtap_consumers.store.read.snapshot import open_snapshot
+
+if TYPE_CHECKING:
+    from runtap_consumers.store.engine import Store
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
@@ -46,6 +40,11 @@ def report(
     ] = None,
 ) -> None:
     """Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time."""
+    from runtap_consumers.cli.printing import print_report
+    from runtap_consumers.cli.printing_costs import print_attribution
+    from runtap_consumers.figures.attribution import build_attribution
+    from runtap_consumers.figures.report import build_report
+
     now_ns = time.time_ns()
     since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
@@ -85,6 +84,11 @@ def runs(
     json: JsonLines = False,
 ) -> None:
     """The single calls, newest first."""
+    from runtap_consumers.cli.printing import print_runs
+    from runtap_consumers.figures.report import read_completeness
+    from runtap_consumers.store.read.runs import RunFilter, stream_runs
+    from runtap_consumers.store.read.snapshot import open_snapshot
+
     if status is not None and status not in run_rows.STATUSES:
         raise InputError(f"there is no status {status!r}: expected one of {', '.join(run_rows.STATUSES)}")
     zone = settings.zone()
@@ -110,6 +114,12 @@ def sessions(
     json: JsonLines = False,
 ) -> None:
     """Sessions: who, how long, how much. The one with the newest event first."""
+    from runtap_consumers.cli.printing import print_sessions
+    from runtap_consumers.figures import sessions as session_rows
+    from runtap_consumers.figures.report import read_completeness
+    from runtap_consumers.store.read.sessions import read_sessions
+    from runtap_consumers.store.read.snapshot import open_snapshot
+
     zone = settings.zone()
     since_ns = _instant(since, settings, time.time_ns()) or 0
     with _opened(settings) as store, open_snapshot(store) as snapshot:
@@ -124,6 +134,8 @@ def sessions(
 
 @contextmanager
 def _opened(settings: ConsumerSettings) -> Iterator[Store]:
+    from runtap_consumers.store.engine import open_store
+
     store = open_store(settings.database_url)
     try:
         yield store

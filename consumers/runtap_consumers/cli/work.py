@@ -14,7 +14,6 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.engine import migrate_store
 
 ALERTS = "alerts"
 store_app = typer.Typer(help="The store of the figures.", no_args_is_help=True)
@@ -83,4 +82,6 @@ def store() -> None:
 @takes_settings()
 def migrate(settings: ConsumerSettings) -> None:
     """Brings a store that an older runtap made to this version. Forward only; stop the workers first."""
+    from runtap_consumers.store.engine import migrate_store
+
     say(f"The store is at version {migrate_store(settings.database_url)}.")

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import repeat
 
-import numpy as np
-
 _COUNT_BITS = 20
 _FULL = (1 << _COUNT_BITS) - 1
 # So many durations fall into each bucket often enough that counting them first is quicker.
@@ -83,6 +81,9 @@ def quantiles_ns(blob: bytes, fractions: Iterable[float]) -> list[float | None]:
     wanted = list(fractions)
     if not blob:
         return [None] * len(wanted)
+    # Which only readers need, and which takes a tenth of a second to load.
+    import numpy as np
+
     words = np.frombuffer(blob, dtype="<u4")
     counts = np.bincount(words >> _COUNT_BITS, weights=words & _FULL)
     cumulated = np.cumsum(counts)
