@@ -1,4 +1,4 @@
-"""Settings of workers, report and alerts; the only reader of the environment on this side."""
+"""Settings of workers, report and alerts; the only reader of the environment, and of `.env`, on this side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from runtap_schemas import ConnectionSettings
 
@@ -13,7 +14,10 @@ DEFAULT_DATABASE_URL = "sqlite:///.runtap/runtap.db"
 
 
 class ConsumerSettings(ConnectionSettings):
-    """Settings of everything that reads the stream or the store."""
+    """Settings of everything that reads the stream or the store; also read from the `.env` of the working folder."""
+
+    # Services and Docker Compose keep names of their own in a `.env`: those are no mistakes.
+    model_config = SettingsConfigDict(env_file=".env", dotenv_filtering="only_existing")
 
     database_url: str = Field(
         DEFAULT_DATABASE_URL,

@@ -19,6 +19,7 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
@@ -36,6 +37,7 @@ from runtap_demo.errors import DemoError
 from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_demo.kafka.child_processes import Child, end, spawn
 from runtap_demo.kafka.ports import free_ports
+from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import all_topics
 
 _PARTITIONS = 6
@@ -135,12 +137,12 @@ class Demo:
             database_url=self._options.database_url or f"sqlite:///{self._folder / 'runtap.db'}",
             **security,
         )
-        self._environment = {
-            "RUNTAP_BOOTSTRAP_SERVERS": servers,
-            "RUNTAP_TOPIC_PREFIX": prefix,
-            "RUNTAP_DATABASE_URL": self._settings.database_url,
-            "RUNTAP_SECURITY_PROTOCOL": self._settings.security_protocol,
-        }
+        # The sample service reads no .env, as no service does by itself: it gets the credentials from here.
+        passed = self._settings.model_fields_set & {*ConnectionSettings.model_fields, "database_url"}
+        for name in sorted(passed):
+            value = getattr(self._settings, name)
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            self._environment[f"RUNTAP_{name.upper()}"] = text
 
     def start(self) -> None:
         """Makes the topics, starts the workers and the model server."""
@@ -242,7 +244,8 @@ class Demo:
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
         self._console.print("\nStaying up until Ctrl-C. To look and to send with other programs:", highlight=False)
         for name, value in self._environment.items():
-            self._console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
+            if name != "RUNTAP_SASL_PASSWORD":
+                self._console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
         try:
             while True:
                 self._check_parts()

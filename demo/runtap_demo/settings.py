@@ -1,4 +1,4 @@
-"""Settings of the demo package, read from the environment."""
+"""Settings of the demo package, read from the environment, else the working folder's `.env`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 
 import platformdirs
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from runtap_schemas.connection import Settings
 
 
 class DemoSettings(Settings):
     """Where the embedded Kafka keeps what it downloaded."""
+
+    model_config = SettingsConfigDict(env_file=".env", dotenv_filtering="only_existing")
 
     kafka_cache: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("runtap"),

@@ -18,14 +18,17 @@ _SERVER = re.compile(r"(?:\[[^\]\s]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
 
 
 class Settings(BaseSettings):
-    """Base of every settings class: read from `RUNTAP_…` variables, frozen, with errors that name the variable."""
+    """Base of every settings class: read from `RUNTAP_…` variables, frozen, with errors that name the variable.
+
+    Not from a `.env`: whether an app has one is the app's to say. What stands on its own, as commands do, adds it.
+    """
 
     # Hidden: a traceback shows pydantic's error beside ours, and a value may hold a password.
     model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
     def load(cls, *, options: Collection[str] = (), **overrides: Any) -> Self:
-        """Reads the environment.
+        """Reads the environment, and the `.env` where the class has one.
 
         Args:
             options: overrides that a person gave as options of a command: errors name those instead of variables.
@@ -39,6 +42,8 @@ class Settings(BaseSettings):
             return cls(**given)
         except ValidationError as error:
             raise SettingsError("; ".join(_explain(problem, options) for problem in error.errors())) from error
+        except (OSError, UnicodeError) as error:
+            raise SettingsError(f"{cls.model_config.get('env_file')} cannot be read: {error}") from error
 
 
 def _explain(problem: Any, options: Collection[str]) -> str:

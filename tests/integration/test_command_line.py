@@ -8,13 +8,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
+from typer.main import get_command
 
 from command_line import call_command
+from runtap_collector import CollectorSettings
+from runtap_consumers.cli import app
+from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import open_store
 
@@ -32,15 +38,18 @@ main()
 """
 
 
-def runtap(*arguments: str, program: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def runtap(
+    *arguments: str, program: str | None = None, folder: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")}
     environment = {**inherited, "COLUMNS": "250", **variables}
     if program is None and arguments[:1] in (("report",), ("runs",), ("sessions",), ("ledger",), ("prices",)):
-        return call_command(arguments, environment)
+        return call_command(arguments, environment, folder)
     start = ["-c", program] if program else ["-m", "runtap_consumers"]
     return subprocess.run(
         [sys.executable, *start, *arguments],
         env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
@@ -168,9 +177,8 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
         (("report", "--since", "1h", "--until", "2h"), ("--since 1h", "--until 2h")),
         (("report", "--database-url", "mysql://x/y"), ("--database-url='mysql:***': expected sqlite or postgresql",)),
         (("report", "--timezone", "Mars"), ("--timezone='Mars': expected",)),
-        (("runs", "--bootstrap-servers", "kafka"), ("--bootstrap-servers='kafka'", "host:port")),
+        (("tail", "--bootstrap-servers", "kafka"), ("--bootstrap-servers='kafka'", "host:port")),
         (("runs", "--status", "dead"), ("'dead'", "abandoned")),
-        (("worker", "--commit-seconds", "soon"), ("--commit-seconds='soon'",)),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_it(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -247,10 +255,66 @@ def test_every_command_of_another_package_can_be_loaded() -> None:
         assert entry_point.load() is not None
 
 
-def test_every_command_takes_kafka_and_the_store_as_options() -> None:
-    for command in (("worker",), ("report",), ("runs",), ("sessions",), ("store", "migrate"), ("topics", "create")):
-        text = runtap(*command, "--help").stdout
-        for option in ("--bootstrap-servers", "--topic-prefix", "--security-protocol", "--database-url"):
-            assert option in text, (command, option)
-        # A command line can be read by everybody on the machine.
-        assert "--sasl-password" not in text
+KAFKA, STORE = "--bootstrap-servers", "--database-url"
+ABOUT = {
+    ("worker",): (KAFKA, STORE),
+    ("report",): (STORE, "--timezone"),
+    ("runs",): (STORE, "--timezone"),
+    ("sessions",): (STORE, "--timezone"),
+    ("tail",): (KAFKA, "--timezone"),
+    ("alerts", "tail"): (KAFKA, "--timezone"),
+    ("ledger",): (STORE, "--timezone"),
+    ("dead-letters", "list"): (STORE, "--timezone"),
+    ("dead-letters", "show"): (STORE, "--timezone"),
+    ("dead-letters", "export"): (STORE, "--timezone"),
+    ("reprice",): (STORE, "--prices"),
+    ("rebuild",): (KAFKA, STORE, "--cost-by"),
+    ("doctor",): (KAFKA, STORE),
+    ("topics", "create"): (KAFKA, "--topic-prefix"),
+    ("store", "migrate"): (STORE,),
+    ("prices", "check"): (),
+    ("prices", "show"): (STORE, "--prices"),
+    ("prices", "unmatched"): (STORE, "--prices"),
+    ("prices", "update"): (STORE,),
+}
+
+
+def test_commands_take_kafka_the_store_and_what_they_are_about_as_options() -> None:
+    found = {}
+    for words, command in commands_of(get_command(app)):
+        options = {option for parameter in command.params for option in parameter.opts}
+        settings = {f"--{name.replace('_', '-')}" for name in ConsumerSettings.model_fields}
+        found[words] = options & settings
+    assert found == {words: {*options} for words, options in ABOUT.items()}
+
+
+def commands_of(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_of(inner, *words, name)
+    if not hasattr(command, "commands"):
+        yield words, command
+
+
+def test_settings_come_from_a_file_in_the_working_folder_too(tmp_path: Path, store_of_one_call: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        f"OPENAI_API_KEY=x\nRUNTAP_SERVICE=checkout\nRUNTAP_POSTGRES_PASSWORD=y\n\n"
+        f"RUNTAP_TIMEZONE='Asia/Kolkata'\nRUNTAP_DATABASE_URL={store_of_one_call}\n"
+    )
+    done = runtap("report", "--json", "-", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["generated_at"].endswith("+05:30")
+    in_force = runtap("report", "--json", "-", folder=tmp_path, RUNTAP_TIMEZONE="Asia/Tokyo")
+    assert json.loads(in_force.stdout)["generated_at"].endswith("+09:00")
+    assert_refused(runtap("report", "--database-url", "sqlite:///option.db", folder=tmp_path), 1, "option.db")
+    file.write_text("RUNTAP_COMMIT_SECONDS=soon\n")
+    assert_refused(runtap("report", folder=tmp_path), 2, "RUNTAP_COMMIT_SECONDS='soon'")
+    file.write_bytes(b"RUNTAP_TIMEZONE=\xff\n")
+    assert_refused(runtap("report", folder=tmp_path), 2, ".env cannot be read", "0xff")
+
+
+def test_a_service_reads_no_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("RUNTAP_TOPIC_PREFIX=of-the-file\n")
+    assert ConsumerSettings.load().topic_prefix == "of-the-file"
+    assert CollectorSettings.load().topic_prefix == "runtap"

@@ -34,7 +34,7 @@ class ExportFormat(StrEnum):
     RAW = "raw"
 
 
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def ledger(
     settings: ConsumerSettings,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
@@ -59,7 +59,7 @@ def dead_letters() -> None:
 
 
 @dead_letters_app.command("list")
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def list_letters(
     settings: ConsumerSettings,
     limit: Limit = 50,
@@ -82,7 +82,7 @@ def list_letters(
 
 
 @dead_letters_app.command()
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def show(
     settings: ConsumerSettings,
     letter: Annotated[str, typer.Argument(metavar="ID", help="As in the list, or partition/offset.")],
@@ -105,7 +105,7 @@ def show(
 
 
 @dead_letters_app.command()
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def export(
     settings: ConsumerSettings,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write; -: standard output.")],

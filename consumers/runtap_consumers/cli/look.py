@@ -26,7 +26,7 @@ Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not includ
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-@takes_settings("timezone", "cost_by")
+@takes_settings("database_url", "timezone")
 def report(
     settings: ConsumerSettings,
     json: Annotated[
@@ -71,7 +71,7 @@ def report(
         ) from error
 
 
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def runs(
     settings: ConsumerSettings,
     session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
@@ -105,7 +105,7 @@ def runs(
                 print_runs(found)
 
 
-@takes_settings("timezone")
+@takes_settings("database_url", "timezone")
 def sessions(
     settings: ConsumerSettings,
     since: Since = None,

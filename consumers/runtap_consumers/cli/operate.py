@@ -23,7 +23,7 @@ def topics() -> None:
 
 
 @topics_app.command()
-@takes_settings()
+@takes_settings("bootstrap_servers", "topic_prefix")
 def create(
     settings: ConsumerSettings,
     partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Partitions of the events topic.")] = 6,
@@ -54,7 +54,7 @@ def create(
             )
 
 
-@takes_settings("timezone", "prices", "price_data")
+@takes_settings("bootstrap_servers", "database_url")
 def doctor(settings: ConsumerSettings) -> None:
     """Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure."""
     configure_logs("error")

@@ -1,4 +1,4 @@
-"""Settings as options: every command takes the connection and the store as options, by one decorator."""
+"""Settings as options, by one decorator: each command names those that it is about."""
 
 from __future__ import annotations
 
@@ -8,30 +8,22 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas import ConnectionSettings
 
-PANEL = "Settings (or the variable)"
+PANEL = "Settings (all others: variables RUNTAP_…, or a file .env)"
 # More than any store holds, and far from what a database takes for a number.
 _MOST_ROWS = 1_000_000_000
 Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many; 0: all.")]
 
 
-def takes_settings(*more: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command's `settings` parameter to people as options.
-
-    Kafka's address, the store and `more` settings become options, which win over the environment. Secrets do not: what
-    stands on a command line is readable by everybody on the machine.
-
-    Args:
-        *more: names of further settings that the command uses.
+def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command's `settings` parameter to people: these settings as options, which win over the environment; all
+    others by the environment or `.env`. No secret is one: what stands on a command line is readable by everybody on the
+    machine.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = _option_names(more)
-
         @functools.wraps(command)
         def with_settings(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
@@ -49,15 +41,6 @@ def takes_settings(*more: str) -> Callable[[Callable[..., None]], Callable[..., 
         return with_settings
 
     return decorate
-
-
-def _option_names(more: tuple[str, ...]) -> list[str]:
-    wanted = {*ConnectionSettings.model_fields, "database_url", *more}
-    return [
-        name
-        for name, field in ConsumerSettings.model_fields.items()
-        if name in wanted and field.annotation != SecretStr | None
-    ]
 
 
 def _option(name: str) -> inspect.Parameter:

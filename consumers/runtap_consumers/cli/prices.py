@@ -38,7 +38,7 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="As for RUNT
 
 
 @prices_app.command()
-@takes_settings("prices", "price_data")
+@takes_settings("database_url", "prices")
 def show(
     settings: ConsumerSettings,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As calls name it, also `provider/model`.")],
@@ -66,7 +66,7 @@ def show(
 
 
 @prices_app.command()
-@takes_settings("prices", "price_data")
+@takes_settings("database_url", "prices")
 def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
     """Models with calls that have usage and no price, with the nearest known names."""
     from runtap_consumers.cli.printing_costs import print_unmatched
@@ -101,7 +101,7 @@ def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
 
 
 @prices_app.command()
-@takes_settings("price_data")
+@takes_settings("database_url")
 def update(
     settings: ConsumerSettings,
     from_file: Annotated[

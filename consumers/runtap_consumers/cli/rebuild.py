@@ -18,7 +18,7 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 
 
-@takes_settings("prices", "price_data", "cost_by", "commit_events", "log_level")
+@takes_settings("bootstrap_servers", "database_url", "cost_by")
 def rebuild(
     settings: ConsumerSettings,
     projection: Annotated[str, typer.Argument(metavar="PROJECTION", help=f"One of {', '.join(PROJECTIONS)}.")],

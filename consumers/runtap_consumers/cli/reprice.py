@@ -17,7 +17,7 @@ from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 
 
-@takes_settings("prices", "price_data")
+@takes_settings("database_url", "prices")
 def reprice(
     settings: ConsumerSettings,
     since: Annotated[

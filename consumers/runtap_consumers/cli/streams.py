@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="The records as they are, one
 FromBeginning = Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest record that is kept.")]
 
 
-@takes_settings("timezone")
+@takes_settings("bootstrap_servers", "timezone")
 def tail(
     settings: ConsumerSettings,
     session: Annotated[str | None, typer.Option(help="Only events of this session.")] = None,
@@ -59,7 +59,7 @@ def alerts() -> None:
 
 
 @alerts_app.command("tail")
-@takes_settings("timezone")
+@takes_settings("bootstrap_servers", "timezone")
 def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
     """Alerts as they are raised, one line each. Ctrl-C ends it."""
     from runtap_consumers.cli import tail as streams

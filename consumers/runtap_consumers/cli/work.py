@@ -19,7 +19,7 @@ ALERTS = "alerts"
 store_app = typer.Typer(help="The store of the figures.", no_args_is_help=True)
 
 
-@takes_settings(*ConsumerSettings.model_fields)
+@takes_settings("bootstrap_servers", "database_url")
 def worker(
     settings: ConsumerSettings,
     names: Annotated[
@@ -79,7 +79,7 @@ def store() -> None:
 
 
 @store_app.command()
-@takes_settings()
+@takes_settings("database_url")
 def migrate(settings: ConsumerSettings) -> None:
     """Brings a store that an older runtap made to this version. Forward only; stop the workers first."""
     from runtap_consumers.store.engine import migrate_store
