@@ -10,8 +10,6 @@ from pydantic_settings import SettingsConfigDict
 
 from runtap_schemas import ConnectionSettings
 
-DEFAULT_DATABASE_URL = "sqlite:///.runtap/runtap.db"
-
 
 class ConsumerSettings(ConnectionSettings):
     """Settings of everything that reads the stream or the store; also read from the `.env` of the working folder."""
@@ -20,7 +18,7 @@ class ConsumerSettings(ConnectionSettings):
     model_config = SettingsConfigDict(env_file=".env", dotenv_filtering="only_existing")
 
     database_url: str = Field(
-        DEFAULT_DATABASE_URL,
+        "sqlite:///.runtap/runtap.db",
         repr=False,
         description="the store: sqlite:///path or postgresql://user:password@host/database",
     )

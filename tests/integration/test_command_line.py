@@ -39,7 +39,7 @@ main()
 
 
 def runtap(
-    *arguments: str, program: str | None = None, folder: Path | None = None, **variables: str
+    *arguments: str, program: Any = None, folder: Any = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RUNTAP_")}
     environment = {**inherited, "COLUMNS": "250", **variables}
