@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -94,6 +95,8 @@ def rows_of_grain(
     measures = rollup.measures
     kept_ns = rollup.grains[grain]
     horizon = 0 if kept_ns is None else log_time_ns - kept_ns
+    # Most rollups only add; looking at each measure's rule takes five times as long.
+    is_sum = all(measure.merge is Merge.ADD for measure in measures)
     merged: Rows = {}
     for (minute, *keys), delta in minutes.items():
         bucket = _bucket(grain, minute, calendar)
@@ -101,7 +104,10 @@ def rows_of_grain(
             continue
         key = tuple(keys) if bucket is None else (bucket, *keys)
         row = merged.get(key)
-        merged[key] = list(delta) if row is None else _merge(measures, row, delta)
+        if row is None:
+            merged[key] = list(delta)
+        else:
+            merged[key] = list(map(add, row, delta)) if is_sum else _merge(measures, row, delta)
     indexes = [index for index, measure in enumerate(measures) if measure.kind == "bytes"]
     if indexes:
         for key, row in merged.items():
