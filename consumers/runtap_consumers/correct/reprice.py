@@ -19,11 +19,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct import reprice_statements as statements
+from runtap_consumers.correct.price_terms import Terms, cost_of, find_terms, metered_calls
 from runtap_consumers.correct.reprice_statements import Deltas, Measures, Span, Wanted
 from runtap_consumers.errors import StoreError
 from runtap_consumers.instants import day_start_ns, dollars, hour_start_ns
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.pricing.history import Terms, cost_of, find_terms, metered_calls
 from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SESSION_COSTS, TOKEN_CLASSES
