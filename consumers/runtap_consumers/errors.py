@@ -66,7 +66,7 @@ class InputError(ConsumerError):
 
 
 class PriceFileError(ConsumerError):
-    """A file of prices cannot be read, or something in it cannot work. The message names file, line and value."""
+    """A file of prices cannot be read, or something in it cannot work. The message names file, key and value."""
 
 
 class RebuildError(ConsumerError):

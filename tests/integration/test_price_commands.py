@@ -24,17 +24,16 @@ def setting(tmp_path: Path) -> WorkerSetting:
     return WorkerSetting("127.0.0.1:1", "test", f"sqlite:///{tmp_path}/runtap.db")
 
 
-def test_check_names_file_and_line_and_what_a_price_leaves_out(setting: WorkerSetting, tmp_path: Path) -> None:
+def test_check_names_file_key_and_value(setting: WorkerSetting, tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
     file.write_text(OWN.format("2").replace("*", ""))
     done = setting.run("prices", "check", str(file))
     assert done.returncode == 0
     assert "right: 1 prices" in done.stdout
-    assert "cache_read" in done.stderr
     file.write_text(OWN.format("-2"))
     done = setting.run("prices", "check", str(file))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"runtap: {file}:5: output")
+    assert done.stderr.startswith(f"runtap: {file}: price 1, output: output = '-2'")
     assert len(done.stderr.splitlines()) == 1
 
 

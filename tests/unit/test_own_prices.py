@@ -194,44 +194,44 @@ def test_the_price_set_names_the_content() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "word"),
+    ("text", "where", "word"),
     [
-        ("a = 1\nb = = 2\n", 2, "TOML"),
-        ('\n[[price]]\nmodel = "x"\noutput = "1"\n', 2, "'input' is missing"),
+        ("a = 1\nb = = 2\n", "no TOML", "TOML"),
+        ('\n[[price]]\nmodel = "x"\noutput = "1"\n', "price 1, input", "'input' is missing"),
         (
             '[[price]]\nmodel = "x"\ninput = "1"\noutput = "1"\n[[price]]\nmodel="y"\ninput="-1"\noutput="1"\n',
-            7,
+            "price 2, input",
             "input",
         ),
-        ('[[price]]\nmodel = "x"\ninput = "1"\noutput = "1"\n\ninptu = "3"\n', 6, "'inptu'"),
-        ('[[prices]]\nmodel = "x"\n', 1, "'prices'"),
-        ('[[price]]\nmodel = "x"\ninput = "dear"\noutput = "1"\n', 3, "dear"),
-        ('[[price]]\nmodel = "x"\ninput = "0.0000001"\noutput = "1"\n', 3, "decimal"),
-        ('[[price]]\nmodel = "x"\ninput = nan\noutput = "1"\n', 3, "input"),
-        ('[[price]]\nmodel = "x"\nfrom = 20260101\ninput = "1"\noutput = "1"\n', 3, "from"),
-        ('[[price]]\nmodel = "x"\nfrom = "soon"\ninput = "1"\noutput = "1"\n', 3, "from"),
+        ('[[price]]\nmodel = "x"\ninput = "1"\noutput = "1"\n\ninptu = "3"\n', "price 1, inptu", "'inptu'"),
+        ('[[prices]]\nmodel = "x"\n', "prices", "'prices'"),
+        ('[[price]]\nmodel = "x"\ninput = "dear"\noutput = "1"\n', "price 1, input", "dear"),
+        ('[[price]]\nmodel = "x"\ninput = "0.0000001"\noutput = "1"\n', "price 1, input", "decimal"),
+        ('[[price]]\nmodel = "x"\ninput = nan\noutput = "1"\n', "price 1, input", "input"),
+        ('[[price]]\nmodel = "x"\nfrom = 20260101\ninput = "1"\noutput = "1"\n', "price 1, from", "from"),
+        ('[[price]]\nmodel = "x"\nfrom = "soon"\ninput = "1"\noutput = "1"\n', "price 1, from", "from"),
         (
             '[[price]]\nmodel="x"\ninput="1"\noutput="1"\n[[price.above]]\ninput_tokens=5\n[[price.above]]\ninput_tokens=9\noutput="x"\n',
-            9,
+            "price 1, above 2, output",
             "output",
         ),
         (
             '[[price]]\nmodel="x"\ninput="1"\noutput="1"\n[[price.above]]\ninput_tokens=5\n[[price.above]]\ninput_tokens=5\n',
-            1,
+            "price 1",
             "rise",
         ),
-        ('[[tier]]\nmodel="x"\ntier="Flex/1"\nfactor="2"\n', 3, "tier"),
-        ('[[discount]]\nmodel="x"\n\npercent="101"\n', 4, "percent"),
-        ("[aliases.azure]\nbot = 3\n", 2, "bot"),
+        ('[[tier]]\nmodel="x"\ntier="Flex/1"\nfactor="2"\n', "tier 1, tier", "tier"),
+        ('[[discount]]\nmodel="x"\n\npercent="101"\n', "discount 1, percent", "percent"),
+        ("[aliases.azure]\nbot = 3\n", "aliases, azure, bot", "bot"),
         (
             '[[discount]]\nmodel="x"\nfrom=2026-02-01\npercent="1"\n[[discount]]\nmodel="X"\nfrom=2026-01-01\npercent="2"\n',
-            7,
+            "discount 2, from",
             "order of their days",
         ),
     ],
 )
-def test_what_cannot_work_is_named_with_its_line(text: str, line: int, word: str) -> None:
-    with pytest.raises(PriceFileError, match=rf"^prices\.toml:{line}: ") as raised:
+def test_what_cannot_work_is_named_with_file_and_key(text: str, where: str, word: str) -> None:
+    with pytest.raises(PriceFileError, match=rf"^prices\.toml: {where}: ") as raised:
         parse_overrides(text, "prices.toml")
     assert word in str(raised.value)
 
@@ -239,8 +239,8 @@ def test_what_cannot_work_is_named_with_its_line(text: str, line: int, word: str
 def test_all_mistakes_are_named_at_once() -> None:
     with pytest.raises(PriceFileError) as raised:
         parse_overrides('[[price]]\nmodel="x"\ninput="a"\noutput="b"\n', "p.toml")
-    assert "p.toml:3: " in str(raised.value)
-    assert "p.toml:4: " in str(raised.value)
+    assert "p.toml: price 1, input: " in str(raised.value)
+    assert "p.toml: price 1, output: " in str(raised.value)
 
 
 def settings(tmp_path: Path, **more: Any) -> ConsumerSettings:
@@ -271,7 +271,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_prices(tmp_pat
         path.unlink()
         assert [source.refresh(), source.refresh()] == [False, False]
     assert [entry["event"] for entry in logs] == ["prices_refused", "prices_refused"]
-    assert f"{path}:4" in logs[0]["reason"]
+    assert f"{path}: price 1, input" in logs[0]["reason"]
     assert source.table is second
     write(path, OWN + 'input="1"\noutput="0"\n', 5)
     assert source.refresh()

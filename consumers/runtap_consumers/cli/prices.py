@@ -25,16 +25,13 @@ def prices() -> None:
 
 @prices_app.command()
 def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="As for RUNTAP_PRICES.")]) -> None:
-    """Checks a file of own prices; names every mistake with its line."""
-    from runtap_consumers.pricing.listing import missing_classes
+    """Checks a file of own prices; names every mistake."""
     from runtap_consumers.pricing.overrides import load_overrides
 
     overrides = load_overrides(file)
     aliases = sum(len(names) for names in overrides.aliases.values())
     counts = f"{len(overrides.price)} prices, {len(overrides.tier)} tiers, {len(overrides.discount)} discounts"
     say(f"{file}: right: {counts}, {aliases} aliases")
-    for note in missing_classes(overrides):
-        say(f"note: {note}", err=True)
 
 
 @prices_app.command()

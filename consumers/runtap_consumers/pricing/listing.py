@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import date
-from decimal import Decimal
 from typing import Any
 
 from runtap_consumers.instants import dollars
 from runtap_consumers.pricing.corrections import CORRECTED
-from runtap_consumers.pricing.overrides import Overrides, OwnPrice
 from runtap_consumers.pricing.rates import KNOWN_TIERS, Rates
 from runtap_consumers.pricing.table import PriceTable
 
 _DAY_NS = 86_400 * 10**9
-_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
-# Prices without a day are compared with the table's on a day that all of its models of today have a price on.
-_LATER_DAY = date(2026, 1, 1).toordinal() - _EPOCH_ORDINAL
 # Rates are differences from the price of the total that contains them.
 _PARTS = {
     "cache_read": "input",
@@ -74,27 +67,3 @@ def _in_dollars(rates: Rates) -> dict[str, str | None]:
     prices["web_search"] = dollars(None if rates.web_search is None else rates.web_search * 10**3)
     prices["request"] = dollars(rates.request * 10**3)
     return prices
-
-
-def missing_classes(overrides: Overrides) -> Iterator[str]:
-    """What own prices leave out that the installed table prices apart: it then costs what its total costs."""
-    table = PriceTable.load()
-    for own in overrides.price:
-        sold = table.sellers.find(own.provider, own.model)
-        if sold is None or sold.model is None or own.tier is not None:
-            continue
-        day = own.begins.toordinal() - _EPOCH_ORDINAL if own.begins else _LATER_DAY
-        (_, rates) = table.plan(own.provider, own.model, None, day).cells[0][0]
-        if rates is None:
-            continue
-        left_out = [name for name in _PARTS if getattr(rates, name) and not _is_named(own, name)]
-        if left_out:
-            yield (
-                f"model {own.model!r} has prices of its own for {', '.join(left_out)} in genai-prices, the file names "
-                "none: such tokens will cost what all input or output costs"
-            )
-
-
-def _is_named(own: OwnPrice, name: str) -> bool:
-    price: Decimal | None = getattr(own, name)
-    return price is not None or (name.startswith("cache_write") and own.cache_write is not None)

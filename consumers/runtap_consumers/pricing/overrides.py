@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -42,8 +42,6 @@ _TOKEN_PRICES = {
     "output_audio": "output_audio_mtok",
 }
 _COUNT_PRICES = {"web_search": "web_searches_kcount", "request": "requests_kcount"}
-_HEADER = re.compile(r"^\s*\[\[?\s*([A-Za-z_.\"'*-]+)\s*\]?\]")
-_TOML_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 
 class _Strict(BaseModel):
@@ -206,7 +204,7 @@ def load_overrides(path: Path) -> Overrides:
     """Reads and checks a file.
 
     Raises:
-        PriceFileError: it cannot be read, or something in it cannot work; every such thing is named with its line.
+        PriceFileError: it cannot be read, or something in it cannot work; every such thing is named.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -224,28 +222,23 @@ def parse_overrides(text: str, name: str) -> Overrides:
         name: of the file, for messages.
 
     Raises:
-        PriceFileError: something in it cannot work; every such thing is named with its line.
+        PriceFileError: something in it cannot work; every such thing is named.
     """
     try:
-        raw = tomllib.loads(text, parse_float=Decimal)
+        overrides = Overrides.model_validate(tomllib.loads(text, parse_float=Decimal))
     except tomllib.TOMLDecodeError as error:
-        line = _TOML_LINE.search(str(error))
-        place = f"{name}:{line[1]}" if line else f"{name}:{len(text.splitlines()) or 1}"
-        raise PriceFileError(f"{place}: no TOML: {_TOML_LINE.sub('', str(error)).strip()}") from error
-    lines = text.splitlines()
-    try:
-        overrides = Overrides.model_validate(raw)
+        raise PriceFileError(f"{name}: no TOML: {error}") from error
     except ValidationError as error:
-        raise PriceFileError(
-            "; ".join(
-                f"{name}:{_line_of(lines, problem['loc'])}: {_explain(problem)}"
-                for problem in error.errors(include_url=False)
-            )
-        ) from error
-    problems = [f"{name}:{_line_of(lines, place)}: {reason}" for place, reason in _check_order(overrides)]
+        problems = [(problem["loc"], _explain(problem)) for problem in error.errors(include_url=False)]
+        raise PriceFileError(_message(name, problems)) from error
+    problems = list(_check_order(overrides))
     if problems:
-        raise PriceFileError("; ".join(problems))
+        raise PriceFileError(_message(name, problems))
     return overrides
+
+
+def _message(name: str, problems: Iterable[tuple[tuple[str | int, ...], str]]) -> str:
+    return "; ".join(f"{name}: {_shown(location)}: {reason}" for location, reason in problems)
 
 
 def _check_order(overrides: Overrides) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -275,45 +268,9 @@ def _explain(problem: Any) -> str:
     return f"{key}{given}: {problem['msg']}"
 
 
-def _line_of(lines: Sequence[str], place: tuple[str | int, ...]) -> int:
-    """The line (from 1) of a value, or of the entry that lacks it.
-
-    Args:
-        lines: the file.
-        place: as pydantic gives it: ("price", 2, "above", 0, "input").
-    """
-    first, last, path = 0, len(lines), ""
-    parts = list(place)
-    while parts and isinstance(parts[0], str):
-        within = f"{path}.{parts[0]}" if path else parts[0]
-        number = parts[1] if len(parts) > 1 and isinstance(parts[1], int) else 0
-        headers = [index for index in range(first, last) if _header(lines[index]) == within]
-        if not headers and any((_header(lines[index]) or "").startswith(f"{within}.") for index in range(first, last)):
-            # A table that is only opened by its parts: [aliases.azure].
-            path, parts = within, parts[1:]
-            continue
-        if number >= len(headers):
-            break
-        first = headers[number]
-        following = (index for index in range(first + 1, last) if _is_other(_header(lines[index]), within))
-        last = next(following, last)
-        path = within
-        parts = parts[2:] if len(parts) > 1 and isinstance(parts[1], int) else parts[1:]
-    if parts and isinstance(parts[0], str):
-        key = re.compile(rf"^\s*[\"']?{re.escape(parts[0])}[\"']?\s*[=.]")
-        for index in range(first, last):
-            if key.match(lines[index]):
-                return index + 1
-    return min(first, max(len(lines) - 1, 0)) + 1
-
-
-def _header(line: str) -> str | None:
-    match = _HEADER.match(line)
-    return match[1].replace('"', "").replace("'", "") if match else None
-
-
-def _is_other(header: str | None, path: str) -> bool:
-    return header is not None and not header.startswith(f"{path}.")
+def _shown(location: tuple[str | int, ...]) -> str:
+    """A location as pydantic gives it, ("price", 2, "above", 0, "input"), counted from 1: `price 3, above 1, input`."""
+    return "".join(f" {part + 1}" if isinstance(part, int) else f", {part}" for part in location).removeprefix(", ")
 
 
 @cache
