@@ -89,7 +89,7 @@ def test_settings_show_no_password() -> None:
 def test_store_that_no_worker_made_yet_is_a_warning(tmp_path: Path) -> None:
     (finding,) = check_store(ConsumerSettings.load(database_url=f"sqlite:///{tmp_path / 'none.db'}"))
     assert finding.level is Level.WARN
-    assert finding.advice.startswith("start `runtap worker`")
+    assert finding.detail.endswith(": start `runtap worker` first, or set RUNTAP_DATABASE_URL")
 
 
 def test_store_of_another_topic_and_zone_is_told(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
     try:
         cluster = await check_topics(settings)
     except KafkaUnavailableError as error:
-        yield Finding(Level.FAIL, "Kafka", *_split(error))
+        yield Finding(Level.FAIL, "Kafka", str(error))
     else:
         brokers = f"{cluster.brokers} broker{'s' if cluster.brokers != 1 else ''}"
         yield Finding(Level.OK, "Kafka", f"{settings.bootstrap_servers}: version {cluster.version}, {brokers}")
@@ -150,7 +150,7 @@ async def _check_rights(settings: ConsumerSettings) -> Finding:
     try:
         await check_reading(settings, topic, f"{settings.topic_prefix}.doctor")
     except KafkaUnavailableError as error:
-        return Finding(Level.FAIL, "rights", *_split(error))
+        return Finding(Level.FAIL, "rights", str(error))
     return Finding(Level.OK, "rights", f"{topic} can be read in a consumer group (writing shows only by writing)")
 
 
@@ -161,7 +161,7 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
     except StoreError as error:
         # A worker makes it at its first start.
         is_missing = str(error).startswith("there is no store")
-        yield Finding(Level.WARN if is_missing else Level.FAIL, "store", *_split(error))
+        yield Finding(Level.WARN if is_missing else Level.FAIL, "store", str(error))
         return
     try:
         yield from _check_open_store(store, settings)
@@ -239,14 +239,3 @@ def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
 def masked(secret: str) -> str:
     """The first and last four characters of a secret; none of a short one."""
     return f"{secret[:4]}…{secret[-4:]}" if len(secret) >= 16 else "…"
-
-
-def _split(error: Exception) -> tuple[str, str]:
-    """Messages of runtap's errors end with what to do, after a colon or a full stop."""
-    message = str(error)
-    for mark in (". Check ", ": run ", ": start ", ": grant "):
-        head, found, tail = message.partition(mark)
-        if found:
-            advice = f"{mark.lstrip('.: ')}{tail}"
-            return head, advice[0].lower() + advice[1:]
-    return message, ""
