@@ -91,13 +91,15 @@ class Emitter:
     def health(self) -> EmitterHealth:
         """Whether events get to Kafka."""
         sender = self._sender
+        with self.ring.lock:
+            has_waiting = self.ring.count_waiting() > 0
         away_seconds = 0.0 if sender is None else sender.down_seconds
         problems = [
             word
             for word, is_so in (
                 ("kafka_away", away_seconds > 0),
                 ("spool_not_written", self.spool.has_failed_lately),
-                ("sender_down", sender is None and self.ring.count_waiting() > 0),
+                ("sender_down", sender is None and has_waiting),
                 ("closed", self.ring.is_closed),
             )
             if is_so
