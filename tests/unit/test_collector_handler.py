@@ -532,15 +532,25 @@ def test_event_that_cannot_be_encoded_is_counted_and_the_others_are_sent() -> No
     captured = Captured()
     run_ids = [uuid.uuid4() for _ in range(5)]
     for run_id in run_ids:
-        captured.call("on_chain_start", {}, {}, run_id=run_id, metadata=7 if run_id in run_ids[1:3] else {})
+        captured.call("on_chain_start", 7 if run_id in run_ids[1:3] else {}, {}, run_id=run_id)
     for run_id in run_ids[1:]:
         captured.call("on_chain_end", {}, run_id=run_id)
-    captured.call("on_chain_start", {}, {}, run_id=uuid.uuid4(), metadata=7)
+    captured.call("on_chain_start", 7, {}, run_id=uuid.uuid4())
     ring = captured.emitter.ring
     assert [event.run_id for event in captured.ended()] == [str(run_id) for run_id in run_ids[3:]]
     assert [event.run_id for event in captured.of(RunStarted)] == [str(run_ids[0])]
     assert ring.dropped == {("internal_error", "run.ended"): 2, ("internal_error", "run.started"): 1}
     assert ring.captured == 10 == 3 + ring.superseded + 3
+
+
+def test_metadata_that_is_none_costs_the_start_which_is_counted() -> None:
+    captured = Captured()
+    run_id = uuid.uuid4()
+    captured.call("on_chain_start", {}, {}, run_id=run_id, metadata=7)
+    captured.call("on_chain_end", {}, run_id=run_id)
+    assert [(event.run_id, event.session_id) for event in captured.ended()] == [(str(run_id), None)]
+    ring = captured.emitter.ring
+    assert (ring.captured, ring.dropped) == (2, {("internal_error", "run.started"): 1})
 
 
 def test_odd_response_costs_its_facts_and_not_the_end() -> None:

@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 
+from runtap_collector.capture.context import context_of
 from runtap_collector.send.encoding import note_of, start_of
 from runtap_collector.send.records import EVENT_BYTES, START_BYTES, Note, OpenRun, Record, Route, View
 from runtap_collector.send.ring import ENCODED_AT_ONCE, Ring
@@ -104,6 +105,7 @@ def test_start_whose_run_ends_while_it_is_read_is_superseded(monkeypatch: pytest
     runs = [_run(), _run()]
     for run in runs:
         run.metadata = {"session_id": "s-1"}
+        run.context = context_of(run)
         ring.offer_start(run)
 
     def start_of_ended(run: OpenRun) -> Record:

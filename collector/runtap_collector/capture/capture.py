@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from runtap_collector.capture.content import content_of
+from runtap_collector.capture.context import context_of
 from runtap_collector.capture.failures import describe_error, status_of
 from runtap_collector.capture.open_runs import identity_of, key_of
 from runtap_collector.capture.text import add_metadata, clip, clip_tags, name_of, own_keys
@@ -94,7 +95,6 @@ class Capture:
                 tags,
                 metadata,
                 kwargs.get("invocation_params"),
-                parent,
                 current_session.get(),
                 self,
             )
@@ -103,6 +103,7 @@ class Capture:
             if by_key.setdefault(key, run) is not run:
                 # Another handler came first.
                 return
+            run.context = context_of(run, parent)
             if emitter.ring.offer_start(run):
                 emitter.wake()
             if len(by_key) > open_runs.max_runs:
@@ -190,6 +191,7 @@ class Capture:
         try:
             run.outcome, run.tags, run.session = outcome, tags, current_session.get()
             run.metadata = {key: metadata[key] for key in own_keys(metadata)}
+            run.context = context_of(run)
             run.invocation = {"_type": outcome.provider, "model": outcome.model}
             run.started_at_ns = time.time_ns() - duration_ns
             run.started_monotonic_ns = time.monotonic_ns() - duration_ns

@@ -9,7 +9,6 @@ from typing import Any
 
 from msgspec import UNSET, Raw
 
-from runtap_collector.capture.context import context_of
 from runtap_collector.capture.translate import request_of, run_name
 from runtap_collector.send.parts import encode_end
 from runtap_collector.send.records import (
@@ -17,7 +16,6 @@ from runtap_collector.send.records import (
     RECORD_BYTES,
     REPORT,
     START_BYTES,
-    Context,
     Note,
     OpenRun,
     Outcome,
@@ -42,22 +40,20 @@ _OK = Outcome("ok")
 def start_of(run: OpenRun) -> Record:
     """The record of a run's start."""
     provider, request_model, _ = request_of(run) if run.run_type == "llm" else (None, None, None)
-    event = RunStarted(
-        at_ns=run.started_at_ns, provider=provider, request_model=request_model, **_identity_of(run, context_of(run))
-    )
+    event = RunStarted(at_ns=run.started_at_ns, provider=provider, request_model=request_model, **_identity_of(run))
     body = encode_event(event)
     return Record("run.started", run.route, START_BYTES, body, None, run.started_at_ns, run.started_monotonic_ns, run)
 
 
-def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
+def _identity_of(run: OpenRun) -> dict[str, Any]:
     """What every event of a run says of it. `parts` writes the same for ends, by pieces."""
     return {
         "run_id": run.run_id,
         "trace_id": run.route.key,
         "parent_run_id": run.parent_run_id,
         "is_root": run.parent_run_id is None,
-        "session_id": context.session_id,
-        "user_id": context.user_id,
+        "session_id": run.context.session_id,
+        "user_id": run.context.user_id,
         "service": run.view.service,
         "environment": run.view.environment,
         "run_type": run.run_type,
@@ -67,14 +63,14 @@ def _identity_of(run: OpenRun, context: Context) -> dict[str, Any]:
 
 def end_of(run: OpenRun) -> Record:
     """The record of a run's end. Lets go of what the run kept for it."""
-    body = encode_end(run, context_of(run), run.outcome or _OK)
+    body = encode_end(run, run.outcome or _OK)
     is_cut = len(body) > MAX_EVENT_BYTES and (run.inputs is not None or run.outputs is not None)
     if is_cut:
         run.lost_bytes += len(run.inputs or b"") + len(run.outputs or b"")
         run.inputs = run.outputs = None
-        body = encode_end(run, context_of(run), run.outcome or _OK)
-    # The run itself may be needed for long, by its start and its children.
-    run.parent = run.inputs = run.outputs = run.serialized = run.tags = run.metadata = run.invocation = None
+        body = encode_end(run, run.outcome or _OK)
+    # The run itself may be needed for long, by its start.
+    run.inputs = run.outputs = run.serialized = run.tags = run.metadata = run.invocation = None
     return Record(
         "run.ended",
         run.route,
@@ -107,7 +103,7 @@ def note_of(run: OpenRun, note: Note) -> Record:
         attempt=note.attempt,
         data=UNSET if note.data is None else Raw(note.data),
         content_bytes=note.lost_bytes or None,
-        **_identity_of(run, context_of(run)),
+        **_identity_of(run),
     )
     return Record("run.noted", run.route, EVENT_BYTES + len(note.data or b""), event=event)
 
@@ -118,7 +114,7 @@ def streamed_of(run: OpenRun, index: int, text: str) -> Record:
         at_ns=0,
         index=index,
         text=text,
-        **_identity_of(run, context_of(run)),
+        **_identity_of(run),
     )
     return Record("run.streamed", run.route, EVENT_BYTES + len(text), event=event)
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, json
 
 from runtap_collector.capture.text import clip, clip_tags, let_signals_pass
 from runtap_collector.capture.translate import request_of, run_name
-from runtap_collector.send.records import Context, MetadataValues, OpenRun, Outcome
+from runtap_collector.send.records import MetadataValues, OpenRun, Outcome
 from runtap_schemas import RunError, Usage
 from runtap_schemas.events import MAX_DURATION_NS, MAX_NAME_LENGTH
 
@@ -57,7 +57,7 @@ class _Shared(Struct, gc=False, omit_defaults=True):
     metadata: MetadataValues = {}
 
 
-def encode_end(run: OpenRun, context: Context, outcome: Outcome) -> bytes:
+def encode_end(run: OpenRun, outcome: Outcome) -> bytes:
     """The JSON of a run's end, without a number."""
     parent_run_id = run.parent_run_id
     end = _End(
@@ -90,7 +90,7 @@ def encode_end(run: OpenRun, context: Context, outcome: Outcome) -> bytes:
         end.outputs = Raw(run.outputs)
     if run.lost_bytes:
         end.content_bytes = run.lost_bytes + len(run.inputs or b"") + len(run.outputs or b"")
-    return b"%b%b%b" % (_encode(end)[:-1], _kind_of(run), context.shared)
+    return b"%b%b%b" % (_encode(end)[:-1], _kind_of(run), run.context.shared)
 
 
 def _clamped(duration_ns: int) -> int:
@@ -118,7 +118,7 @@ def _encode_kind(service: str, environment: str, run_type: str, name: str, tags:
     return b"," + _encode(kind)[1:-1]
 
 
-def encode_shared(context: Context) -> bytes:
+def encode_shared(session_id: str | None, user_id: str | None, metadata: MetadataValues) -> bytes:
     """The JSON of what a run's children inherit, with the brace that ends their events."""
-    shared = _encode(_Shared(context.session_id, context.user_id, context.metadata))
+    shared = _encode(_Shared(session_id, user_id, metadata))
     return shared[1:] if len(shared) == 2 else b"," + shared[1:]

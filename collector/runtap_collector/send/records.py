@@ -83,18 +83,18 @@ class Stream(Struct, gc=False):
     sent_monotonic_ns: int = 0
 
 
-class Context(Struct, gc=False):
+class Context(Struct, frozen=True, gc=False):
     """Session, user and metadata of a run, made to fit the contract. Runs that inherit them share it.
 
     Attributes:
-        own_keys: how many keys of the metadata that LangChain gave are not its own.
+        own_keys: the keys of the metadata that LangChain gave which are not its own.
         shared: all of it as JSON, with the brace that ends an event.
     """
 
     metadata: MetadataValues
     session_id: str | None = None
     user_id: str | None = None
-    own_keys: int = 0
+    own_keys: tuple[str, ...] = ()
     shared: bytes = b"}"
 
 
@@ -105,7 +105,6 @@ class OpenRun(Struct, gc=False):
 
     Attributes:
         given_name: `None`: the serialized object has it.
-        parent: the open run above, whose context this one may inherit.
         owner: the capture whose handler saw the start.
         streamed_usage: of the last chunk of a stream that had some.
         has_running_usage: whether chunks repeat the usage so far, which LangChain adds up; `None`: one had any.
@@ -126,10 +125,9 @@ class OpenRun(Struct, gc=False):
     tags: Sequence[Any] | None = None
     metadata: Mapping[str, Any] | None = None
     invocation: Mapping[str, Any] | None = None
-    parent: OpenRun | None = None
     session: Session | None = None
     owner: object = None
-    context: Context | None = None
+    context: Context = Context({})
     started_at_ns: int = 0
     started_monotonic_ns: int = 0
     first_token_ns: int = 0
