@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -31,20 +32,28 @@ def call_command(
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape") for _ in range(2)]
     out, err = streams
     with _process_state(environment, folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        before, sys.argv = sys.argv, ["runtap", *arguments]
-        try:
-            cli.run()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            sys.argv = before
+        before = sys.argv, sys.stdin
+        sys.argv, sys.stdin = ["runtap", *arguments], io.StringIO()
+        # A thread of its own: commands run event loops, and so may the test.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                code = thread.submit(_run).result()
+            finally:
+                sys.argv, sys.stdin = before
     texts = []
     for stream in streams:
         stream.flush()
         assert isinstance(stream.buffer, io.BytesIO)
         texts.append(stream.buffer.getvalue().decode("utf-8", "surrogateescape"))
     return subprocess.CompletedProcess(["runtap", *arguments], code, *texts)
+
+
+def _run() -> int:
+    try:
+        cli.run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 @contextlib.contextmanager

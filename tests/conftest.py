@@ -43,6 +43,8 @@ def _state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps what this run's services spool, child processes included, out of the user's state folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        # Of the terminal of whoever runs the tests.
+        patch.delenv("COLUMNS", raising=False)
         yield
 
 

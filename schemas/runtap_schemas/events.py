@@ -101,7 +101,7 @@ class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     fingerprint: Identifier
     origin: bool = True
     status_code: Annotated[int, Meta(ge=400, le=599)] | None = None
-    code: Annotated[str, Meta(pattern=ERROR_CODE_PATTERN)] | None = None
+    code: Annotated[str, Meta(max_length=64, pattern=ERROR_CODE_PATTERN)] | None = None
     raised_at: Name | None = None
 
 

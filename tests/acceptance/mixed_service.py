@@ -48,7 +48,7 @@ _ERRORS = {
     400: ("OpenAIInvalidRequestError", "bad_request"),
     401: ("OpenAIAuthenticationError", "auth"),
     429: ("OpenAIRateLimitError", "rate_limit"),
-    500: ("OpenAIAPIError", "other"),
+    500: ("OpenAIAPIError", "server"),
 }
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 # CPU a run is compared, in turns: what else the machine does must not decide.
 _APP = """
 import sys, time
 from langchain_core.runnables import RunnableLambda
 from runtap_collector import RunTap
 
-pytestmark = pytest.mark.alone
 chain = RunnableLambda(lambda x: x) | RunnableLambda(lambda x: x)
 tap = RunTap.from_env(service="unreached")
 tapped = {"callbacks": [tap.handler]}

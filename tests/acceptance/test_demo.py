@@ -21,6 +21,7 @@ import pytest
 from process_tree import are_gone, command_lines, descendants, wait_until_gone
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),
     pytest.mark.timeout(180),
 ]

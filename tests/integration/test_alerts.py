@@ -70,7 +70,8 @@ class Figures:
             *(
                 (
                     *(service, "prod", f"fingerprint-{number:03}", 0, 0),
-                    *("ValueError", "other", f"boom {number}", "tool", 2, number, number + 1, f"run-{number}"),
+                    *("ValueError", "other", f"boom {number}", "tool", None, None, None),
+                    *(2, number, number + 1, f"run-{number}"),
                 )
                 for number in range(first, first + count)
             ),
@@ -223,7 +224,10 @@ def test_new_group_is_named_once(figures: Figures, evaluator: AlertEvaluator, no
     figures.groups(2)
     figures.add(
         "error_groups",
-        ("checkout", "staging", "fingerprint-001", 1, 0, "ValueError", "other", "boom", "tool", 1, 1, 1, "run-9"),
+        (
+            *("checkout", "staging", "fingerprint-001", 1, 0),
+            *("ValueError", "other", "boom", "tool", None, None, None, 1, 1, 1, "run-9"),
+        ),
     )
     figures.position(partition=1)
     assert evaluator.evaluate(now_ns + 1, now_ns + 1, True) == 0

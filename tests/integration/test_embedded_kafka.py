@@ -20,6 +20,8 @@ from runtap_demo.errors import BrokerError, KafkaJarsMissingError, PortTakenErro
 from runtap_demo.kafka import kafka_cache
 from runtap_demo.kafka.broker import EmbeddedKafka
 
+pytestmark = pytest.mark.alone
+
 
 async def _create_topic(servers: str, replicas: int = 1) -> str:
     name = f"t-{uuid.uuid4().hex}"

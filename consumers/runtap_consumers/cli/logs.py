@@ -46,3 +46,5 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # Loaded where a store is opened, it tells of its own plugins.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
