@@ -15,16 +15,18 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from runtap_consumers.cli.doctor import check_worker_sets
 from runtap_consumers.errors import StoreError, StoreVersionError, WorkerStoppedError
 from runtap_consumers.kafka.partition_reader import PartitionReader
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, migrate_store, open_store
 from runtap_consumers.store.writer import Commit, Move, Writer
+from runtap_consumers.worker import assigned
 from runtap_consumers.worker import partition as partitions
 from runtap_consumers.worker import worker as workers
 from runtap_consumers.worker.health import Health
-from runtap_consumers.worker.worker import Worker, _Assigned
+from runtap_consumers.worker.worker import Worker
 from samples import model_call
 from worker_process import numbered, produce
 
@@ -70,7 +72,7 @@ async def test_two_sets_of_workers_on_one_store_are_slow_and_exact(
     kafka: str, events_topic: MakeTopic, topic_prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = await events_topic(partitions=1)
-    monkeypatch.setattr(workers, "_LONGEST_FENCED_BACKOFF_SECONDS", 1.0)
+    monkeypatch.setattr(assigned, "LONGEST_FENCED_BACKOFF_SECONDS", 1.0)
     slow, quick = (
         ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix, commit_seconds=seconds)
         for seconds in (0.5, 0.05)
@@ -92,6 +94,10 @@ async def test_two_sets_of_workers_on_one_store_are_slow_and_exact(
                 await until(lambda: total(store, COUNTS) == sent, "the projection that one set alone has")
                 await until(lambda: total(store, CALLS) == sent, "the projection that both sets move")
             assert both.fenced > 3
+            asked = slow.model_copy(update={"database_url": store.engine.url.render_as_string(hide_password=False)})
+            (finding,) = await check_worker_sets(asked)
+            assert finding.subject == "projection cost"
+            assert "2 sets of workers move it: cost performance; cost" in finding.detail
             moved = {line["projection"] for line in logs if line["event"] == "projection_moved_by_others"}
             assert moved == {"cost"}
             assert (one.failed, both.failed) == ({}, {})
@@ -239,7 +245,7 @@ async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_in
     await worker._reader.stop()
     log = Log(move_on)
     worker._reader = cast("PartitionReader", log)
-    await worker._load(0, _Assigned(), ["cost"])
+    await worker._load(0, assigned.Assigned(), ["cost"])
     worker._writer.close()
     worker._thread.shutdown()
     assert log.sought == [20]

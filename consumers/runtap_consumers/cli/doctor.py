@@ -20,7 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
 from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka.client import check_reading
+from runtap_consumers.kafka.groups import read_groups_at_work
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
+from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store, shown_url
 from runtap_schemas.masking import without_passwords
@@ -82,6 +84,8 @@ async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
         if cluster.topics[0].exists:
             yield await _check_rights(settings)
     for finding in await asyncio.to_thread(lambda: list(check_store(settings))):
+        yield finding
+    for finding in await check_worker_sets(settings):
         yield finding
     yield check_prices(settings)
     for finding in check_langsmith(LangSmithVariables()):
@@ -193,6 +197,31 @@ def _check_open_store(store: Store, settings: ConsumerSettings) -> Iterator[Find
             f"RUNTAP_TIMEZONE is {settings.timezone}, but days were fixed to {store.zone.key} when the store was made",
             "reports print times in yours; for other days make another store",
         )
+
+
+async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
+    """Whether a projection of the store is moved by more than one set of workers: each then undoes the other's work.
+
+    Nothing where Kafka or the store cannot be reached, which other checks say.
+    """
+    try:
+        store = await asyncio.to_thread(open_store, settings.database_url)
+        store.close()
+        prefix, suffix = f"{settings.topic_prefix}.", f".{store.store_id}"
+        groups = await read_groups_at_work(settings, prefix, suffix)
+    except (KafkaUnavailableError, StoreError):
+        return []
+    sets = [group.removeprefix(prefix).removesuffix(suffix).split("-") for group in groups]
+    return [
+        Finding(
+            Level.WARN,
+            f"projection {name}",
+            f"{len(movers)} sets of workers move it: {'; '.join(' '.join(each) for each in movers)}",
+            "stop one of them, or give each a store of its own",
+        )
+        for name in PROJECTIONS
+        if len(movers := [each for each in sets if name in each]) > 1
+    ]
 
 
 def check_prices(settings: ConsumerSettings) -> Finding:

@@ -64,6 +64,24 @@ def read_least_offsets(writer: Writer, projections: Sequence[str]) -> dict[int, 
     return {partition: offset for partition, count, offset in rows if count == len(projections)}
 
 
+def add_missing_positions(writer: Writer, partition: int, projections: Iterable[str], log_start: int) -> None:
+    """Makes the positions of projections that are new in a partition: they begin at the log's start."""
+    statement = (
+        f"INSERT INTO positions ({', '.join(column.name for column in positions.columns)}) "
+        "VALUES (?, ?, ?, 1, 1, 0, ?, '', 0) ON CONFLICT DO NOTHING"
+    )
+    with writer.transaction():
+        rows = writer.query("SELECT projection FROM positions WHERE partition = ?", (partition,))
+        for name in set(projections) - {name for (name,) in rows}:
+            writer.execute(statement, (name, partition, log_start, log_start))
+
+
+def read_open_run_ids(writer: Writer, partition: int, generation: int, at_most: int) -> set[str]:
+    """Ids of runs that have begun and not ended, as far as a partition tells."""
+    query = "SELECT run_id FROM open_runs WHERE partition = ? AND generation = ? LIMIT ?"
+    return {run_id for (run_id,) in writer.read(query, (partition, generation, at_most))}
+
+
 def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:
     """The lanes that a projection knows of a partition, by emitter."""
     rows = connection.execute(

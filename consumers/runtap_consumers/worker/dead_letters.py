@@ -5,22 +5,41 @@ worker put them in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from runtap_consumers.errors import RecordTooLargeError, StoreError
+from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError, StoreError
 from runtap_consumers.kafka.client import Publisher
+from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dead_letters import DeadLetter, mark_published, read_dead_letters
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
+from runtap_schemas.topics import dead_letters_topic
 
 # Of a record that no topic takes with our headers added; the table has it whole.
 _CUT_BYTES = 100_000
 
 _logger = structlog.get_logger(__name__)
+
+
+async def keep_publishing_dead_letters(
+    store: Store, settings: ConsumerSettings, partitions: Callable[[], Collection[int]]
+) -> None:
+    """Publishes those of the partitions at hand every second, until cancelled."""
+    topic = dead_letters_topic(settings.topic_prefix)
+    while True:
+        try:
+            async with Publisher(settings) as publisher:
+                while True:
+                    await publish_dead_letters(store, publisher, topic, partitions())
+                    await asyncio.sleep(1)
+        except (StoreError, KafkaUnavailableError) as error:
+            # They stay in the store, unpublished, and are tried again.
+            _logger.warning("dead_letters_not_published", reason=str(error))
+            await asyncio.sleep(10)
 
 
 async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:

@@ -5,14 +5,14 @@ Everything here is memory of what the store says. After any failed commit the ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from runtap_consumers.errors import StoreError, WorkerStoppedError
-from runtap_consumers.kafka.records import Record, UndecodableRecord, fingerprint_of
+from runtap_consumers.kafka.records import Record, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
@@ -29,26 +29,21 @@ from runtap_consumers.projections.rollups import (
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.positions import Position, lane_row, load_lanes, load_positions
-from runtap_consumers.store.writer import Commit, Move, Row, Writer
-from runtap_schemas import (
-    AnyEvent,
-    EmitterReported,
-    RunEnded,
-    RunNoted,
-    RunStarted,
-    SessionEnded,
-    SessionStarted,
-    Skipped,
-    Unreadable,
-    decode_event,
+from runtap_consumers.store.positions import (
+    Position,
+    add_missing_positions,
+    lane_row,
+    load_lanes,
+    load_positions,
+    read_open_run_ids,
 )
+from runtap_consumers.store.writer import Commit, Move, Row, Writer
+from runtap_consumers.worker.decoding import add_event, decode_records
+from runtap_schemas import EmitterReported, Skipped, Unreadable
 
 logger = structlog.get_logger(__name__)
 
 _ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
-_NO_TAGS: list[str] = []
-_NO_METADATA: dict[str, Any] = {}
 _RETENTION_EVERY_NS = 60 * 10**9
 # Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
 _MAX_OPEN_RUNS_KNOWN = 100_000
@@ -136,28 +131,12 @@ class Partition:
         self._open_run_ids = self._load_open_run_ids() if "runs" in self._positions else None
 
     def _load_open_run_ids(self) -> set[str] | None:
-        rows = self._tools.writer.read(
-            "SELECT run_id FROM open_runs WHERE partition = ? AND generation = ? LIMIT ?",
-            (self.number, self._positions["runs"].generation, _MAX_OPEN_RUNS_KNOWN + 1),
-        )
-        return {run_id for (run_id,) in rows} if len(rows) <= _MAX_OPEN_RUNS_KNOWN else None
+        generation = self._positions["runs"].generation
+        ids = read_open_run_ids(self._tools.writer, self.number, generation, _MAX_OPEN_RUNS_KNOWN + 1)
+        return ids if len(ids) <= _MAX_OPEN_RUNS_KNOWN else None
 
     def _add_missing_positions(self, log_start: int) -> None:
-        table = tables.positions
-        statement = (
-            f"INSERT INTO {table.name} ({', '.join(column.name for column in table.columns)}) "
-            "VALUES (?, ?, ?, 1, 1, 0, ?, '', 0) ON CONFLICT DO NOTHING"
-        )
-        with self._tools.writer.transaction():
-            known = {
-                name
-                for (name,) in self._tools.writer.query(
-                    "SELECT projection FROM positions WHERE partition = ?", (self.number,)
-                )
-            }
-            for name in self._projections:
-                if name not in known:
-                    self._tools.writer.execute(statement, (name, self.number, log_start, log_start))
+        add_missing_positions(self._tools.writer, self.number, self._projections, log_start)
 
     def fold(self, records: Sequence[Record]) -> Commit:
         """Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
@@ -416,40 +395,3 @@ class Partition:
 
 def _state(position: Position) -> tuple[int, str, bool]:
     return position.next_offset, position.fingerprint, position.begun_at > 0
-
-
-def decode_records(
-    records: Sequence[Record], *, keeps_labels: bool = True
-) -> Iterator[AnyEvent | Skipped | Unreadable]:
-    """Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for:
-    what is done with an event at once finds it in the processor's cache.
-
-    Args:
-        records: in the order of the log.
-        keeps_labels: whether anything reads the tags and the metadata of ended runs. What is dropped at once, though
-            checked all the same, leaves room in that cache for what is read.
-    """
-    for record in records:
-        event = Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_event(record.value)
-        if not keeps_labels and isinstance(event, RunEnded):
-            event.tags, event.metadata = _NO_TAGS, _NO_METADATA
-        yield event
-
-
-def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
-    """Puts an event that is new where its kind belongs."""
-    if isinstance(event, RunEnded):
-        # First, since nearly all are.
-        batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))
-    elif isinstance(event, Skipped):
-        batch.skipped_types.append(event.type)
-    elif isinstance(event, EmitterReported):
-        batch.reports.append((event, log_time_ns))
-    else:
-        at_ns = batch.instant_of(event, log_time_ns)
-        if isinstance(event, RunStarted):
-            batch.started.append((event, at_ns))
-        elif isinstance(event, RunNoted):
-            batch.noted.append((event, at_ns))
-        elif isinstance(event, SessionStarted | SessionEnded):
-            batch.sessions.append((event, at_ns))

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from runtap_consumers.errors import (
     FencedError,
-    KafkaUnavailableError,
     StoreError,
     StoreVersionError,
     WorkerStoppedError,
 )
-from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
-from runtap_consumers.kafka.records import Record, fingerprint_of
+from runtap_consumers.kafka.records import fingerprint_of
 from runtap_consumers.projections.batch import Prices
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
@@ -36,26 +31,20 @@ from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import read_least_offsets
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.dead_letters import publish_dead_letters
+from runtap_consumers.worker.assigned import BACKOFF_SECONDS, FENCES_OF_A_REBALANCE, Assigned, LogUnsettledError
+from runtap_consumers.worker.dead_letters import keep_publishing_dead_letters
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.partition import Partition, Tools
-from runtap_schemas.topics import dead_letters_topic
 
 logger = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.02
 # How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
 _PATIENCE_BEHIND = 4
-# kafka.md section 5: clients that failed are left alone for a moment, or the failure becomes a busy loop.
-_BACKOFF_SECONDS = 0.2
-_LONGEST_BACKOFF_SECONDS = 5.0
 # How often a running partition's log is compared with what was read of it, and the topic is looked for.
 _SAME_LOG_EVERY_SECONDS = 10.0
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
-# Fenced more often than that in a row, another set of workers moves a projection on the same store.
-_FENCES_OF_A_REBALANCE = 3
-_LONGEST_FENCED_BACKOFF_SECONDS = 60.0
 _LOG_START_EVERY_SECONDS = 3_600.0
 
 Result = TypeVar("Result")
@@ -71,41 +60,6 @@ class PriceFeed(Protocol):
 
     def refresh(self) -> bool:
         """Looks for other prices. Whether `table` is another one now."""
-
-
-class LogUnsettledError(Exception):
-    """The log changes under every look at it. The message says which."""
-
-
-@dataclass
-class _Assigned:
-    """A partition in hand. `partition` is `None` until it is loaded."""
-
-    partition: Partition | None = None
-    records: list[Record] = field(default_factory=list)
-    since: float = 0.0
-    checked: float = 0.0
-    log_start_read: float = -math.inf
-    # In a row, and how many of them were fences.
-    failures: int = 0
-    fences: int = 0
-    retry_at: float = 0.0
-
-    def forget(self) -> None:
-        """Throws all memory away: what counts stands in the store."""
-        self.partition = None
-        self.records = []
-        self.log_start_read = -math.inf
-
-    def back_off(self, *, is_fenced: bool = False) -> None:
-        """Puts the next attempt off, longer after each failure in a row."""
-        self.failures += 1
-        self.fences += is_fenced
-        bound = _LONGEST_BACKOFF_SECONDS
-        if self.fences > _FENCES_OF_A_REBALANCE:
-            bound = _LONGEST_FENCED_BACKOFF_SECONDS
-        longest = min(_BACKOFF_SECONDS * 2**self.failures, bound)
-        self.retry_at = time.monotonic() + _BACKOFF_SECONDS + random.uniform(0, longest)
 
 
 class Worker:
@@ -150,7 +104,7 @@ class Worker:
         self._reader = PartitionReader(settings, store.events_topic, group, self._assignment_changed)
         self._assignments = 0
         self._seen_assignment = -1
-        self._assigned: dict[int, _Assigned] = {}
+        self._assigned: dict[int, Assigned] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._more_side_tasks = side_tasks
@@ -169,7 +123,8 @@ class Worker:
             self._start_side_task(self._look_after_topic(), "topic")
             self._start_side_task(self._publish_progress(), "progress")
             if "ledger" in self._projections:
-                self._start_side_task(self._publish_dead_letters(), "dead-letters")
+                publishing = keep_publishing_dead_letters(self._store, self._settings, lambda: list(self._assigned))
+                self._start_side_task(publishing, "dead-letters")
             for side_task in self._more_side_tasks:
                 self._start_side_task(side_task(self._store), side_task.__name__)
             await self._work_until_stopped(ends)
@@ -227,7 +182,7 @@ class Worker:
             return
         self._seen_assignment = self._assignments
         # Whatever stayed with this worker was sought to Kafka's idea of its position: all of it is loaded again.
-        self._assigned = {number: _Assigned() for number in sorted(self._reader.assigned())}
+        self._assigned = {number: Assigned() for number in sorted(self._reader.assigned())}
         self._health.partitions = list(self._assigned)
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
@@ -239,9 +194,9 @@ class Worker:
             await self._reader.await_rebalance()
         except KafkaError as error:
             logger.warning("rebalance_failed", reason=str(error) or repr(error))
-            await asyncio.sleep(_BACKOFF_SECONDS)
+            await asyncio.sleep(BACKOFF_SECONDS)
 
-    async def _work_on(self, number: int, assigned: _Assigned) -> bool:
+    async def _work_on(self, number: int, assigned: Assigned) -> bool:
         """Polls a partition, and commits what has gathered once it is enough or old enough.
 
         Returns:
@@ -265,7 +220,7 @@ class Worker:
             logger.warning("worker_fenced", partition=number, reason=str(error))
             assigned.forget()
             assigned.back_off(is_fenced=True)
-            if assigned.fences > _FENCES_OF_A_REBALANCE:
+            if assigned.fences > FENCES_OF_A_REBALANCE:
                 logger.error(
                     "projection_moved_by_others",
                     projection=error.projection,
@@ -285,7 +240,7 @@ class Worker:
             assigned.back_off()
         return False
 
-    async def _poll(self, number: int, assigned: _Assigned) -> int:
+    async def _poll(self, number: int, assigned: Assigned) -> int:
         assert assigned.partition is not None
         room = self._settings.commit_events - len(assigned.records)
         if room <= 0:
@@ -302,7 +257,7 @@ class Worker:
             await self._check_log(number, assigned)
         return len(polled)
 
-    def _is_due(self, number: int, assigned: _Assigned) -> bool:
+    def _is_due(self, number: int, assigned: Assigned) -> bool:
         commit_events, longest = self._settings.commit_events, self._settings.commit_seconds
         end = self._reader.highwater(number)
         if assigned.partition is not None and end is not None and end - assigned.partition.next_offset >= commit_events:
@@ -310,7 +265,7 @@ class Worker:
             longest *= _PATIENCE_BEHIND
         return len(assigned.records) >= commit_events or time.monotonic() - assigned.since >= longest
 
-    async def _load(self, number: int, assigned: _Assigned, projections: list[str]) -> None:
+    async def _load(self, number: int, assigned: Assigned, projections: list[str]) -> None:
         # Whoever was fenced may have been so by a migration.
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
@@ -331,7 +286,7 @@ class Worker:
         # Read on, it would be a log of which nobody knows whether it is the one that was applied.
         raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
-    async def _read_log_start(self, number: int, assigned: _Assigned, partition: Partition) -> None:
+    async def _read_log_start(self, number: int, assigned: Assigned, partition: Partition) -> None:
         """Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one."""
         log_start, log_end = await self._reader.log_range(number)
         record = await self._reader.record_at(number, log_start) if log_start < log_end else None
@@ -356,14 +311,14 @@ class Worker:
                 return False
         return True
 
-    async def _check_log(self, number: int, assigned: _Assigned) -> None:
+    async def _check_log(self, number: int, assigned: Assigned) -> None:
         assert assigned.partition is not None
         assigned.checked = time.monotonic()
         if not await self._is_same_log(number, assigned.partition.read_up_to(), *await self._reader.log_range(number)):
             # Loading begins the new incarnation.
             assigned.forget()
 
-    async def _commit(self, number: int, assigned: _Assigned) -> None:
+    async def _commit(self, number: int, assigned: Assigned) -> None:
         partition, records = assigned.partition, assigned.records
         assert partition is not None
         before = partition.read_up_to()
@@ -438,19 +393,6 @@ class Worker:
                     await self._reader.publish_progress(offsets)
             except (KafkaError, TimeoutError) as error:
                 logger.debug("progress_not_published", reason=repr(error))
-
-    async def _publish_dead_letters(self) -> None:
-        topic = dead_letters_topic(self._settings.topic_prefix)
-        while True:
-            try:
-                async with Publisher(self._settings) as publisher:
-                    while True:
-                        await publish_dead_letters(self._store, publisher, topic, list(self._assigned))
-                        await asyncio.sleep(1)
-            except (StoreError, KafkaUnavailableError) as error:
-                # They stay in the store, unpublished, and are tried again.
-                logger.warning("dead_letters_not_published", reason=str(error))
-                await asyncio.sleep(10)
 
     def _start_side_task(self, work: object, name: str) -> None:
         self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]

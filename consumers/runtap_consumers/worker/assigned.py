@@ -1,0 +1,53 @@
+"""A partition that the group has assigned to this worker, and when it is to be tried again."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass, field
+
+from runtap_consumers.kafka.records import Record
+from runtap_consumers.worker.partition import Partition
+
+# A client that failed is left alone for a moment, or the failure becomes a busy loop.
+BACKOFF_SECONDS = 0.2
+_LONGEST_BACKOFF_SECONDS = 5.0
+# Fenced more often than that in a row, another set of workers moves a projection on the same store.
+FENCES_OF_A_REBALANCE = 3
+LONGEST_FENCED_BACKOFF_SECONDS = 60.0
+
+
+class LogUnsettledError(Exception):
+    """The log changes under every look at it. The message says which."""
+
+
+@dataclass
+class Assigned:
+    """A partition in hand. `partition` is `None` until it is loaded."""
+
+    partition: Partition | None = None
+    records: list[Record] = field(default_factory=list)
+    since: float = 0.0
+    checked: float = 0.0
+    log_start_read: float = -math.inf
+    # In a row, and how many of them were fences.
+    failures: int = 0
+    fences: int = 0
+    retry_at: float = 0.0
+
+    def forget(self) -> None:
+        """Throws all memory away: what counts stands in the store."""
+        self.partition = None
+        self.records = []
+        self.log_start_read = -math.inf
+
+    def back_off(self, *, is_fenced: bool = False) -> None:
+        """Puts the next attempt off, longer after each failure in a row."""
+        self.failures += 1
+        self.fences += is_fenced
+        bound = _LONGEST_BACKOFF_SECONDS
+        if self.fences > FENCES_OF_A_REBALANCE:
+            bound = LONGEST_FENCED_BACKOFF_SECONDS
+        longest = min(BACKOFF_SECONDS * 2**self.failures, bound)
+        self.retry_at = time.monotonic() + BACKOFF_SECONDS + random.uniform(0, longest)
