@@ -323,8 +323,7 @@ class Worker:
         assert partition is not None
         before = partition.read_up_to()
         if any(not fingerprint for _, fingerprint in before):
-            # Nothing of this log was read yet, so the batch itself must tell whether it is still there: what was polled
-            # of one that was made again meanwhile is not to be mixed with the new one.
+            # Nothing of this log was read yet: only the batch can tell whether it is still there or was made again.
             first = await self._reader.record_at(number, records[0].offset)
             if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
                 assigned.forget()
