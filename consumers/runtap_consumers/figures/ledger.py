@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import itemgetter
+from typing import Any
 
 from runtap_consumers.store.read.emitters import SILENCE_NS, Books
 
@@ -108,6 +109,19 @@ def worst_of(ledger: dict[str, Sums]) -> Sums:
     """The headline. Nothing where there is no projection."""
     worst = worst_projection(ledger)
     return Sums() if worst is None else ledger[worst]
+
+
+def describe_sums(sums: Sums) -> dict[str, Any]:
+    """Where captured events are, as the report and the ledger show it."""
+    return {
+        # Starts that were not sent since their ends say it all are nobody's loss.
+        "captured": sums.captured - sums.superseded,
+        "applied": sums.applied,
+        "in_flight": sums.in_flight,
+        "dropped": dict(sorted(sums.dropped.items())),
+        "lost": sums.lost,
+        "quarantined": sums.quarantined,
+    }
 
 
 def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.figures.ledger import (
     Sums,
+    describe_sums,
     work_out_completeness,
     work_out_ledger,
     work_out_sums,
@@ -54,13 +55,13 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
         "complete_to": format_instant(complete.at_ns, zone),
         "projection": headline,
         "captured_is_at_least": any(row["state"] == "vanished" for row in emitters),
-        **_describe(ledger[headline] if headline else Sums()),
+        **describe_sums(ledger[headline] if headline else Sums()),
         "lost_by_reason": _sum_reasons(emitters, "lost_by_reason"),
         "repeats": sum(row["repeats"] for row in emitters),
         "projections": [
             {
                 "projection": name,
-                **{key: count for key, count in _describe(sums).items() if key not in ("captured", "dropped")},
+                **{key: count for key, count in describe_sums(sums).items() if key not in ("captured", "dropped")},
                 "repeats": sum(lane.repeats for (of, _), lane in lanes.items() if of == name),
             }
             for name, sums in ledger.items()
@@ -115,7 +116,7 @@ def _describe_emitters(
                 "process_id": known.process_id or None,
                 "state": "closed" if books.is_closed(emitter) else "vanished" if emitter in silent else "open",
                 "last_heard": format_instant(books.last_heard_ns.get(emitter), zone),
-                **_describe(sums),
+                **describe_sums(sums),
                 "handed_over": _handed_over(books, emitter),
                 "lost_by_reason": _lost_by_reason(books, emitter, lane_facts, skips, sums.lost),
                 "repeats": lane_facts.repeats,
@@ -123,18 +124,6 @@ def _describe_emitters(
             }
         )
     return rows
-
-
-def _describe(sums: Sums) -> dict[str, Any]:
-    return {
-        # Starts that were not sent since their ends say it all are nobody's loss.
-        "captured": sums.captured - sums.superseded,
-        "applied": sums.applied,
-        "in_flight": sums.in_flight,
-        "dropped": dict(sorted(sums.dropped.items())),
-        "lost": sums.lost,
-        "quarantined": sums.quarantined,
-    }
 
 
 def _handed_over(books: Books, emitter: str) -> int:

@@ -11,7 +11,13 @@ from dataclasses import astuple
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.ledger import Completeness, work_out_completeness, work_out_ledger, worst_of
+from runtap_consumers.figures.ledger import (
+    Completeness,
+    describe_sums,
+    work_out_completeness,
+    work_out_ledger,
+    worst_of,
+)
 from runtap_consumers.figures.sessions import describe_session
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
@@ -232,13 +238,4 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
 
 
 def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
-    sums = worst_of(work_out_ledger(books, snapshot.projections))
-    return {
-        # Starts that were not sent since their ends say it all are nobody's loss.
-        "captured": sums.captured - sums.superseded,
-        "applied": sums.applied,
-        "in_flight": sums.in_flight,
-        "dropped": dict(sorted(sums.dropped.items())),
-        "lost": sums.lost,
-        "quarantined": sums.quarantined,
-    }
+    return describe_sums(worst_of(work_out_ledger(books, snapshot.projections)))
