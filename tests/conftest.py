@@ -33,9 +33,29 @@ from runtap_schemas.topics import events_topic as events_topic_name
 pytest.register_assert_rewrite("expected_figures", "worker_process")
 
 
+# Where the dialect enters: writer, retention, reads, fencing, report. Elsewhere SQLite speaks for both stores in
+# `make test`, and PostgreSQL has its say in `make test-long`.
+_ON_BOTH_STORES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("alerts", "fencing", "partition", "rebuild", "report", "repricing"),
+        *("servers", "store_migrations", "takeover", "whole_pipeline", "worker"),
+    )
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the chaos test last: it takes longest, and what fails before it says more."""
     items.sort(key=lambda item: item.path.name == "test_chaos.py")
+    for item in items:
+        if item.path.name not in _ON_BOTH_STORES and _store_of(item) == "postgresql":
+            item.add_marker(pytest.mark.long)
+
+
+def _store_of(item: pytest.Item) -> object:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("store_url")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,9 +21,8 @@ import pytest
 from process_tree import are_gone, command_lines, descendants, wait_until_gone
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
 ]
 
 

@@ -20,9 +20,8 @@ from process_tree import descendants, wait_until_gone
 from runtap_demo.kafka.ports import free_ports
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
 ]
 
 _APP = """

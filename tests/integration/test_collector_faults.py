@@ -24,8 +24,6 @@ from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 
-pytestmark = pytest.mark.alone
-
 _RECOVERY_SECONDS = 10.0
 _P50_SECONDS, _P99_SECONDS = 15e-6, 100e-6
 
@@ -300,6 +298,7 @@ class _Outage:
         return end
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("fault", "seconds"),
     [
@@ -355,6 +354,7 @@ async def test_app_never_feels_an_outage_and_lanes_recover_within_ten_seconds(
         _check_log(logged, service.runs)
 
 
+@pytest.mark.alone
 async def test_lanes_follow_their_leaders_to_other_nodes(topic_prefix: str) -> None:
     with EmbeddedKafka(nodes=3) as kafka:
         topic = await _make_topic(kafka.bootstrap_servers, topic_prefix, partitions=3, replicas=3)

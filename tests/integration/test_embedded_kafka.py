@@ -20,8 +20,6 @@ from runtap_demo.errors import BrokerError, KafkaJarsMissingError, PortTakenErro
 from runtap_demo.kafka import kafka_cache
 from runtap_demo.kafka.broker import EmbeddedKafka
 
-pytestmark = pytest.mark.alone
-
 
 async def _create_topic(servers: str, replicas: int = 1) -> str:
     name = f"t-{uuid.uuid4().hex}"
@@ -129,6 +127,7 @@ async def test_temporary_folder_is_thrown_away() -> None:
     assert not _is_running(pid)
 
 
+@pytest.mark.long
 async def test_three_nodes_replicate_and_outlive_the_loss_of_one() -> None:
     with EmbeddedKafka(nodes=3) as kafka:
         topic = await _create_topic(kafka.bootstrap_servers, replicas=3)
@@ -180,6 +179,7 @@ time.sleep(60)
             parent.stdout.close()
 
 
+@pytest.mark.alone
 def test_starts_within_two_seconds() -> None:
     with EmbeddedKafka():
         pass  # whatever is made once is there now

@@ -202,7 +202,10 @@ def apply_all(tools: WorkerTools, logs: dict[int, Log], **how: Any) -> None:
 
 
 @pytest.mark.parametrize("store", ["Europe/Berlin", "Asia/Kolkata"], indirect=True)
-@pytest.mark.parametrize(("seed", "hours"), [(0, 40), (1, 40), (2, 40), (3, 100), (4, 100)])
+@pytest.mark.parametrize(
+    ("seed", "hours"),
+    [(0, 40), (3, 100), *(pytest.param(*more, marks=pytest.mark.long) for more in ((1, 40), (2, 40), (4, 100)))],
+)
 async def test_a_rebuild_that_has_nothing_to_correct_changes_nothing(
     store: Store, tools: WorkerTools, seed: int, hours: int
 ) -> None:
@@ -227,7 +230,7 @@ async def test_a_rebuild_that_has_nothing_to_correct_changes_nothing(
     assert rows(store, "SELECT DISTINCT generation, epoch FROM positions") == [(0, 2)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2, 3))])
 async def test_a_rebuild_beside_workers_and_killed_again_and_again_is_exact(
     store: Store, tools: WorkerTools, other: WorkerTools, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

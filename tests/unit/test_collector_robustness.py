@@ -198,7 +198,7 @@ _TAPS = [Captured(capture_content=content, stream_tokens=tokens) for content, to
 
 # RUNTAP_SEQUENCES=1000000 and --timeout 0 make it the long run, of an hour.
 @settings(
-    max_examples=int(os.environ.get("RUNTAP_SEQUENCES", "5000")),
+    max_examples=int(os.environ.get("RUNTAP_SEQUENCES", "2000")),
     deadline=None,
     database=None,
     phases=[Phase.generate, Phase.shrink],
