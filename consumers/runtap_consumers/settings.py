@@ -66,6 +66,8 @@ class ConsumerSettings(ConnectionSettings):
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
 
+        from runtap_consumers.store.dialect import file_of
+
         try:
             url = make_url(value)
         except (ArgumentError, ValueError) as error:
@@ -73,9 +75,7 @@ class ConsumerSettings(ConnectionSettings):
             raise ValueError("expected sqlite:///path or postgresql://user:password@host/database") from error
         if value.count("@") > 1 or (url.username is None and "@" in value):
             raise ValueError("expected no @ but that before the host: in a password, / : and @ are %2F %3A %40")
-        if url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ValueError(f"expected sqlite or postgresql, not {url.get_backend_name()}")
-        if url.get_backend_name() == "sqlite" and (not url.database or url.host or url.username):
+        if file_of(url) is not None and (url.database in (None, "", ":memory:") or url.host or url.username):
             raise ValueError("expected a file, as in sqlite:///path: workers cannot share a store in memory")
         return value
 

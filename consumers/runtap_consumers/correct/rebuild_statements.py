@@ -92,11 +92,9 @@ def read_positions(query: Query, name: str, lock: str = "") -> dict[int, Positio
 
 def lock_positions(writer: Writer, name: str) -> dict[int, Position]:
     """Positions that nobody moves until the transaction ends."""
-    if writer.dialect == "sqlite":
-        return read_positions(writer.query, name)
     # What follows is as large as the retained log.
-    writer.execute("SET LOCAL statement_timeout = 0")
-    return read_positions(writer.query, name, " FOR UPDATE")
+    writer.set_local(statement_timeout="0")
+    return read_positions(writer.query, name, writer.dialect.for_update)
 
 
 def read_unreadable(query: Query, partition: int) -> dict[str, set[int]]:

@@ -9,8 +9,6 @@ from runtap_consumers.store.statements import insert_new_statement
 from runtap_consumers.store.tables import dimension_values
 from runtap_consumers.store.writer import Writer
 
-# Workers of one store take turns: two that each see room for one more must not both take it for different values.
-_LOCK = 7_262_415
 _DAYS_KEPT = 30
 
 
@@ -39,8 +37,8 @@ def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
     for dimension, value in sorted(values):
         by_dimension[dimension].append(value)
     admitted: set[Value] = set()
-    if writer.dialect == "postgresql":
-        writer.query("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+    for statement in writer.dialect.lock_dimensions:
+        writer.execute(statement)
     writer.execute("DELETE FROM dimension_values WHERE day < ?", (day - _DAYS_KEPT,))
     for dimension, wanted in by_dimension.items():
         known = {

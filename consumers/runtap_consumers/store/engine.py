@@ -23,11 +23,8 @@ from sqlalchemy.exc import DBAPIError
 from runtap_consumers.errors import StoreError, StoreVersionError
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.store import tables
+from runtap_consumers.store.dialect import Dialect, dialect_of, file_of
 from runtap_schemas.masking import without_passwords
-
-_BUSY_TIMEOUT_SECONDS = 10
-# Any fixed number: makers of one database's store take turns on it.
-_CREATION_LOCK = 7_262_414
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class Store:
     created_at_ns: int
 
     @property
-    def is_sqlite(self) -> bool:
-        """Whether it is one file, for the processes of one machine."""
-        return self.engine.dialect.name == "sqlite"
+    def dialect(self) -> Dialect:
+        """The SQL of its database."""
+        return dialect_of(self.engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -54,14 +51,8 @@ class Store:
         """
         try:
             with self.engine.connect() as connection:
-                if self.is_sqlite:
-                    connection.exec_driver_sql("BEGIN")
-                else:
-                    connection.execution_options(isolation_level="REPEATABLE READ")
-                    # The planner's defaults take parallel scans of whole tables for small grains.
-                    connection.exec_driver_sql("SET LOCAL random_page_cost = 1.1")
-                    connection.exec_driver_sql("SET LOCAL jit = off")
-                    connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+                for statement in self.dialect.begin_snapshot:
+                    connection.exec_driver_sql(statement)
                 yield connection
                 connection.rollback()
         except DBAPIError as error:
@@ -98,7 +89,8 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
     """
     url = _driver_url(database_url)
     shown = shown_url(url)
-    if events_topic is None and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    file = file_of(url)
+    if events_topic is None and file is not None and not file.exists():
         raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
     engine = _create_engine(url)
     try:
@@ -165,30 +157,27 @@ def shown_url(url: URL) -> str:
 
 def _driver_url(database_url: str) -> URL:
     url = make_url(database_url)
-    return url.set(drivername="postgresql+psycopg") if url.get_backend_name() == "postgresql" else url
+    return url.set(drivername=dialect_of(url).driver)
 
 
 def _create_engine(url: URL) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        return create_engine(url, connect_args={"connect_timeout": 5}, pool_pre_ping=True)
-    if url.database and url.database != ":memory:":
+    file, dialect = file_of(url), dialect_of(url)
+    if file is not None:
         try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"cannot make a folder for the store {url.database}: {error.strerror}. Check RUNTAP_DATABASE_URL"
+                f"cannot make a folder for the store {file}: {error.strerror}. Check RUNTAP_DATABASE_URL"
             ) from error
         # SQLite gives its -wal and -shm the mode of the file.
         with suppress(OSError):
-            os.close(private_opener(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "isolation_level": None})
+            os.close(private_opener(str(file), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    engine = create_engine(url, **dialect.engine_options)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        # A commit lost at power failure takes its position with it, and the log is read again.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_SECONDS * 1000}")
+        for statement in dialect.on_connect:
+            connection.execute(statement)
 
     return engine
 
@@ -196,10 +185,8 @@ def _create_engine(url: URL) -> Engine:
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CREATION_LOCK})
+        for statement in dialect_of(engine.url).lock_creation:
+            connection.exec_driver_sql(statement)
         yield connection
         connection.commit()
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS
+from runtap_consumers.store.dialect import Dialect
 from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]
@@ -56,7 +57,7 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
     return deletions
 
 
-def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: str) -> list[Deletion]:
+def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: Dialect) -> list[Deletion]:
     """Deletes single runs and open ones past their retention, the oldest first.
 
     Args:
@@ -64,14 +65,13 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
         log_time_ns: the partition's log time.
         kept_ns: how long runs are kept.
         at_most: how many ended runs go with this commit.
-        dialect: `sqlite` or `postgresql`.
+        dialect: of the store.
     """
-    row_id = "rowid" if dialect == "sqlite" else "ctid"
     horizon = log_time_ns - kept_ns
     # The index leads with the start, which is never later than the log time by more than a minute.
-    chosen = f"SELECT {row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
+    chosen = f"SELECT {dialect.row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
     return [
-        (f"DELETE FROM runs WHERE {row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
+        (f"DELETE FROM runs WHERE {dialect.row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
         ("DELETE FROM open_runs WHERE partition = ? AND log_time_ns < ?", (partition, horizon)),
     ]
 

@@ -20,6 +20,7 @@ from sqlalchemy import Table
 
 from runtap_consumers.errors import FencedError, StoreError
 from runtap_consumers.store import statements, tables
+from runtap_consumers.store.dialect import BUSY_TIMEOUT_SECONDS, SQLITE
 from runtap_consumers.store.engine import Store
 from runtap_schemas.masking import without_passwords
 
@@ -63,11 +64,9 @@ class Commit:
 class Writer(ABC):
     """A connection that commits batches. Not safe for use by two threads at once."""
 
-    dialect: str
-    _placeholder: str
-
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.dialect = store.dialect
         self._upserts = {
             table.name: statements.upsert_statement(table, self.dialect)
             for table in tables.metadata.tables.values()
@@ -77,7 +76,7 @@ class Writer(ABC):
     @staticmethod
     def of(store: Store) -> Writer:
         """The writer for a store's database."""
-        return SqliteWriter(store) if store.is_sqlite else PostgresWriter(store)
+        return SqliteWriter(store) if store.dialect is SQLITE else PostgresWriter(store)
 
     def commit(self, commit: Commit) -> None:
         """Writes a batch, whole or not at all.
@@ -104,6 +103,11 @@ class Writer(ABC):
             self.execute_rows(statements.insert_new_statement(table, self.dialect), table, rows)
         for statement, parameters in commit.deletions:
             self.execute(statement, parameters)
+
+    def set_local(self, **settings: str) -> None:
+        """Sets PostgreSQL's settings for this transaction; SQLite has none."""
+        for statement in self.dialect.set_local(settings):
+            self.execute(statement)
 
     def upsert(self, table: Table, rows: list[Row]) -> None:
         """Adds whole rows to a table inside a transaction; no two of one key."""
@@ -206,16 +210,15 @@ class Writer(ABC):
 class SqliteWriter(Writer):
     """One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row."""
 
-    dialect = "sqlite"
-
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         database = store.engine.url.database
         assert database is not None
-        self._connection = sqlite3.connect(database, timeout=10, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute("PRAGMA cache_size=-16384")
+        self._connection = sqlite3.connect(
+            database, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        for statement in (*SQLITE.on_connect, "PRAGMA cache_size=-16384"):
+            self._connection.execute(statement)
 
     def execute(self, statement: str, parameters: Row = ()) -> int:
         return self._connection.execute(statement, parameters).rowcount
@@ -258,7 +261,6 @@ class SqliteWriter(Writer):
 class PostgresWriter(Writer):
     """PostgreSQL. Time-outs end a transaction whose worker was stopped, so that the next owner can go on."""
 
-    dialect = "postgresql"
     _BEGIN = (
         "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '3s'; "
         "SET LOCAL statement_timeout = '30s'; SET LOCAL client_connection_check_interval = '1s'"
