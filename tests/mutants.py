@@ -117,9 +117,9 @@ MUTANTS = (
     Mutant(
         "sketches kept after a fence",
         f"{_CONSUMERS}/worker/partition.py",
-        "self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}",
-        "self._sketches = self._tools.__dict__.setdefault("
-        "f'sketches-{self.number}', {name: SketchBook(self._sketch_loader(name)) for name in self._projections})",
+        "self._open_run_ids = self._load_open_run_ids() if",
+        "self._sketches = self._tools.__dict__.setdefault(f'sketches-{self.number}', self._sketches)\n"
+        "        self._open_run_ids = self._load_open_run_ids() if",
         (MODEL,),
     ),
     Mutant(

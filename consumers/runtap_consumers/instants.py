@@ -8,14 +8,13 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.projections.rollups import HOUR_NS
+from runtap_consumers.units import HOUR_NS, PICODOLLARS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Nanoseconds of later instants leave the 64 bits of a database in April 2262.
 _END = datetime(2262, 1, 1, tzinfo=UTC)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
-_PICODOLLARS = 10**12
 EXPECTED = "2025-06-30, 2025-06-30T14:00:00Z, or how long ago: 90s, 15m, 2h, 7d, 4w"
 
 
@@ -89,7 +88,7 @@ def dollars(picodollars: int | None) -> str | None:
     """The exact decimal text of an amount, without exponent; `None` stays unknown."""
     if picodollars is None:
         return None
-    whole, part = divmod(picodollars, _PICODOLLARS)
+    whole, part = divmod(picodollars, PICODOLLARS)
     return f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 
 

@@ -282,20 +282,13 @@ class Demo:
             return None
 
     def _report(self) -> dict[str, Any]:
-        store = open_store(self._settings.database_url)
-        try:
+        with open_store(self._settings.database_url) as store:
             return build_report(store, self._begin_ns, None, None, self._settings.zone(), time.time_ns())
-        finally:
-            store.close()
 
     def _reported_figures(self) -> Counter[tuple[str, str]]:
-        store = open_store(self._settings.database_url)
-        try:
-            with open_snapshot(store) as snapshot:
-                wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
-                runs = [describe_run(row, None, store.zone) for row in stream_runs(snapshot, wanted, None)]
-        finally:
-            store.close()
+        with open_store(self._settings.database_url) as store, open_snapshot(store) as snapshot:
+            wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
+            runs = [describe_run(row, None, store.zone) for row in stream_runs(snapshot, wanted, None)]
         return reported_figures(self._report(), runs)
 
     def _delete_topics(self) -> None:

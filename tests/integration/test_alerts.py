@@ -18,12 +18,12 @@ from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator
 from runtap_consumers.alerts.loop import run_alerts
 from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.record_tail import Record, tail_records
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.dead_letters import DeadLetter
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import SqliteWriter, Writer
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.dead_letters import publish_dead_letters
 from runtap_schemas import Alert, decode_alert
 from worker_process import wait_until

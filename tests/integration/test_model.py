@@ -31,13 +31,13 @@ from runtap_consumers.errors import StoreError
 from runtap_consumers.figures.ledger import work_out_completeness, work_out_sums
 from runtap_consumers.kafka.records import Record, fingerprint_of
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.projections.rollups import MINUTE_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.emitters import Books
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import MINUTE_NS
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.worker import Worker
 from samples import Log, LogRecord

@@ -23,11 +23,11 @@ from runtap_consumers.errors import FencedError, RebuildError
 from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Partition
 from runtap_schemas import Usage
 from samples import (

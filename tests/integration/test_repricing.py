@@ -25,11 +25,12 @@ from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_schemas import RunEnded, Usage
 from samples import START_NS, Log, model_call

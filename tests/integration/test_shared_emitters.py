@@ -28,8 +28,6 @@ from samples import SECOND_NS, START_NS, Log, report
 from unit.test_collector_sender import FakeLink, Sending
 from worker_process import wait_until
 
-HOUR_NS = 3600 * SECOND_NS
-
 
 def _emitted(monkeypatch: pytest.MonkeyPatch, runs: int) -> dict[int, list[bytes]]:
     """What one of the processes writes, by partition."""

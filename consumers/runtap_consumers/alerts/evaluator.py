@@ -13,10 +13,10 @@ import structlog
 from runtap_consumers.alerts import rules
 from runtap_consumers.alerts import statements as alert_rows
 from runtap_consumers.alerts.statements import OutboxRow
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS, minute_of
 from runtap_schemas import Alert, encode_alert
 
 LEASE_NS = 10 * 10**9
@@ -63,7 +63,7 @@ class AlertEvaluator:
         self.holds_lease = False
         with writer.transaction():
             learning_until_ns = self._store.created_at_ns + int(self._settings.alert_learning_seconds * 10**9)
-            lease = alert_rows.lock_lease(writer, learning_until_ns, now_ns - now_ns % MINUTE_NS)
+            lease = alert_rows.lock_lease(writer, learning_until_ns, minute_of(now_ns))
             if lease is None or (lease.holder != self._name and lease.expires_at_ns > now_ns):
                 return 0
             alerts = [

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from runtap_consumers.figures.error_text import error_facts
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS, RETENTION_NS
+from runtap_consumers.projections.rollups import RETENTION_NS
+from runtap_consumers.units import HOUR_NS, MINUTE_NS, minute_of
 from runtap_schemas import Alert
 
 ERROR_RATE = "error_rate"
@@ -269,7 +270,7 @@ def plan_windows(
         watermark_ns: only windows that end at or before it are complete.
         now_ns: the present where everything is applied: the window that holds it is judged as it stands. Else `None`.
     """
-    last = _minute(watermark_ns)
+    last = minute_of(watermark_ns)
     first = evaluated_to_ns + MINUTE_NS
     if oldest_touched_ns is not None:
         first = min(first, oldest_touched_ns + MINUTE_NS)
@@ -280,12 +281,8 @@ def plan_windows(
     if windows and end < last:
         return WindowPlan(windows, end)
     if now_ns is not None:
-        windows.append(_minute(now_ns) + MINUTE_NS)
+        windows.append(minute_of(now_ns) + MINUTE_NS)
     if last < evaluated_to_ns and oldest_touched_ns is not None:
         # The watermark has gone back (a partition was added): what was touched beyond it is judged when it returns.
         return WindowPlan(windows, max(last, min(evaluated_to_ns, oldest_touched_ns)))
     return WindowPlan(windows, max(last, evaluated_to_ns))
-
-
-def _minute(at_ns: int) -> int:
-    return at_ns - at_ns % MINUTE_NS

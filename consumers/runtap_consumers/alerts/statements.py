@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runtap_consumers.alerts.rules import AlertState, Budget, NewGroup, RootsMinute
-from runtap_consumers.projections.rollups import HOUR_NS, RETENTION_NS
+from runtap_consumers.projections.rollups import RETENTION_NS
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS
 
 # Rows of the live generation alone count (a rebuild fills another one beside it).
 _LIVE = "JOIN positions p ON p.projection = 'errors' AND p.partition = t.partition AND p.generation = t.generation"

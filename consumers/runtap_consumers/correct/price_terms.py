@@ -14,7 +14,8 @@ from typing import NamedTuple
 from runtap_consumers.pricing.rates import Rates
 from runtap_consumers.pricing.table import UNLABELLED_SIZE_TOKENS, Plan, PriceTable
 from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS
-from runtap_consumers.projections.rollups import DAY_NS, MINUTE_NS, OTHER
+from runtap_consumers.projections.rollups import OTHER
+from runtap_consumers.units import DAY_NS, MINUTE_NS
 
 _SIZE = re.compile(r"(\d+)-(\d*)")
 _WINDOW = re.compile(r"utc(\d\d)(\d\d)-(\d\d)(\d\d)")

@@ -25,13 +25,13 @@ from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.dimension_values import admit_inside, admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Tools
 
 _ATTEMPTS = 5

@@ -12,7 +12,6 @@ import structlog
 
 from runtap_consumers.errors import StoreError
 from runtap_consumers.figures.ledger import witnesses_of_silence
-from runtap_consumers.projections.rollups import HOUR_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.emitters import Books
@@ -20,6 +19,7 @@ from runtap_consumers.store.read.ledger import read_forks
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.retention import delete_reports, read_old_reports
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS
 
 # Reports of the last hour of log time stay, whatever they say: people look at them.
 _KEPT_WHOLE_NS = HOUR_NS

@@ -8,12 +8,13 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, HOUR_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.figures import read_costs
 from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, TimeRange
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.read.unmatched import AttributeRow, read_attribute_costs, read_attributes
+from runtap_consumers.units import HOUR_NS
 
 USER = "user"
 _COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input_tokens", "output_tokens")

@@ -20,7 +20,7 @@ from runtap_consumers.figures.ledger import (
 )
 from runtap_consumers.figures.sessions import describe_session
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
-from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
@@ -38,6 +38,7 @@ from runtap_consumers.store.read.figures import (
 from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_alerts
+from runtap_consumers.units import MINUTE_NS
 
 # Whose figures the report shows: it is complete to where the last of them is.
 SHOWN = ("cost", "performance", "errors", "sessions")

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from genai_prices.types import ModelInfo, ModelPrice, PriceVariant, Provider, TieredPrices, TimeOfDateConstraint
 
 from runtap_consumers.pricing.sellers import Sold
+from runtap_consumers.units import PICODOLLARS
 
-_PICODOLLARS = 10**12
 _WHOLE = Decimal(1)
 _HALF = Decimal("0.5")
 _TIER_CONTEXTS = {
@@ -198,4 +198,4 @@ def _dollars(prices: ModelPrice, key: str, input_tokens: int) -> Decimal | None:
 
 
 def _quantise(dollars: Decimal, units: int) -> int:
-    return int((dollars * (_PICODOLLARS // units)).to_integral_value(ROUND_HALF_EVEN))
+    return int((dollars * (PICODOLLARS // units)).to_integral_value(ROUND_HALF_EVEN))

@@ -16,10 +16,9 @@ from runtap_consumers.pricing.overrides import Overrides
 from runtap_consumers.pricing.rates import Rates, minute_of_day, rates_by_size, size_thresholds, time_constraints
 from runtap_consumers.pricing.sellers import Sellers, Sold
 from runtap_consumers.projections.batch import Priced
+from runtap_consumers.units import DAY_NS, MINUTE_NS
 from runtap_schemas import Usage
 
-_DAY_NS = 86_400 * 10**9
-_MINUTE_NS = 60 * 10**9
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Goes into the hash of the price set: raise it with every change of this package that changes a cost.
 _RULES_VERSION = 2
@@ -85,9 +84,9 @@ class PriceTable:
             at_ns: Instant of the call, Unix nanoseconds.
             service_tier: The tier that the call was answered in, as the provider names it.
         """
-        key = (provider, model, service_tier, at_ns // _DAY_NS)
+        key = (provider, model, service_tier, at_ns // DAY_NS)
         starts, cells = self._plans.get(key) or self._remember_plan(*key)
-        by_size = cells[bisect_right(starts, at_ns % _DAY_NS) if starts else 0]
+        by_size = cells[bisect_right(starts, at_ns % DAY_NS) if starts else 0]
         input_tokens = usage.input_tokens
         output_tokens = usage.output_tokens
         if input_tokens is None or output_tokens is None:
@@ -164,7 +163,7 @@ class PriceTable:
             classes = ["/".join(filter(None, (tier[:_MAX_TIER_LENGTH], size, window))) for size in self._size_labels]
             rates = rates_by_size(sold, tier, moment, smallest_tokens) if sold else unknown
             windows.append(tuple(zip([each or "standard" for each in classes], rates, strict=True)))
-        return Plan(tuple(minute * _MINUTE_NS for minute in starts), tuple(windows))
+        return Plan(tuple(minute * MINUTE_NS for minute in starts), tuple(windows))
 
 
 def _cost_of_extras(usage: Usage, rates: Rates) -> int | None:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
+from runtap_consumers.units import PICODOLLARS, minute_of
 from runtap_schemas import EmitterReported, RunEnded, RunEvent, RunNoted, RunStarted, SessionEvent, Usage
 
-PICODOLLARS = 10**12
 # No call costs that much: what comes to more is a mistake in its usage, and would end in sums beyond 64 bits.
 MAX_CALL_PICODOLLARS = 10_000 * PICODOLLARS
 
@@ -161,11 +161,6 @@ def add_row(rows: dict[tuple[Any, ...], list[Any]], key: tuple[Any, ...], measur
 def believed_time(at_ns: int, log_time_ns: int) -> int:
     """The instant that decides an event's bucket: its own, unless that is over 60 s after or 8 days before log time."""
     return at_ns if -SKEW_BEHIND_NS <= at_ns - log_time_ns <= SKEW_AHEAD_NS else log_time_ns
-
-
-def minute_of(at_ns: int) -> int:
-    """Start of the minute that holds an instant."""
-    return at_ns - at_ns % MINUTE_NS
 
 
 def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) -> Call:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from runtap_consumers.projections.batch import KIND, Batch, Kind, sorted_by_kind
-from runtap_consumers.projections.rollups import DAY_NS, OTHER
+from runtap_consumers.projections.rollups import OTHER
+from runtap_consumers.units import DAY_NS
 from runtap_schemas import RunEnded, RunError
 
 CAPS = {"user": 100_000}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.projections.batch import Batch, minute_of
+from runtap_consumers.projections.batch import Batch
 from runtap_consumers.projections.rollups import (
     ERROR_GROUPS,
     ERRORS,
@@ -17,6 +17,7 @@ from runtap_consumers.projections.rollups import (
     TOUCHED_MINUTES,
     Changes,
 )
+from runtap_consumers.units import minute_of
 
 _STATUS_PLACE = {"ok": 0, "error": 1, "interrupted": 2, "cancelled": 3}
 

@@ -14,8 +14,9 @@ from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.projections.rollups import GRAINS, HOUR_NS, Measure, Merge, Rollup
+from runtap_consumers.projections.rollups import GRAINS, Measure, Merge, Rollup
 from runtap_consumers.projections.sketch import Sketch
+from runtap_consumers.units import HOUR_NS
 
 Key = tuple[Any, ...]
 Rows = dict[Key, list[Any]]

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-MINUTE_NS = 60 * 10**9
-HOUR_NS = 60 * MINUTE_NS
-DAY_NS = 24 * HOUR_NS
+from runtap_consumers.units import DAY_NS, MINUTE_NS
+
 SKEW_AHEAD_NS = MINUTE_NS
 SKEW_BEHIND_NS = 8 * DAY_NS
 
@@ -190,26 +189,17 @@ SESSIONS = Rollup(
 SESSION_USERS = Rollup("session_users", ("session_id", "user_id"), ())
 SESSION_COSTS = Rollup("session_costs", ("session_id", "provider", "model", "price_set", "price_class"), COST_MEASURES)
 
+# What a run is, from its start on; of the same names in its events.
+RUN_IDENTITY = (
+    *("parent_run_id", "trace_id", "session_id", "user_id", "service", "environment", "run_type", "name"),
+    *("provider", "request_model"),
+)
 # Starts whose end has not come. `started_at_ns` leads nothing: rows go when the end comes.
 OPEN_RUNS = Rollup(
     "open_runs",
     ("run_id",),
     (
-        *(
-            Measure(name, Merge.KEEP, "text")
-            for name in (
-                "parent_run_id",
-                "trace_id",
-                "session_id",
-                "user_id",
-                "service",
-                "environment",
-                "run_type",
-                "name",
-                "provider",
-                "request_model",
-            )
-        ),
+        *(Measure(name, Merge.KEEP, "text") for name in RUN_IDENTITY),
         Measure("started_at_ns", Merge.KEEP),
         Measure("log_time_ns", Merge.KEEP),
     ),
@@ -277,24 +267,8 @@ RUN_COLUMNS: tuple[tuple[str, str], ...] = (
     ("duration_ns", "integer"),
     ("first_token_ns", "integer"),
     ("run_id", "text"),
-    ("parent_run_id", "text"),
-    ("trace_id", "text"),
-    ("session_id", "text"),
-    ("user_id", "text"),
-    ("service", "text"),
-    ("environment", "text"),
-    ("run_type", "text"),
-    ("name", "text"),
-    ("provider", "text"),
-    ("request_model", "text"),
-    ("model", "text"),
-    ("service_tier", "text"),
-    ("status", "text"),
-    ("finish_reason", "text"),
-    ("error_type", "text"),
-    ("error_category", "text"),
-    ("error_message", "text"),
-    ("error_fingerprint", "text"),
+    *((name, "text") for name in (*RUN_IDENTITY, "model", "service_tier", "status", "finish_reason")),
+    *((f"error_{name}", "text") for name in ("type", "category", "message", "fingerprint")),
     ("error_origin", "integer"),
     ("error_status_code", "integer"),
     ("error_code", "text"),

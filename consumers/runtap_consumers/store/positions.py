@@ -1,14 +1,16 @@
-"""Positions and lane marks: read in one snapshot, made where a projection meets a partition for the first time."""
+"""What a worker loads of a partition: positions, lane marks, runs that have not ended, sketches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, select
 
 from runtap_consumers.projections.lane_marks import Lane
+from runtap_consumers.store import tables
 from runtap_consumers.store.tables import lane_marks, positions
 from runtap_consumers.store.writer import Writer
 
@@ -80,6 +82,21 @@ def read_open_run_ids(writer: Writer, partition: int, generation: int, at_most: 
     """Ids of runs that have begun and not ended, as far as a partition tells."""
     query = "SELECT run_id FROM open_runs WHERE partition = ? AND generation = ? LIMIT ?"
     return {run_id for (run_id,) in writer.read(query, (partition, generation, at_most))}
+
+
+def read_sketches(
+    writer: Writer, partition: int, generation: int, table_name: str, bucket_ns: int
+) -> dict[tuple[Any, ...], list[bytes | None]]:
+    """The sketches of a bucket's rows, by the keys of a row but bucket, partition and generation."""
+    table = tables.metadata.tables[table_name]
+    keys = [column.name for column in table.primary_key.columns][1:-2]
+    sketches = [column.name for column in table.columns if column.name.endswith("sketch")]
+    rows = writer.read(
+        f"SELECT {', '.join(keys + sketches)} FROM {table_name} "
+        "WHERE bucket_ns = ? AND partition = ? AND generation = ?",
+        (bucket_ns, partition, generation),
+    )
+    return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
 
 
 def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -16,16 +17,9 @@ from runtap_consumers.kafka.records import Record, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.grains import Calendar, Key, Rows, SketchBook, rows_of_grain
+from runtap_consumers.projections.grains import Calendar, Rows, SketchBook, rows_of_grain
 from runtap_consumers.projections.lane_marks import LaneMarks
-from runtap_consumers.projections.rollups import (
-    DAY_NS,
-    OPEN_RUNS,
-    RECENT_ERRORS,
-    RECENT_ERRORS_KEPT,
-    ROLLUPS,
-    Changes,
-)
+from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.engine import Store
@@ -36,8 +30,10 @@ from runtap_consumers.store.positions import (
     load_lanes,
     load_positions,
     read_open_run_ids,
+    read_sketches,
 )
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
+from runtap_consumers.units import DAY_NS
 from runtap_consumers.worker.decoding import add_event, decode_records
 from runtap_schemas import EmitterReported, Skipped, Unreadable
 
@@ -127,7 +123,10 @@ class Partition:
                 self.cursors.append(
                     Cursor([name], position.next_offset, position.fingerprint, position.log_time_ns, marks)
                 )
-        self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}
+        self._sketches = {
+            name: SketchBook(partial(read_sketches, self._tools.writer, self.number, position.generation))
+            for name, position in self._positions.items()
+        }
         self._open_run_ids = self._load_open_run_ids() if "runs" in self._positions else None
 
     def _load_open_run_ids(self) -> set[str] | None:
@@ -375,22 +374,6 @@ class Partition:
             )
         commit.new_rows.append((tables.log_incidents, incidents))
         self._tools.writer.commit(commit)
-
-    def _sketch_loader(self, projection: str) -> Any:
-        generation = self._positions[projection].generation
-
-        def load(table_name: str, bucket: int) -> dict[Key, list[bytes | None]]:
-            table = tables.metadata.tables[table_name]
-            keys = [column.name for column in table.primary_key.columns][1:-2]
-            blobs = [column.name for column in table.columns if column.name.endswith("sketch")]
-            rows = self._tools.writer.read(
-                f"SELECT {', '.join(keys + blobs)} FROM {table_name} "
-                "WHERE bucket_ns = ? AND partition = ? AND generation = ?",
-                (bucket, self.number, generation),
-            )
-            return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
-
-        return load
 
 
 def _state(position: Position) -> tuple[int, str, bool]:

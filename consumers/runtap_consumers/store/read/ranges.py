@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.instants import day_start_ns, hour_start_ns
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS, RETENTION_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import RETENTION_NS, SKEW_AHEAD_NS
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 
 # Beyond it, hours are too many rows for a page. The last minute is what fast clocks may be ahead.
 MAX_HOURS_NS = 7 * DAY_NS + SKEW_AHEAD_NS
