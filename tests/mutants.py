@@ -192,7 +192,8 @@ MUTANTS = (
         "log_start, _ = await self._reader.log_range(number)\n"
         "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))"
         "  # type: ignore[misc]\n"
-        "            # After the position, which others may move beyond an end that was asked before.\n"
+        "            # Asked after loading: another worker may have moved the position beyond an end that was asked "
+        "before.\n"
         "            _, log_end = await self._reader.log_range(number)\n",
         "log_start, log_end = await self._reader.log_range(number)\n"
         "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))\n",
@@ -299,7 +300,7 @@ MUTANTS = (
     ),
     Mutant(
         "T of a report not clamped to log time",
-        f"{_CONSUMERS}/projections/ledger.py",
+        f"{_CONSUMERS}/projections/emitter_reports.py",
         "min(report.complete_at_ns, log_time_ns - report.complete_age_ns)",
         "report.complete_at_ns",
         (PARTITION,),

@@ -11,7 +11,7 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.units import HOUR_NS, PICODOLLARS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Nanoseconds of later instants leave the 64 bits of a database in April 2262.
+# Nanoseconds after April 2262 do not fit into 64 bits.
 _END = datetime(2262, 1, 1, tzinfo=UTC)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
@@ -80,12 +80,12 @@ def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
 
 
 def seconds(duration_ns: float | None) -> float | None:
-    """A duration in seconds; `None` stays unknown."""
+    """A duration in seconds; `None` remains unknown."""
     return None if duration_ns is None else duration_ns / 1e9
 
 
 def dollars(picodollars: int | None) -> str | None:
-    """The exact decimal text of an amount, without exponent; `None` stays unknown."""
+    """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:
         return None
     whole, part = divmod(picodollars, PICODOLLARS)

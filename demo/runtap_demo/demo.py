@@ -95,7 +95,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             demo.drain()
         agrees = demo.show()
         if options.keep:
-            demo.stay()
+            demo.keep_running()
         return 0 if agrees else 1
 
 
@@ -118,7 +118,7 @@ class Demo:
         self._before: Counter[tuple[str, str]] = Counter()
 
     def _remove_folder(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An error names a log in it.
+        # The message of an error names a log in this folder.
         if kind is None or not issubclass(kind, DemoError):
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -199,7 +199,7 @@ class Demo:
         service.wait(timeout_seconds=0.1)
 
     def _show_progress(self, progress: Progress, tasks: list[TaskID], service: Child) -> None:
-        # The last whole line, which may be a library's warning.
+        # The last line may be half written, and the last whole one a library's warning.
         line = service.log.read_text().rpartition("\n")[0].rpartition("\n")[2]
         said = json.loads(line) if line.startswith("{") else {}
         if "of" in said:
@@ -239,7 +239,7 @@ class Demo:
         self._console.print("[bold green]Every figure is the same.[/bold green]")
         return True
 
-    def stay(self) -> None:
+    def keep_running(self) -> None:
         """Keeps everything up until Ctrl-C or a signal."""
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
         self._console.print("\nStaying up until Ctrl-C. To look and to send with other programs:", highlight=False)

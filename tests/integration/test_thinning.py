@@ -11,7 +11,7 @@ import pytest
 from partition_setting import WorkerTools, rows
 from runtap_consumers.correct import thinning
 from runtap_consumers.correct.thinning import thin_reports
-from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot

@@ -173,7 +173,7 @@ def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:
 
 
 def _fingerprint(name: str, function: str, message: str) -> str:
-    # Without the line number: an edit above must not make a new group.
+    # Without the line number, or an edit above it would make a new group.
     for pattern, replacement in _CHANGING_PARTS:
         message = pattern.sub(replacement, message)
     return hashlib.sha256(f"{name}|{function}|{message}".encode()).hexdigest()[:16]

@@ -112,7 +112,7 @@ def add_response(
         raw_usage = {}
     if outcome.provider == "openrouter" and outcome.reported_cost_usd is None:
         outcome.reported_cost_usd = dollars_of(_first_of(sources, ("cost",)))
-    # With several answers each message repeats the usage of the whole call: the first says it all.
+    # With several answers each message repeats the usage of the whole call: only the first is counted.
     counted = running_usage
     for message in messages:
         if counted:
@@ -284,7 +284,7 @@ def dollars_of(value: object) -> str | None:
     try:
         cost = Decimal(str(value))
     except (InvalidOperation, ValueError):
-        # ValueError: an integer of too many digits for a text.
+        # ValueError: an integer with more digits than Python turns into text.
         return None
     if not cost.is_finite() or not 0 <= cost < 10_000:
         return None

@@ -59,7 +59,7 @@ class AlertEvaluator:
             StoreError: nothing was written.
         """
         writer, held = self._writer, self.holds_lease
-        # Until the commit, so that an error leaves it at that.
+        # True again only once this round has committed.
         self.holds_lease = False
         with writer.transaction():
             learning_until_ns = self._store.created_at_ns + int(self._settings.alert_learning_seconds * 10**9)
@@ -73,7 +73,7 @@ class AlertEvaluator:
             touched_ns = alert_rows.take_touched_minutes(writer)
             plan = rules.plan_windows(lease.evaluated_to_ns, touched_ns, watermark_ns, now_ns if caught_up else None)
             alerts += self._error_rates(now_ns, plan.windows)
-            # A nanosecond each: they are published in this order.
+            # A nanosecond apart, so that they are published in this order.
             rows = [_outbox_row(alert, now_ns + index) for index, alert in enumerate(alerts)]
             alert_rows.add_to_outbox(writer, rows)
             alert_rows.renew_lease(writer, self._name, now_ns + LEASE_NS, plan.evaluated_to_ns)

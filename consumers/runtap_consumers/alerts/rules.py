@@ -24,7 +24,7 @@ FIRING = "firing"
 OK = "ok"
 WINDOW_MINUTES = 5
 WINDOW_NS = WINDOW_MINUTES * MINUTE_NS
-# A transaction that computes for seconds would be ended by PostgreSQL, and would lock out SQLite's other writers.
+# More would take seconds in one transaction, which PostgreSQL ends, and in which no other process can write to SQLite.
 WINDOWS_A_ROUND = 240
 _ID_LENGTH = 64
 _MESSAGE_LENGTH = 500
@@ -154,7 +154,7 @@ def _next_state(
     roots = errors + sum(minute.ok for minute in minutes)
     is_kept_whole = now_ns - RETENTION_NS["minute"] <= window_to_ns - WINDOW_NS and window_to_ns <= now_ns
     if not (roots or is_kept_whole):
-        # It is not over, or what it had may be deleted: no silence.
+        # The window is not over, or its minutes may be deleted: that is no silence.
         return None
     is_high = roots > 0 and errors / roots >= limits.rate
     if state.state != FIRING and is_high and roots >= limits.least_roots:
@@ -274,7 +274,7 @@ def plan_windows(
     first = evaluated_to_ns + MINUTE_NS
     if oldest_touched_ns is not None:
         first = min(first, oldest_touched_ns + MINUTE_NS)
-    # Minutes are kept for 48 hours; a touch from before has nothing left to judge.
+    # Minutes are kept for 48 hours: of older ones nothing is left to judge.
     first = max(first, last - RETENTION_NS["minute"])
     end = min(last, first + (WINDOWS_A_ROUND - 1) * MINUTE_NS)
     windows = list(range(first, end + 1, MINUTE_NS))

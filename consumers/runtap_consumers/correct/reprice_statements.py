@@ -152,7 +152,7 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
         touched += len(whole)
         condition, parameters = "partition = ? AND generation = ?", [deltas.wanted.partition, deltas.wanted.generation]
         if "bucket_ns" in table.c:
-            # The first column of the key: without a range of it, every transaction would read the whole table.
+            # Without a range of the key's first column, every transaction would read the whole table.
             condition += " AND bucket_ns BETWEEN ? AND ?"
             parameters += [min(rows)[0], max(rows)[0]]
         writer.execute(f"DELETE FROM {name} WHERE calls = 0 AND {condition}", parameters)

@@ -65,14 +65,14 @@ def build_attribution(
         {count: sum(row.counts[count] for row in whole) for count in _COUNTS},
         sum(row.cost_picodollars for row in whole),
     )
-    rest = AttributeRow(
+    without_value = AttributeRow(
         "",
         {count: total.counts[count] - sum(row.counts[count] for row in values) for count in _COUNTS},
         total.cost_picodollars - sum(row.cost_picodollars for row in values),
     )
     shown = sorted(values, key=lambda row: (-row.cost_picodollars, -row.counts["calls"], row.value))
-    if rest.counts["calls"]:
-        shown.append(rest)
+    if without_value.counts["calls"]:
+        shown.append(without_value)
     return {
         "generated_at": format_instant(now_ns, zone),
         "range": {"from": format_instant(segment.from_ns, zone), "to": format_instant(segment.to_ns, zone)},

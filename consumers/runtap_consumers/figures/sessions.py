@@ -39,7 +39,7 @@ def status_of(row: SessionRow, complete_to_ns: int | None) -> str:
     """
     if row.counts["ends"] >= row.counts["starts"] > 0:
         return "ended"
-    # Against what is known to be complete: behind a lag everything would look idle.
+    # Not against the clock: while workers lag, every session would look idle.
     if complete_to_ns is not None and complete_to_ns - row.last_at_ns > IDLE_NS:
         return "idle"
     return "open"

@@ -29,7 +29,7 @@ from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_schemas import ConnectionSettings
 
-# Bounds an attempt, not a call: the client goes on to the next broker, or waits for metadata first.
+# Bounds an attempt, not a call: the client then asks the next broker. Calls are bounded by `within`.
 REQUEST_TIMEOUT_MS = 4_000
 START_SECONDS = 10.0
 STOP_SECONDS = 2.0
@@ -51,27 +51,27 @@ async def within(seconds: float, call: Coroutine[Any, Any, _Result]) -> _Result:
     """Awaits a client's call for a limited time, also where it swallows its cancellation.
 
     Raises:
-        TimeoutError: it took longer, and is cancelled and left behind; or the client cancelled it.
+        TimeoutError: it took longer, and is cancelled; or the client cancelled it.
     """
     task = asyncio.ensure_future(call)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        _leave(task)
+        _give_up(task)
         raise
     if not done:
-        _leave(task)
+        _give_up(task)
         raise TimeoutError(f"no answer within {seconds:.0f} s")
     if task.cancelled():
-        # aiokafka's stop awaits tasks that it has just cancelled, and raises what they do. Nobody cancelled the caller.
+        # aiokafka's stop raises the cancellation of its own tasks; raised on, it would cancel the caller.
         raise TimeoutError("the client gave its own call up")
     return task.result()
 
 
-def _leave(task: asyncio.Future[Any]) -> None:
+def _give_up(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    # Nobody waits for it any more; without this, its error is reported when it is thrown away.
-    task.add_done_callback(lambda left: left.cancelled() or left.exception())
+    # Without a look at its error asyncio logs it as never retrieved.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 @contextmanager
@@ -274,7 +274,7 @@ async def _find_coordinator(consumer: Any, group: str) -> None:
             await consumer._client.coordinator_lookup(CoordinationType.GROUP, group)
             return
         except KafkaError as error:
-            # The first question makes Kafka create the topic of groups; until then there is no coordinator.
+            # Kafka makes its topic of groups when it is first asked for one; until then there is no coordinator.
             if not error.retriable:
                 raise
         await asyncio.sleep(BACK_OFF_SECONDS)

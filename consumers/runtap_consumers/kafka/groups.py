@@ -21,7 +21,7 @@ async def read_groups_at_work(settings: ConnectionSettings, prefix: str, suffix:
         with translated(settings):
             for name, _ in sorted(await within(_CALL_SECONDS, admin.list_consumer_groups())):
                 if name.startswith(prefix) and name.endswith(suffix):
-                    # One a call: of several, aiokafka 0.14 reads the answer wrongly.
+                    # One group a call: aiokafka 0.14 reads an answer about several wrongly.
                     (response,) = await within(_CALL_SECONDS, admin.describe_consumer_groups([name]))
                     ((_, _, state, *_),) = response.groups
                     if state not in ("Dead", "Empty"):

@@ -33,7 +33,7 @@ _IDLE_SECONDS = 0.05
 _logger = structlog.get_logger(__name__)
 
 
-class Record(NamedTuple):
+class TailedRecord(NamedTuple):
     """One record of a topic. `value` is `None` for a record that the client itself could not read."""
 
     partition: int
@@ -44,7 +44,9 @@ class Record(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-async def tail_records(settings: ConnectionSettings, topic: str, from_beginning: bool = False) -> AsyncIterator[Record]:
+async def tail_records(
+    settings: ConnectionSettings, topic: str, from_beginning: bool = False
+) -> AsyncIterator[TailedRecord]:
     """The records of all partitions of a topic as they come, without a consumer group; never ends by itself.
 
     Args:
@@ -110,7 +112,7 @@ class _Tail:
             _logger.info("partitions_added", topic=self._topic, partitions=added)
             self._assign({**self.positions, **dict.fromkeys(added, 0)})
 
-    async def poll(self, number: int) -> list[Record]:
+    async def poll(self, number: int) -> list[TailedRecord]:
         """What has arrived in one partition; nothing after an error, which is waited out."""
         partition = TopicPartition(self._topic, number)
         is_single = number in self._single
@@ -131,14 +133,14 @@ class _Tail:
             # A header that is not UTF-8 raises for ever: find the record, and step over it.
             return self._step_over(partition, is_single)
         records = [
-            Record(number, record.offset, record.timestamp * 10**6, record.key, record.value, record.headers)
+            TailedRecord(number, record.offset, record.timestamp * 10**6, record.key, record.value, record.headers)
             for record in polled.get(partition, [])
         ]
         if records:
             self.positions[number] = records[-1].offset + 1
         return records
 
-    def _step_over(self, partition: TopicPartition, is_single: bool) -> list[Record]:
+    def _step_over(self, partition: TopicPartition, is_single: bool) -> list[TailedRecord]:
         number, offset = partition.partition, self.positions[partition.partition]
         if is_single:
             self._single.discard(number)
@@ -146,7 +148,7 @@ class _Tail:
         else:
             self._single.add(number)
         self._consumer.seek(partition, self.positions[number])
-        return [Record(number, offset, time.time_ns(), None, None)] if is_single else []
+        return [TailedRecord(number, offset, time.time_ns(), None, None)] if is_single else []
 
     async def _restart(self, partition: TopicPartition) -> None:
         """The log has moved past our position, or was made again: go on where it begins."""

@@ -26,14 +26,14 @@ from runtap_schemas.topics import Topic, all_topics
 
 DEFAULT_PARTITIONS = 6
 DEFAULT_REPLICATION_FACTOR = 3
-# With three replicas: what is acknowledged is on two machines, and one may be away.
+# With three replicas: what is acknowledged is on two machines, and one may be down.
 _MIN_INSYNC = "min.insync.replicas"
 _CALL_SECONDS = 15.0
 # The emitter's batches are at most a quarter of this, before compression.
 LEAST_MESSAGE_BYTES = 1_048_576
 
 
-class Difference(NamedTuple):
+class SettingDifference(NamedTuple):
     """A setting of a topic that is not what runtap would have made."""
 
     setting: str
@@ -58,7 +58,9 @@ class TopicState:
         """Whether it is there."""
         return self.partitions > 0
 
-    def differences(self, replication_factor: int | None = None, partitions: int | None = None) -> list[Difference]:
+    def differences(
+        self, replication_factor: int | None = None, partitions: int | None = None
+    ) -> list[SettingDifference]:
         """Settings that differ from those that runtap would have made. Longer retention is no difference.
 
         Args:
@@ -67,17 +69,17 @@ class TopicState:
         """
         wanted = wanted_settings(self.topic, replication_factor or self.replication_factor)
         found = [
-            Difference(name, self.settings[name], value)
+            SettingDifference(name, self.settings[name], value)
             for name, value in wanted.items()
             if name in self.settings and self.settings[name] != value and not self._keeps_longer(name, value)
         ]
         largest = int(self.settings.get("max.message.bytes", LEAST_MESSAGE_BYTES))
         if largest < LEAST_MESSAGE_BYTES:
-            found.append(Difference("max.message.bytes", str(largest), f"at least {LEAST_MESSAGE_BYTES}"))
+            found.append(SettingDifference("max.message.bytes", str(largest), f"at least {LEAST_MESSAGE_BYTES}"))
         if replication_factor and self.replication_factor != replication_factor:
-            found.append(Difference("replication factor", str(self.replication_factor), str(replication_factor)))
+            found.append(SettingDifference("replication factor", str(self.replication_factor), str(replication_factor)))
         if partitions and self.topic.partitions is None and self.partitions != partitions:
-            found.append(Difference("partitions", str(self.partitions), str(partitions)))
+            found.append(SettingDifference("partitions", str(self.partitions), str(partitions)))
         return found
 
     def _keeps_longer(self, name: str, wanted: str) -> bool:
@@ -179,7 +181,7 @@ async def _read_topics(admin: Any, settings: ConnectionSettings, created: Collec
     with translated(settings):
         existing = set(await within(_CALL_SECONDS, admin.list_topics()))
         deadline = time.monotonic() + _CALL_SECONDS
-        # Another broker than the one that made them may answer, and learn of them a moment later.
+        # The broker that answers may not have heard yet of topics that another one made.
         while not existing.issuperset(created) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
             existing = set(await within(_CALL_SECONDS, admin.list_topics()))
@@ -189,7 +191,7 @@ async def _read_topics(admin: Any, settings: ConnectionSettings, created: Collec
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         responses = await within(_CALL_SECONDS, admin.describe_configs(resources)) if names else []
     layouts = {layout["topic"]: layout["partitions"] for layout in described}
-    # Entries are name, value, and more that depends on the protocol's version. A refused resource has none.
+    # Entries are name, value and what depends on the protocol's version; a refused resource has no entries.
     configurations = {
         resource[3]: {entry[0]: entry[1] or "" for entry in resource[4]}
         for response in responses

@@ -41,7 +41,7 @@ def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) 
         for cells in table.plan(provider, model, tier, at_ns // DAY_NS).cells:
             last: Rates | None = None
             for price_class, rates in cells:
-                # A size at which this model's price does not change is no row, nor is a window's second stretch.
+                # No row for a size at which this model's price does not change, nor for a window's part after midnight.
                 if rates is not None and rates != last and price_class not in (row["price_class"] for row in rows):
                     rows.append(
                         {

@@ -129,14 +129,14 @@ def _base(path: Path) -> tuple[Sequence[Provider], str]:
             return _parse(orjson.dumps(stored["providers"]), str(path)), str(stored["name"])
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise PriceFileError(f"{path}: no data that `runtap prices update` wrote: remove it, or update") from error
-    # 30,000 lines of data: who needs no prices does not wait for them.
+    # 30,000 lines, which only commands that price need to load.
     from genai_prices.data import providers
 
     return providers, f"genai-prices-{version('genai-prices')}"
 
 
 def _parse(content: bytes, origin: str) -> list[Provider]:
-    # The reader that genai-prices' own updater uses; it offers no public one.
+    # genai-prices offers no public reader; this is its own updater's.
     from genai_prices.types import _providers_from_raw
     from pydantic import ValidationError
 

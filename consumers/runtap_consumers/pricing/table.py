@@ -24,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RULES_VERSION = 2
 # Names come from the wire, so what is remembered of them must be bounded. A plan holds 1 to 4 kB.
 _MAX_REMEMBERED = 4_096
-# No label always means up to this many input tokens, whatever thresholds a later table brings.
+# A class without a size bucket means up to so many input tokens, whatever thresholds a later table has.
 UNLABELLED_SIZE_TOKENS = 32_000
 # Bounds the price class, which is a key column; the tiers that are known are shorter.
 _MAX_TIER_LENGTH = 16
@@ -67,7 +67,7 @@ class PriceTable:
     @classmethod
     def load(cls) -> PriceTable:
         """The table of the installed genai-prices, corrected."""
-        # 30,000 lines of data: who needs no prices does not wait for them.
+        # 30,000 lines, which only commands that price need to load.
         from genai_prices.data import providers
 
         return cls(correct(providers, load_corrections()), f"genai-prices-{version('genai-prices')}")
@@ -157,7 +157,7 @@ class PriceTable:
             moment = midnight + timedelta(minutes=minute)
             window = ""
             if starts:
-                # Outside of the dearer or cheaper hours too: else an hour that both meet in could not be priced again.
+                # Calls outside of the dearer hours get a window, too, or `reprice` could not price an hour with both.
                 # The first and the last stretch of the day are one window around midnight.
                 window = f"utc{_clock(starts[number - 1])}-{_clock(starts[number % len(starts)])}"
             classes = ["/".join(filter(None, (tier[:_MAX_TIER_LENGTH], size, window))) for size in self._size_labels]

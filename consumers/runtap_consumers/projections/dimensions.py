@@ -17,7 +17,7 @@ from runtap_schemas import RunEnded, RunError
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
-# Not the requested model: it counts only where nothing answered.
+# Without the requested model, which counts only where no model answered.
 _NAMES = tuple(name for name in KIND if name != "request_model")
 
 Value = tuple[str, str]

@@ -22,7 +22,7 @@ Key = tuple[Any, ...]
 Rows = dict[Key, list[Any]]
 # (table, bucket) -> the sketch columns of every row there is, by the rollup's keys.
 LoadSketches = Callable[[str, int], dict[Key, list[bytes | None]]]
-# Buckets of one table whose sketches stay in memory: the current ones, and a few that late events reach.
+# Buckets of one table whose sketches are kept in memory: the current ones, and a few that late events reach.
 _BUCKETS_KEPT = 4
 
 
@@ -52,7 +52,7 @@ class Calendar:
 
 
 class SketchBook:
-    """The sketches that one partition's writer holds. Forgotten whole when the partition is lost."""
+    """The sketches of one partition and projection in memory. Thrown away whole when another worker may write."""
 
     def __init__(self, load: LoadSketches) -> None:
         self._load = load
@@ -136,7 +136,7 @@ def _merge(measures: tuple[Measure, ...], row: list[Any], delta: list[Any]) -> l
     merged = []
     for measure, old, new in zip(measures, row, delta, strict=True):
         if measure.merge is Merge.ADD or measure.merge is Merge.REPLACE:
-            # A sketch is a list of buckets here, so adding is right for it too.
+            # Sketches are lists of buckets until they are stored: adding joins them.
             merged.append(old + new)
         elif old is None or new is None:
             merged.append(new if old is None else old)

@@ -16,7 +16,7 @@ _first = itemgetter(0)
 
 
 @dataclass(slots=True)
-class Lane:
+class LaneMark:
     """What one projection knows of one lane.
 
     `before` are numbers that lay before the log began when the projection first read it; `forgotten` those of gaps
@@ -70,7 +70,7 @@ class Lane:
 class LaneMarks:
     """All lanes of one partition, as a set of projections in lockstep knows them."""
 
-    def __init__(self, begun_at: int, lanes: dict[str, Lane]) -> None:
+    def __init__(self, begun_at: int, lanes: dict[str, LaneMark]) -> None:
         """Args:
         begun_at: the offset at which the projections began to read the partition.
         lanes: what the store knows, by emitter.
@@ -95,7 +95,7 @@ class LaneMarks:
         """
         lane = self.lanes.get(emitter)
         if lane is None:
-            lane = self.lanes[emitter] = Lane(first_at_ns=min(at_ns, log_time_ns), last_log_time_ns=log_time_ns)
+            lane = self.lanes[emitter] = LaneMark(first_at_ns=min(at_ns, log_time_ns), last_log_time_ns=log_time_ns)
             if self._begun_at > 0:
                 lane.before = lane.mark = number - 1
         self.changed.add(emitter)

@@ -17,7 +17,7 @@ SKEW_BEHIND_NS = 8 * DAY_NS
 
 # Retention by log time; days and totals are kept for ever.
 RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
-# A lane that was silent for so long is forgotten, with its marks: twice what an emitter may resend after.
+# After so long a silence a lane's marks are deleted: twice as long as an emitter may resend.
 LANE_RETENTION_NS = 14 * DAY_NS
 GRAINS = ("minute", "hour", "day", "total")
 _ALL_GRAINS: dict[str, int | None] = {grain: RETENTION_NS.get(grain) for grain in GRAINS}
@@ -30,9 +30,9 @@ class Merge(Enum):
     ADD = "add"
     MIN = "min"
     MAX = "max"
-    # The first value that is not null stays.
+    # The first value that is not null is kept.
     KEEP = "keep"
-    # The newcomer is the whole truth: its writer held the old value.
+    # The new value replaces the old one, which it contains.
     REPLACE = "replace"
 
 
@@ -43,7 +43,7 @@ class Measure:
     name: str
     merge: Merge
     kind: str = "integer"
-    # Sketches are kept by the grains that serve quantiles, and left out of the totals.
+    # Totals have no sketches.
     in_total: bool = True
 
 
@@ -105,7 +105,7 @@ COST = Rollup(
     COST_MEASURES,
     grains=_ALL_GRAINS,
 )
-# Attributes are `user` and up to three metadata keys. A row a value: many, so that hours are kept for two days only.
+# Attributes are `user` and up to three metadata keys. A row a value: so many that hours are kept for two days only.
 COST_BY_ATTRIBUTE = Rollup(
     "cost_by_attribute",
     ("attribute", "value", "provider", "model", "service", "price_set", "price_class"),
@@ -169,9 +169,8 @@ RECENT_ERRORS = Rollup(
     ),
     integer_keys=("at_ns",),
 )
-# Minutes that a commit touched since the alert evaluator last looked; the evaluator deletes what it has read.
-# The count makes a second touch an update, which waits for an evaluator that is deleting the row; without it, a touch
-# could be deleted before what it announces is committed.
+# Minutes that commits touched since the alert evaluator last looked; it deletes what it has read. The count makes a
+# second touch an update, which waits for that deletion: else a touch is deleted before what it announces is committed.
 TOUCHED_MINUTES = Rollup("touched_minutes", ("bucket_ns",), _sums("touches"), integer_keys=("bucket_ns",))
 
 SESSIONS = Rollup(
@@ -182,7 +181,6 @@ SESSIONS = Rollup(
         Measure("last_at_ns", Merge.MAX),
         *_sums("starts", "ends", "traces", "llm_calls", "tool_calls", "errors", "input_tokens", "output_tokens"),
         Measure("service", Merge.KEEP, "text"),
-        # Retention goes by it.
         Measure("last_log_time_ns", Merge.MAX),
     ),
 )
@@ -194,7 +192,7 @@ RUN_IDENTITY = (
     *("parent_run_id", "trace_id", "session_id", "user_id", "service", "environment", "run_type", "name"),
     *("provider", "request_model"),
 )
-# Starts whose end has not come. `started_at_ns` leads nothing: rows go when the end comes.
+# Starts whose end has not come.
 OPEN_RUNS = Rollup(
     "open_runs",
     ("run_id",),
@@ -216,7 +214,7 @@ EMITTER_REPORTS = Rollup(
         *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "host")),
         Measure("process_id", Merge.KEEP),
         Measure("log_time_ns", Merge.KEEP),
-        # Already clamped by the reader: at most the append time less its age.
+        # At most the append time less the report's age.
         Measure("complete_at_ns", Merge.KEEP),
         Measure("closing", Merge.KEEP),
         Measure("captured", Merge.KEEP),

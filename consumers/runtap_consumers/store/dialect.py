@@ -27,7 +27,7 @@ class Dialect(ABC):
         begin_snapshot: makes all statements of a transaction see one state.
         lock_creation: keeps others that make or migrate the store waiting until the transaction ends.
         lock_dimensions: keeps others that admit values of dimensions waiting, likewise.
-        for_update: ends a SELECT whose rows stay as they are until the transaction ends.
+        for_update: ends a SELECT whose rows nobody else changes until the transaction ends.
         skip_locked: the same, without the rows that another transaction has locked.
         row_id: where a row lies, for statements of the same transaction.
         least, greatest: of two values, `{0}` and `{1}`, of which either may be null.

@@ -31,7 +31,7 @@ def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
         values: (dimension, value) pairs that were not decided yet.
 
     Returns:
-        Those that are admitted, now or before. The others stay out for the day.
+        Those that are admitted, now or before. The others are refused for the day.
     """
     by_dimension: dict[str, list[str]] = defaultdict(list)
     for dimension, value in sorted(values):

@@ -141,8 +141,8 @@ def migrate_store(database_url: str) -> str:
                 raise StoreError(f"there is no store at {shown}: a worker makes one")
             config = _alembic_config()
             config.attributes["connection"] = connection
-            # A worker of the old version that is at work is fenced, and looks at the version. Locked in the order in
-            # which workers do.
+            # Fences workers of the old version, which then look at the version. In the order in which workers lock, or
+            # the two could deadlock.
             positions = tables.positions
             connection.execute(
                 select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
@@ -238,7 +238,7 @@ def _newest_revision() -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    # Not by alembic, which logs two lines each time.
+    # alembic's own reading logs two lines each time.
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return revision
 

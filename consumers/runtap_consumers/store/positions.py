@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, select
 
-from runtap_consumers.projections.lane_marks import Lane
+from runtap_consumers.projections.lane_marks import LaneMark
 from runtap_consumers.store import tables
 from runtap_consumers.store.tables import lane_marks, positions
 from runtap_consumers.store.writer import Writer
@@ -17,7 +17,7 @@ from runtap_consumers.store.writer import Writer
 
 @dataclass(frozen=True)
 class Position:
-    """One projection's place in one partition. `fingerprint` is that of the record before `next_offset`."""
+    """How far a projection has come in a partition. `fingerprint` is that of the record before `next_offset`."""
 
     projection: str
     next_offset: int
@@ -99,13 +99,13 @@ def read_sketches(
     return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
 
 
-def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:
+def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, LaneMark]:
     """The lanes that a projection knows of a partition, by emitter."""
     rows = connection.execute(
         select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
     )
     return {
-        row.emitter: Lane(
+        row.emitter: LaneMark(
             first_at_ns=row.first_at_ns,
             last_log_time_ns=row.last_log_time_ns,
             mark=row.mark,
@@ -119,7 +119,7 @@ def load_lanes(connection: Connection, partition: int, projection: str) -> dict[
     }
 
 
-def lane_row(projection: str, partition: int, emitter: str, lane: Lane) -> tuple[str | int, ...]:
+def lane_row(projection: str, partition: int, emitter: str, lane: LaneMark) -> tuple[str | int, ...]:
     """A lane as `lane_marks` holds it, in the order of its columns."""
     return (
         projection,

@@ -68,7 +68,7 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
         dialect: of the store.
     """
     horizon = log_time_ns - kept_ns
-    # The index leads with the start, which is never later than the log time by more than a minute.
+    # By the start too, which the index begins with: it is at most a minute later than the log time.
     chosen = f"SELECT {dialect.row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
     return [
         (f"DELETE FROM runs WHERE {dialect.row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
@@ -133,7 +133,7 @@ def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: C
         writer: of the store.
         emitter: whose.
         numbers: which.
-        evidence: numbers whose ids stay, since they show that two processes report under one emitter id.
+        evidence: numbers whose ids are kept: they show that two processes report under one emitter id.
     """
     ids = [number for number in numbers if number not in evidence]
     placeholders = ",".join("?" * len(ids))

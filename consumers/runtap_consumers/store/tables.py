@@ -13,10 +13,10 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 from runtap_consumers.projections.rollups import ROLLUPS, RUN_COLUMNS, Rollup
 
 metadata = MetaData()
-# STRICT tables of SQLite know INTEGER alone, which holds 64 bits there.
+# STRICT tables of SQLite know only INTEGER, which holds 64 bits there.
 _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 _KINDS: dict[str, Any] = {"integer": _INTEGER, "text": Text, "bytes": LargeBinary}
-# SQLite: an overflow page a row is paid for in tables WITHOUT ROWID once rows carry sketches or long texts.
+# On SQLite each of these rows, with sketches or long texts, would take an overflow page without a rowid.
 _WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs"}
 
 
@@ -48,7 +48,7 @@ runs = Table(
     "runs",
     metadata,
     *(Column(name, _KINDS[kind]) for name, kind in RUN_COLUMNS),
-    # One run is looked for by both: each index costs two microseconds a run.
+    # One index for both: each costs 2 µs a run.
     Index("runs_trace", "trace_id", "run_id"),
     # Answers every filter of `runtap runs` inside the index, in time order.
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
@@ -116,7 +116,7 @@ lane_marks = Table(
     sqlite_with_rowid=False,
 )
 
-# What befell a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
+# Incidents of a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
 log_incidents = Table(
     "log_incidents",
     metadata,
@@ -147,7 +147,7 @@ dead_letters = Table(
     sqlite_strict=True,
 )
 
-# Values of a dimension that figures may name, a day (UTC, by log time); the rest go under `__other__`.
+# Values of a dimension that figures may name, a day (UTC, by log time); all others go under `__other__`.
 dimension_values = Table(
     "dimension_values",
     metadata,
@@ -159,7 +159,7 @@ dimension_values = Table(
 )
 
 # Who priced figures again, when, under which prices, and what they came to; `finished_at_ns` is null while it goes on,
-# and stays so where it was ended in the middle. Amounts are decimal texts: sums may pass 64 bits. `kept_…`: calls whose
+# and for ever where it was interrupted. Amounts are decimal texts: sums may pass 64 bits. `kept_…`: calls whose
 # price could not be told; a call counts once for each of its attributes.
 repricings = Table(
     "repricings",

@@ -27,7 +27,7 @@ from runtap_schemas.masking import without_passwords
 logger = structlog.get_logger(__name__)
 
 Row = Sequence[Any]
-# OverflowError: sqlite3's word for an integer beyond 64 bits.
+# sqlite3 raises OverflowError for an integer beyond 64 bits.
 _DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError)
 
 
@@ -266,8 +266,8 @@ class PostgresWriter(Writer):
         "SET LOCAL statement_timeout = '30s'; SET LOCAL client_connection_check_interval = '1s'"
     )
 
-    # Those whose client has stopped in the middle: whatever waits for it has no time-out of its own there. Processes of
-    # runtap alone, which write in milliseconds; a migration has another name.
+    # PostgreSQL has no time-out for a statement that waits for a stopped client, so the next owner ends it. Only runtap
+    # workers, which write in milliseconds; a migration connects under another name.
     _END_STOPPED_HOLDERS = """
         SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity AS activity
         WHERE application_name = 'runtap-worker' AND datname = current_database() AND pid <> pg_backend_pid()
@@ -332,7 +332,7 @@ class PostgresWriter(Writer):
                 tcp_user_timeout=10_000,
                 prepare_threshold=None,
             )
-            # psycopg sizes an int by its value; nearly every row would be another statement.
+            # psycopg sizes an int by its value, which would make nearly every row another statement.
             connection.adapters.register_dumper(int, Int8Dumper)
             connection.adapters.register_dumper(int, Int8BinaryDumper)
             self._connection = connection

@@ -19,7 +19,7 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 from runtap_schemas.topics import dead_letters_topic
 
-# Of a record that no topic takes with our headers added; the table has it whole.
+# A record that its topic does not take with our headers is cut; the table has it whole.
 _CUT_BYTES = 100_000
 
 _logger = structlog.get_logger(__name__)
@@ -37,7 +37,6 @@ async def keep_publishing_dead_letters(
                     await publish_dead_letters(store, publisher, topic, partitions())
                     await asyncio.sleep(1)
         except (StoreError, KafkaUnavailableError) as error:
-            # They stay in the store, unpublished, and are tried again.
             _logger.warning("dead_letters_not_published", reason=str(error))
             await asyncio.sleep(10)
 
@@ -70,8 +69,8 @@ async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, p
             await _publish(publisher, topic, letter, store.events_topic)
             await asyncio.get_running_loop().run_in_executor(thread, _mark, writer, letter)
     finally:
-        # In turn: cancelled, this leaves a mark behind that is still at work, and SQLite crashes the process when its
-        # connection is closed under it.
+        # In the thread that marks: after a cancellation it may still do so, and closing SQLite's connection under it
+        # crashes the process.
         thread.submit(writer.close)
         thread.shutdown(wait=False)
     _logger.info("dead_letters_published", topic=topic, records=len(letters))

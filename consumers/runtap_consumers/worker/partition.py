@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from runtap_consumers.errors import StoreError, WorkerStoppedError
-from runtap_consumers.kafka.records import Record, fingerprint_of
+from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
@@ -41,7 +41,7 @@ logger = structlog.get_logger(__name__)
 
 _ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
 _RETENTION_EVERY_NS = 60 * 10**9
-# Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
+# 100 bytes each. Where more are open, every end deletes from `open_runs`, whether it has a row there or not.
 _MAX_OPEN_RUNS_KNOWN = 100_000
 
 
@@ -79,12 +79,12 @@ class Partition:
         self._sketches: dict[str, SketchBook] = {}
         self._positions: dict[str, Position] = {}
         self._retention_due_ns = 0
-        # Runs with a row in `open_runs`, `None`: too many. Nearly no end has one, and looking costs a microsecond.
+        # Runs with a row in `open_runs` (`None`: too many): nearly no end has one, and a DELETE for each costs 1 µs.
         self._open_run_ids: set[str] | None = None
-        # Append time of the oldest record that the log still holds, as last seen; 0: not known.
+        # Append time of the oldest record of the log, as last read; 0: not known.
         self.log_start_ns = 0
         self.cursors: list[Cursor] = []
-        # Projections whose fold raised: their position stays, and they stay out until the process ends.
+        # Projections whose fold raised: their positions do not move until the process is started again.
         self.failed: dict[str, Exception] = {}
 
     @property
@@ -137,7 +137,7 @@ class Partition:
     def _add_missing_positions(self, log_start: int) -> None:
         add_missing_positions(self._tools.writer, self.number, self._projections, log_start)
 
-    def fold(self, records: Sequence[Record]) -> Commit:
+    def fold(self, records: Sequence[KafkaRecord]) -> Commit:
         """Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
 
         Args:
@@ -147,7 +147,7 @@ class Partition:
             StoreError: what the fold needs of the store cannot be read.
             WorkerStoppedError: no projection is left that folds.
         """
-        # Read once for all.
+        # Decoded once for all cursors.
         events = decode_records(records, keeps_labels=self._keeps_labels)
         decoded = events if len(self.cursors) == 1 else list(events)
         commit = Commit(self.number, [])
@@ -181,7 +181,7 @@ class Partition:
         self._add_deletions(commit)
         return commit
 
-    def _sort(self, cursor: Cursor, records: Sequence[Record], decoded: Iterable[Any], commit: Commit) -> Batch:
+    def _sort(self, cursor: Cursor, records: Sequence[KafkaRecord], decoded: Iterable[Any], commit: Commit) -> Batch:
         batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
         take = cursor.marks.take
         dead_letters: list[Row] = []
@@ -210,7 +210,7 @@ class Partition:
             commit.new_rows.append((tables.dead_letters, dead_letters))
         return batch
 
-    def _dead_letter(self, record: Record, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
+    def _dead_letter(self, record: KafkaRecord, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
         topic = self._tools.store.events_topic
         return (
             f"{topic}/{self.number}/{record.offset}/{fingerprint_of(record)}",
@@ -233,7 +233,7 @@ class Partition:
             except StoreError:
                 raise
             except Exception as error:
-                # A fold that raises is a bug: that projection stops, alone, and its position stays.
+                # A bug in one projection must not stop the others.
                 cursor.projections.remove(name)
                 self.failed[name] = error
                 logger.exception(
@@ -273,7 +273,7 @@ class Partition:
         part = Commit(self.number, [])
         for table_name, rows in deltas:
             if rows:
-                # In key order, so that whoever else locks rows of a table meets them in the same order.
+                # In key order: two that lock rows of a table in different orders would deadlock.
                 whole: list[Row] = [(*key, *tail, *rows[key]) for key in sorted(rows)]
                 part.upserts.append((tables.metadata.tables[table_name], whole))
         part.runs, part.runs_generation = changes.runs, self._positions[name].generation
@@ -325,7 +325,7 @@ class Partition:
         self._tools.writer.commit(commit)
 
     def begin_incarnation(self, log_start: int, now_ns: int) -> None:
-        """Turns to a log that was made again: its start, with a new incarnation. Figures and marks stay.
+        """Goes to the start of a log that was made again, with a new incarnation. Figures and marks are kept.
 
         Raises:
             FencedError: another worker was quicker.
@@ -357,7 +357,7 @@ class Partition:
                     fingerprint="",
                     log_time_ns=position.log_time_ns,
                     incarnation=incarnation,
-                    # A worker that still follows the old log must be fenced, whatever the new offsets are.
+                    # Else a worker that still reads the old log could commit, once the new one is as long.
                     next_epoch=position.epoch + 1,
                 )
             )

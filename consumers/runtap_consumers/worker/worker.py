@@ -151,7 +151,7 @@ class Worker:
             if self._health.is_stalled():
                 raise WorkerStoppedError("; ".join(self._health.problems()))
             for task in [task for task in self._side_tasks if task.done()]:
-                # A side task ends only by failing: its failure is the worker's.
+                # A side task ends only by failing, and ends the worker with it.
                 task.result()
             if moved:
                 continue
@@ -167,7 +167,7 @@ class Worker:
         return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
 
     async def _refresh_prices(self) -> None:
-        """Turns to other prices where their files have changed: here, between two batches."""
+        """Reads prices again where their files have changed; a batch has one set of prices."""
         if time.monotonic() - self._prices_checked < _REFRESH_PRICES_EVERY_SECONDS:
             return
         self._prices_checked = time.monotonic()
@@ -181,15 +181,13 @@ class Worker:
         if self._seen_assignment == self._assignments:
             return
         self._seen_assignment = self._assignments
-        # Whatever stayed with this worker was sought to Kafka's idea of its position: all of it is loaded again.
+        # Kafka's client has moved all partitions to its own positions, also those that were assigned before: load all.
         self._assigned = {number: Assigned() for number in sorted(self._reader.assigned())}
         self._health.partitions = list(self._assigned)
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
     async def _await_rebalance(self) -> None:
-        """Stays in the group, and waits while that is balanced: what would be loaded now may be
-        another's in a moment.
-        """
+        """Waits, as a member of the group, while it is balanced: what is assigned now may be another's in a moment."""
         try:
             await self._reader.await_rebalance()
         except KafkaError as error:
@@ -200,7 +198,7 @@ class Worker:
         """Polls a partition, and commits what has gathered once it is enough or old enough.
 
         Returns:
-            Whether something happened; else the loop may rest.
+            Whether something happened; else the loop may sleep.
         """
         if time.monotonic() < assigned.retry_at:
             return False
@@ -266,13 +264,13 @@ class Worker:
         return len(assigned.records) >= commit_events or time.monotonic() - assigned.since >= longest
 
     async def _load(self, number: int, assigned: Assigned, projections: list[str]) -> None:
-        # Whoever was fenced may have been so by a migration.
+        # It may have been a migration that fenced this worker.
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
         for _ in range(2 + len(self._projections)):
             log_start, _ = await self._reader.log_range(number)
             await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
-            # After the position, which others may move beyond an end that was asked before.
+            # Asked after loading: another worker may have moved the position beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
             now_ns = time.time_ns()
             if not await self._is_same_log(number, partition.read_up_to(), log_start, log_end):
@@ -283,7 +281,7 @@ class Worker:
                 self._reader.seek(number, partition.next_offset)
                 assigned.partition, assigned.records, assigned.checked = partition, [], time.monotonic()
                 return
-        # Read on, it would be a log of which nobody knows whether it is the one that was applied.
+        # Nobody could tell whether what is read next belongs to the log that was applied.
         raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
     async def _read_log_start(self, number: int, assigned: Assigned, partition: Partition) -> None:
@@ -302,7 +300,7 @@ class Worker:
             if next_offset > log_end:
                 return False
             if not fingerprint and next_offset > log_start:
-                # Nothing was read yet, so it began at the log's start; and a log's start never goes back.
+                # The position began at the start of a log, and the start of one log never goes back.
                 return False
             if not fingerprint or next_offset - 1 < log_start:
                 continue
@@ -315,7 +313,6 @@ class Worker:
         assert assigned.partition is not None
         assigned.checked = time.monotonic()
         if not await self._is_same_log(number, assigned.partition.read_up_to(), *await self._reader.log_range(number)):
-            # Loading begins the new incarnation.
             assigned.forget()
 
     async def _commit(self, number: int, assigned: Assigned) -> None:
@@ -323,7 +320,7 @@ class Worker:
         assert partition is not None
         before = partition.read_up_to()
         if any(not fingerprint for _, fingerprint in before):
-            # Nothing of this log was read yet: only the batch can tell whether it is still there or was made again.
+            # Without a fingerprint, only the batch itself can show that the log was made again since it was polled.
             first = await self._reader.record_at(number, records[0].offset)
             if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
                 assigned.forget()
@@ -331,7 +328,7 @@ class Worker:
         commit = await self._in_thread(lambda: partition.fold(records))
         due = time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:
-            # Numbers missing may mean that this is another log, made again at a length beyond our offset.
+            # Missing numbers may mean another log, made again and already longer than our offset.
             if not await self._is_same_log(number, before, *await self._reader.log_range(number)):
                 assigned.forget()
                 return
@@ -352,7 +349,7 @@ class Worker:
         return running
 
     def _update_health(self) -> None:
-        self._health.last_turn = time.monotonic()
+        self._health.last_iteration = time.monotonic()
         lag = 0
         for number, assigned in self._assigned.items():
             end = self._reader.highwater(number)
@@ -376,7 +373,7 @@ class Worker:
                     f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
                 ) from error
             except (KafkaError, TimeoutError):
-                # Kafka is away, which says nothing about the topic.
+                # Kafka cannot be reached, which says nothing about the topic.
                 continue
 
     async def _publish_progress(self) -> None:

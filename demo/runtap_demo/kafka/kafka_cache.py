@@ -151,7 +151,7 @@ def _put_in_place(made: Path, folder: Path) -> None:
     try:
         made.rename(folder)
     except OSError:
-        # Another process was quicker; its files are as good.
+        # Another process may have filled the folder first; its files are as good.
         if not _is_complete(folder):
             raise
 

@@ -1,4 +1,4 @@
-"""Reading what the ledger names beside its sums: who the emitters are, why numbers are missing, what befell the log."""
+"""Reading why events are missing, and whose: announced skips, emitter ids in use twice, incidents of the log."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ class Fork:
 
 @dataclass(frozen=True)
 class Incident:
-    """What befell a partition's log, as one projection met it: `recreated`, or `retention` (those
-    offsets went unread).
-    """
+    """An incident of a partition's log, as one projection met it: `recreated`, or `retention` (offsets gone unread)."""
 
     projection: str
     partition: int
@@ -149,7 +147,7 @@ def read_forks(snapshot: Snapshot) -> list[Fork]:
 
 
 def read_incidents(snapshot: Snapshot) -> list[Incident]:
-    """What befell the log, oldest first."""
+    """Incidents of the log, oldest first."""
     incidents = tables.log_incidents.c
     statement = select(tables.log_incidents).order_by(incidents.at_ns, incidents.partition, incidents.projection)
     return [_incident(row) for row in snapshot.connection.execute(statement)]
