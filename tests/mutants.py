@@ -190,13 +190,12 @@ MUTANTS = (
         "the log's end asked before the position",
         f"{_CONSUMERS}/worker/worker.py",
         "log_start, _ = await self._reader.log_range(number)\n"
-        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))"
-        "  # type: ignore[misc]\n"
+        "            await self._in_thread(partition.load, log_start)\n"
         "            # Asked after loading: another worker may have moved the position beyond an end that was asked "
         "before.\n"
         "            _, log_end = await self._reader.log_range(number)\n",
         "log_start, log_end = await self._reader.log_range(number)\n"
-        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))\n",
+        "            await self._in_thread(partition.load, log_start)\n",
         (FENCING,),
     ),
     Mutant(

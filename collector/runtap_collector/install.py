@@ -23,9 +23,7 @@ _hook: _Hook | None = None
 
 
 class _Hook:
-    """What LangChain asks for a handler whenever it configures callbacks. It cannot be
-    unregistered, only switched off.
-    """
+    """What LangChain asks for a handler when it configures callbacks. It cannot be unregistered, only switched off."""
 
     def __init__(self, handler: RunTapHandler) -> None:
         self.handler = handler

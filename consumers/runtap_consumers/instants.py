@@ -21,13 +21,7 @@ EXPECTED = "2025-06-30, 2025-06-30T14:00:00Z, or how long ago: 90s, 15m, 2h, 7d,
 def parse_instant(text: str, zone: ZoneInfo, now_ns: int) -> int:
     """Reads an instant: RFC 3339, a date (its first moment), or a duration that counts back from now (`2h`, `7d`).
 
-    Args:
-        text: what a person wrote.
-        zone: of a date, and of a time that names none.
-        now_ns: the present, Unix nanoseconds.
-
-    Returns:
-        Unix nanoseconds.
+    `zone` is that of a date, and of a time that names none.
 
     Raises:
         InputError: it is none of these.

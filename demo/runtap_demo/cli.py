@@ -24,9 +24,7 @@ from runtap_demo.kafka.termination import unwound_by_signals
 
 @contextmanager
 def _console() -> Iterator[Console]:
-    """Standard output for people, without logs: an error tells the reason. The demo's keep their lines, the ends of
-    logs.
-    """
+    """Standard output for people, without logs. Errors of the demo keep their lines, which are the ends of logs."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger().addHandler(logging.NullHandler())
     try:

@@ -275,9 +275,7 @@ def _count_input_tokens(body: dict[str, Any]) -> int:
 
 
 def _choose_tool(body: dict[str, Any], dice: random.Random) -> dict[str, Any] | None:
-    """A tool to call: the one whose verb the user said, else any; none once two have answered, or where none is
-    offered.
-    """
+    """A tool to call: the one whose verb the user said, else any; none once two answered, or where none is offered."""
     tools: list[dict[str, Any]] = body.get("tools") or []
     answered = sum(message["role"] == "tool" for message in body["messages"])
     if not tools or body.get("tool_choice") == "none" or answered >= 2 or (answered == 1 and dice.random() < 0.5):

@@ -1,6 +1,4 @@
-"""Text that may hold a password, made fit for a message or a log line: `without_passwords`; `shown` for a setting's
-value.
-"""
+"""Passwords cut out of what is shown or logged: `without_passwords`; `shown` for a setting's value."""
 
 from __future__ import annotations
 

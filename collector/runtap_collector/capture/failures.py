@@ -72,9 +72,7 @@ _CHANGING_PARTS: list[tuple[re.Pattern[str], str]] = [
 
 
 def status_of(error: BaseException) -> Status:
-    """The status of a run that ended with this exception: leaving a graph on purpose is no error, nor is being
-    cancelled.
-    """
+    """The status of a run that ended with this exception; neither interrupting a graph nor cancelling is an error."""
     kind: Any = type(error)
     return _status_of_type(kind)
 

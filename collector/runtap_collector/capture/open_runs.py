@@ -100,9 +100,7 @@ class OpenRuns:
         return run
 
     def route_under(self, parent_run_id: UUID | str) -> Route:
-        """The trace of a run whose parent is not open: the parent's if it was open lately, else one
-        of the parent's id.
-        """
+        """The trace of a run whose parent is not open: the parent's if that was open lately, else one by its id."""
         key = key_of(parent_run_id)
         return self._closed.get(key) or self._strangers.get_or_add(key, parent_run_id)
 
@@ -118,9 +116,7 @@ class OpenRuns:
         return None if run.parent_run_id is None else self.by_key.get(key_of(run.parent_run_id))
 
     def evict(self, now_monotonic_ns: int | None = None) -> list[OpenRun]:
-        """Takes out what is beyond the bounds: the oldest runs, and those older than a day. Their ends will not be
-        seen.
-        """
+        """Takes the oldest runs beyond the limit out, and those older than a day: their ends will not be captured."""
         if now_monotonic_ns is None:
             now_monotonic_ns = time.monotonic_ns()
         # 1 % more than needed, or a full table would be searched at every start.

@@ -62,9 +62,7 @@ def name_of(value: object) -> str | None:
 
 
 def own_keys(metadata: Mapping[Any, Any]) -> tuple[str, ...]:
-    """The metadata keys that are the user's, and not LangChain's or LangGraph's. The same few sets come again and
-    again.
-    """
+    """The metadata keys that are the user's, and not LangChain's or LangGraph's. Few sets, so they are cached."""
     keys = tuple(metadata)
     try:
         return _own_keys(keys)

@@ -1,6 +1,4 @@
-"""Evaluating the alert rules over the store, where all partitions meet: one evaluator at a time, one transaction a
-round.
-"""
+"""Evaluating the alert rules over the whole store: one evaluator at a time, one transaction a round."""
 
 from __future__ import annotations
 

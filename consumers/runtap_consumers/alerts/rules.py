@@ -31,9 +31,7 @@ _MESSAGE_LENGTH = 500
 
 
 class AlertState(NamedTuple):
-    """A condition that has an end. `transition` counts its changes, `window_to_ns` is the end of the window of the
-    last.
-    """
+    """A condition that has an end. `transition` counts its changes, `window_to_ns` ends the last one's window."""
 
     state: str
     transition: int

@@ -34,9 +34,7 @@ def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo
 
 
 def status_of(row: SessionRow, complete_to_ns: int | None) -> str:
-    """`ended` where the service said so as often as it said that it began, `idle` 30 minutes after the last event, else
-    `open`.
-    """
+    """`ended` where the service said as many ends as starts, `idle` 30 minutes after the last event, else `open`."""
     if row.counts["ends"] >= row.counts["starts"] > 0:
         return "ended"
     # Not against the clock: while workers lag, every session would look idle.

@@ -1,6 +1,4 @@
-"""Two processes under one emitter id share its numbers, of which readers take one event each: told
-as soon as it shows.
-"""
+"""Tells of two processes under one emitter id: they share its numbers, and of each only one event is applied."""
 
 from __future__ import annotations
 

@@ -11,11 +11,7 @@ _CALL_SECONDS = 5.0
 
 
 async def read_groups_at_work(settings: ConnectionSettings, prefix: str, suffix: str) -> list[str]:
-    """The names of the consumer groups that have members now, of those that begin and end so.
-
-    Raises:
-        KafkaUnavailableError: Kafka cannot be reached, or groups may not be described.
-    """
+    """The names of the consumer groups that have members now, of those that begin and end so."""
     at_work = []
     async with running(AIOKafkaAdminClient(**client_options(settings)), settings) as admin:
         with translated(settings):

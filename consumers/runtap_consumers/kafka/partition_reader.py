@@ -44,7 +44,10 @@ class LostToRetentionError(Exception):
 
 
 class PartitionReader:
-    """Reads the partitions that the consumer group assigns to this process."""
+    """Reads the partitions that the consumer group assigns to this process.
+
+    What asks Kafka raises KafkaError or TimeoutError where Kafka did not answer: try again after a pause.
+    """
 
     def __init__(
         self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
@@ -133,21 +136,12 @@ class PartitionReader:
 
     async def await_rebalance(self) -> None:
         """Polls no partition, so that the client, which leaves its group when it is never polled, remains a member.
-        Returns at once, or when the group is balanced, or after a second.
-
-        Raises:
-            KafkaError: try again after a pause.
-        """
+        Returns at once, or when the group is balanced, or after a second."""
         with contextlib.suppress(TimeoutError):
             await within(_REBALANCE_WAIT_SECONDS, self._consumer.getmany(timeout_ms=0))
 
     async def partition_numbers(self) -> set[int]:
-        """All partitions of the topic.
-
-        Raises:
-            UnknownTopicOrPartitionError: it does not exist (any more).
-            KafkaError: Kafka did not say.
-        """
+        """All partitions of the topic; UnknownTopicOrPartitionError: it does not exist (any more)."""
         return await within(_DEADLINE_SECONDS, partitions_of(self._inspector, self._topic))
 
     def seek(self, partition: int, offset: int) -> None:
@@ -161,12 +155,11 @@ class PartitionReader:
 
         Args:
             partition: one that is assigned, loaded and sought.
-            next_offset: where the caller stands; where it is sought back to after a failure.
+            next_offset: of the caller; sought again after a failure.
             at_most: how many.
 
         Raises:
             LostToRetentionError: the log does not hold `next_offset`.
-            KafkaError: try again after a pause.
         """
         if self.is_rebalancing:
             # The client's poll would wait for the end of the rebalance, however long it takes.
@@ -202,32 +195,20 @@ class PartitionReader:
         return end
 
     async def log_range(self, partition: int) -> tuple[int, int]:
-        """Offsets of the log's start and end (the next to be written).
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+        """Offsets of the log's start and end (the next to be written)."""
         topic_partition = self._topic_partition(partition)
         starts = await within(_DEADLINE_SECONDS, self._inspector.beginning_offsets([topic_partition]))
         ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets([topic_partition]))
         return starts[topic_partition], ends[topic_partition]
 
     async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Offsets of several partitions' ends.
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+        """Offsets of several partitions' ends."""
         topic_partitions = [self._topic_partition(partition) for partition in partitions]
         ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets(topic_partitions))
         return {topic_partition.partition: end for topic_partition, end in ends.items()}
 
     async def record_at(self, partition: int, offset: int) -> KafkaRecord | None:
-        """One record; `None` where the log does not hold that offset any more, or it is no data record.
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+        """One record; `None` where the log does not hold that offset any more, or it is no data record."""
         topic_partition = self._topic_partition(partition)
         async with self._looking:
             self._inspector.assign([topic_partition])
@@ -248,9 +229,6 @@ class PartitionReader:
         """Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced:
         the request would wait behind that of joining, arrive with a generation that is over, and make the client forget
         who it is; the group then waits for the one that it was until its session ends.
-
-        Raises:
-            KafkaError: they were not taken.
         """
         if self.is_rebalancing:
             return

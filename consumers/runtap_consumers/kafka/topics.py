@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -43,9 +43,7 @@ class SettingDifference(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicState:
-    """A topic as it is on Kafka. `partitions` is 0 where there is none; `settings` is empty where
-    they may not be read.
-    """
+    """A topic on Kafka. `partitions` is 0 where there is none; `settings` is empty where they may not be read."""
 
     topic: Topic
     created: bool = False
@@ -106,30 +104,18 @@ async def create_topics(
     partitions: int = DEFAULT_PARTITIONS,
     replication_factor: int = DEFAULT_REPLICATION_FACTOR,
 ) -> list[TopicState]:
-    """Makes the topics that do not exist; the others are left as they are.
-
-    Args:
-        settings: how to reach Kafka, and the prefix of the names.
-        partitions: of the events topic.
-        replication_factor: of each.
+    """Makes the topics that do not exist, the events topic with so many partitions; the others do not change.
 
     Returns:
         All of them as they are now; `differences` tells how that is not as wished.
-
-    Raises:
-        KafkaUnavailableError: Kafka cannot be reached, or refuses; the message says what to do.
     """
     async with running(AIOKafkaAdminClient(**client_options(settings)), settings) as admin:
         with translated(settings):
             existing = set(await within(_CALL_SECONDS, admin.list_topics()))
         missing = [topic for topic in all_topics(settings.topic_prefix) if topic.name not in existing]
         created = await _create(admin, settings, missing, partitions, replication_factor)
-        return [
-            TopicState(state.topic, True, state.partitions, state.replication_factor, state.settings)
-            if state.topic.name in created
-            else state
-            for state in await _read_topics(admin, settings, created)
-        ]
+        states = await _read_topics(admin, settings, created)
+        return [replace(state, created=state.topic.name in created) for state in states]
 
 
 async def _create(
@@ -214,11 +200,7 @@ _FETCH_KEY = 1
 
 
 async def check_topics(settings: ConnectionSettings, start_seconds: float = 5.0) -> ClusterState:
-    """Reads what there is, and changes nothing.
-
-    Raises:
-        KafkaUnavailableError: Kafka cannot be reached within `start_seconds`.
-    """
+    """Reads what there is, and changes nothing."""
     async with running(AIOKafkaAdminClient(**client_options(settings)), settings, start_seconds) as admin:
         with translated(settings):
             cluster = await within(_CALL_SECONDS, admin.describe_cluster())

@@ -114,9 +114,7 @@ class Sellers:
         return found._replace(terms=terms)
 
     def nearest(self, provider: str | None, model: str, at_most: int = 3) -> list[str]:
-        """Known models whose names look most like one that is not known, as `provider/model`; of the provider, if it
-        is.
-        """
+        """Known models with names most like an unknown one, as `provider/model`; of the provider, if it is known."""
         wanted = model.strip().lower().rpartition("/")[2]
         home = self._provider(provider.strip().lower()) if provider else None
         known: dict[str, str] = {}

@@ -166,11 +166,7 @@ def believed_time(at_ns: int, log_time_ns: int) -> int:
 def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) -> Call:
     """What a model run used and cost. Unknown is not zero: without usage or price the cost is `None`, and counted.
 
-    Args:
-        event: the run as it came, which is priced.
-        capped: the run with the names under which it counts.
-        at_ns: its instant.
-        prices: the price table.
+    `event` is the run as it came, which is priced, `capped` the same with the names under which it counts.
     """
     usage, price_set, price_class = event.usage, prices.price_set, "standard"
     cost: int | None = None

@@ -19,7 +19,7 @@ from runtap_consumers.projections.rollups import (
 )
 from runtap_consumers.units import minute_of
 
-_STATUS_PLACE = {"ok": 0, "error": 1, "interrupted": 2, "cancelled": 3}
+_STATUS_INDEX = {"ok": 0, "error": 1, "interrupted": 2, "cancelled": 3}
 
 Rows = dict[tuple[Any, ...], list[Any]]
 
@@ -35,7 +35,7 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
         if event.is_root:
             minute = minute_of(at_ns)
             root = roots.setdefault((minute, event.service, event.environment), [0, 0, 0, 0, None])
-            root[_STATUS_PLACE[event.status]] += 1
+            root[_STATUS_INDEX[event.status]] += 1
             if event.status == "error" and root[4] is None:
                 root[4] = event.run_id
             touched[(minute,)] = [1]

@@ -80,6 +80,10 @@ def _sums(*names: str) -> tuple[Measure, ...]:
     return tuple(Measure(name, Merge.ADD) for name in names)
 
 
+def _kept(*names: str, kind: str = "text") -> tuple[Measure, ...]:
+    return tuple(Measure(name, Merge.KEEP, kind) for name in names)
+
+
 TOKEN_CLASSES = (
     "input_tokens",
     "cache_read_tokens",
@@ -147,12 +151,9 @@ ERROR_GROUPS = Rollup(
     "error_groups",
     ("service", "environment", "fingerprint"),
     (
-        Measure("type", Merge.KEEP, "text"),
-        Measure("category", Merge.KEEP, "text"),
-        Measure("message", Merge.KEEP, "text"),
-        Measure("run_type", Merge.KEEP, "text"),
-        Measure("status_code", Merge.KEEP),
-        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
+        *_kept("type", "category", "message", "run_type"),
+        *_kept("status_code", kind="integer"),
+        *_kept("code", "raised_at"),
         *_OCCURRENCE,
     ),
 )
@@ -162,10 +163,9 @@ RECENT_ERRORS = Rollup(
     "recent_errors",
     ("at_ns", "run_id"),
     (
-        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "run_type", "name")),
-        *(Measure(name, Merge.KEEP, "text") for name in ("type", "category", "message")),
-        Measure("status_code", Merge.KEEP),
-        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
+        *_kept("service", "environment", "run_type", "name", "type", "category", "message"),
+        *_kept("status_code", kind="integer"),
+        *_kept("code", "raised_at"),
     ),
     integer_keys=("at_ns",),
 )
@@ -196,11 +196,7 @@ RUN_IDENTITY = (
 OPEN_RUNS = Rollup(
     "open_runs",
     ("run_id",),
-    (
-        *(Measure(name, Merge.KEEP, "text") for name in RUN_IDENTITY),
-        Measure("started_at_ns", Merge.KEEP),
-        Measure("log_time_ns", Merge.KEEP),
-    ),
+    (*_kept(*RUN_IDENTITY), *_kept("started_at_ns", "log_time_ns", kind="integer")),
 )
 
 # Event types that this version does not know, and events whose time was not believed.
@@ -211,17 +207,12 @@ EMITTER_REPORTS = Rollup(
     "emitter_reports",
     ("emitter", "number"),
     (
-        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "host")),
-        Measure("process_id", Merge.KEEP),
-        Measure("log_time_ns", Merge.KEEP),
-        # At most the append time less the report's age.
-        Measure("complete_at_ns", Merge.KEEP),
-        Measure("closing", Merge.KEEP),
-        Measure("captured", Merge.KEEP),
-        Measure("superseded", Merge.KEEP),
-        Measure("content_dropped", Merge.KEEP),
+        *_kept("service", "environment", "host"),
+        # `complete_at_ns` is at most the append time less the report's age.
+        *_kept("process_id", "log_time_ns", "complete_at_ns", "closing", kind="integer"),
+        *_kept("captured", "superseded", "content_dropped", kind="integer"),
         # JSON: {reason: {kind: n}}, {emitter: n}, {partition: last}, [{emitter, partition, first, last, reason}], …
-        *(Measure(name, Merge.KEEP, "text") for name in ("dropped", "adopted", "lanes", "skipped", "replayed")),
+        *_kept("dropped", "adopted", "lanes", "skipped", "replayed"),
     ),
     integer_keys=("number",),
 )
@@ -229,10 +220,7 @@ EMITTER_REPORTS = Rollup(
 REPORT_CHAINS = Rollup(
     "report_chains",
     ("emitter", "number", "report_id"),
-    (
-        *(Measure(name, Merge.KEEP, "text") for name in ("previous_report_id", "host")),
-        *(Measure(name, Merge.KEEP) for name in ("process_id", "log_time_ns")),
-    ),
+    (*_kept("previous_report_id", "host"), *_kept("process_id", "log_time_ns", kind="integer")),
     integer_keys=("number",),
 )
 
@@ -255,29 +243,23 @@ ROLLUPS = (
     REPORT_CHAINS,
 )
 
+
+def _columns(kind: str, *names: str) -> list[tuple[str, str]]:
+    return [(name, kind) for name in names]
+
+
 # One row of facts an ended run. Rows have no key of their own: the fence is the guarantee that each comes once.
-RUN_COLUMNS: tuple[tuple[str, str], ...] = (
-    ("partition", "integer"),
-    ("generation", "integer"),
-    ("log_time_ns", "integer"),
-    ("started_at_ns", "integer"),
-    ("ended_at_ns", "integer"),
-    ("duration_ns", "integer"),
-    ("first_token_ns", "integer"),
-    ("run_id", "text"),
-    *((name, "text") for name in (*RUN_IDENTITY, "model", "service_tier", "status", "finish_reason")),
-    *((f"error_{name}", "text") for name in ("type", "category", "message", "fingerprint")),
-    ("error_origin", "integer"),
-    ("error_status_code", "integer"),
-    ("error_code", "text"),
-    ("error_raised_at", "text"),
-    ("usage_source", "text"),
-    *((name, "integer") for name in TOKEN_CLASSES),
-    ("price_set", "text"),
-    ("price_class", "text"),
-    ("cost_picodollars", "integer"),
-    ("tags", "text"),
-    ("metadata", "text"),
+RUN_COLUMNS = (
+    *_columns("integer", "partition", "generation", "log_time_ns"),
+    *_columns("integer", "started_at_ns", "ended_at_ns", "duration_ns", "first_token_ns"),
+    *_columns("text", "run_id", *RUN_IDENTITY, "model", "service_tier", "status", "finish_reason"),
+    *_columns("text", "error_type", "error_category", "error_message", "error_fingerprint"),
+    *_columns("integer", "error_origin", "error_status_code"),
+    *_columns("text", "error_code", "error_raised_at", "usage_source"),
+    *_columns("integer", *TOKEN_CLASSES),
+    *_columns("text", "price_set", "price_class"),
+    *_columns("integer", "cost_picodollars"),
+    *_columns("text", "tags", "metadata"),
 )
 
 

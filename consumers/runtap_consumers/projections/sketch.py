@@ -69,15 +69,7 @@ class Sketch:
 
 
 def quantiles_ns(blob: bytes, fractions: Iterable[float]) -> list[float | None]:
-    """Quantiles of a sketch, or of several concatenated.
-
-    Args:
-        blob: the stored form; empty where nothing was counted.
-        fractions: between 0 and 1.
-
-    Returns:
-        Nanoseconds each, `None` where nothing was counted.
-    """
+    """Quantiles of a sketch, or of several concatenated, at fractions of 0 to 1; `None` where nothing was counted."""
     wanted = list(fractions)
     if not blob:
         return [None] * len(wanted)

@@ -13,25 +13,16 @@ _DAYS_KEPT = 30
 
 
 def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """Admits what there is room for, in a transaction of its own; see `admit_inside`.
-
-    Raises:
-        StoreError: the store did not take it.
-    """
+    """Admits what there is room for, in a transaction of its own; see `admit_inside`."""
     with writer.transaction():
         return admit_inside(writer, day, values)
 
 
 def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """Admits what there is room for, in key order.
-
-    Args:
-        writer: of the thread that folds, inside a transaction.
-        day: days since the epoch, by log time.
-        values: (dimension, value) pairs that were not decided yet.
+    """Admits what there is room for, in key order and inside a transaction.
 
     Returns:
-        Those that are admitted, now or before. The others are refused for the day.
+        The values that are admitted, now or before. The others are refused for the day (by log time, since the epoch).
     """
     by_dimension: dict[str, list[str]] = defaultdict(list)
     for dimension, value in sorted(values):

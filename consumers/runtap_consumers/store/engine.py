@@ -61,14 +61,9 @@ class Store:
             ) from error
 
     def check_version(self) -> None:
-        """Looks whether the tables are still this version's.
-
-        Raises:
-            StoreVersionError: they were migrated meanwhile.
-            StoreError: the store cannot be read.
-        """
+        """Raises StoreVersionError where the tables were migrated since the store was opened."""
         with self.read() as connection:
-            _check_version(connection, shown_url(self.engine.url))
+            _check_version(connection)
 
     def close(self) -> None:
         """Closes all connections."""
@@ -94,38 +89,23 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
             version.
     """
     url = _driver_url(database_url)
-    shown = shown_url(url)
     file = file_of(url)
     if events_topic is None and file is not None and not file.exists():
-        raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
-    engine = _create_engine(url)
-    try:
+        raise _missing(url)
+    with _connected(url, "open") as engine:
         if events_topic is not None:
             _make(engine, events_topic, timezone or "UTC")
-        row = _check(engine, shown)
-    except DBAPIError as error:
-        engine.dispose()
-        reason = without_passwords(str(error.orig).strip().splitlines()[0])
-        raise StoreError(
-            f"cannot open the store {shown}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
-        ) from error
-    except StoreError:
-        engine.dispose()
-        raise
-    if events_topic is not None and row.events_topic != events_topic:
-        engine.dispose()
-        raise StoreError(
-            f"the store {shown} holds the figures of topic {row.events_topic!r}, not of {events_topic!r}: "
-            "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
-        )
+        row = _check(engine)
+        if events_topic is not None and row.events_topic != events_topic:
+            raise StoreError(
+                f"the store {shown_url(url)} holds the figures of topic {row.events_topic!r}, not of {events_topic!r}: "
+                "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
+            )
     return Store(engine, row.store_id, row.events_topic, ZoneInfo(row.timezone), row.created_at_ns)
 
 
 def migrate_store(database_url: str) -> str:
-    """Brings a store to this version's tables; forward only.
-
-    Returns:
-        The revision that it is at now.
+    """Brings a store to this version's tables, forward only, and returns their revision.
 
     Raises:
         StoreError: it cannot be reached, or is newer than this version.
@@ -133,27 +113,22 @@ def migrate_store(database_url: str) -> str:
     from alembic import command
 
     url = _driver_url(database_url)
-    shown = shown_url(url)
-    engine = _create_engine(url)
-    try:
-        with _exclusive(engine) as connection:
-            if not inspect(connection).has_table(tables.store.name):
-                raise StoreError(f"there is no store at {shown}: a worker makes one")
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            # Fences workers of the old version, which then look at the version. In the order in which workers lock, or
-            # the two could deadlock.
-            positions = tables.positions
-            connection.execute(
-                select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
-            )
-            connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
-            command.upgrade(config, "head")
-            return _revision(connection) or ""
-    except DBAPIError as error:
-        raise StoreError(f"cannot migrate the store {shown}: {without_passwords(str(error.orig).strip())}") from error
-    finally:
-        engine.dispose()
+    with _connected(url, "migrate") as engine, _exclusive(engine) as connection:
+        if not inspect(connection).has_table(tables.store.name):
+            raise _missing(url)
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        # Fences workers of the old version, which then look at the version. In the order in which workers lock, or
+        # the two could deadlock.
+        positions = tables.positions
+        connection.execute(
+            select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
+        )
+        connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
+        command.upgrade(config, "head")
+        revision = _revision(connection) or ""
+    engine.dispose()
+    return revision
 
 
 def shown_url(url: URL) -> str:
@@ -189,6 +164,26 @@ def _create_engine(url: URL) -> Engine:
 
 
 @contextmanager
+def _connected(url: URL, purpose: str) -> Iterator[Engine]:
+    """An engine, closed where it cannot be used."""
+    engine = _create_engine(url)
+    try:
+        yield engine
+    except BaseException as error:
+        engine.dispose()
+        if not isinstance(error, DBAPIError):
+            raise
+        reason = without_passwords(str(error.orig).strip().splitlines()[0])
+        raise StoreError(
+            f"cannot {purpose} the store {shown_url(url)}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
+        ) from error
+
+
+def _missing(url: URL) -> StoreError:
+    return StoreError(f"there is no store at {shown_url(url)}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
+
+
+@contextmanager
 def _exclusive(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         for statement in dialect_of(engine.url).lock_creation:
@@ -215,19 +210,19 @@ def _make(engine: Engine, events_topic: str, timezone: str) -> None:
         )
 
 
-def _check(engine: Engine, shown: str) -> Any:
+def _check(engine: Engine) -> Any:
     with engine.connect() as connection:
         if not inspect(connection).has_table(tables.store.name):
-            raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
-        _check_version(connection, shown)
+            raise _missing(engine.url)
+        _check_version(connection)
         return connection.execute(select(tables.store)).one()
 
 
-def _check_version(connection: Connection, shown: str) -> None:
+def _check_version(connection: Connection) -> None:
     found, wanted = _revision(connection), _newest_revision()
     if found != wanted:
         raise StoreVersionError(
-            f"the store {shown} is of version {found}, this runtap needs {wanted}: "
+            f"the store {shown_url(connection.engine.url)} is of version {found}, this runtap needs {wanted}: "
             "run `runtap store migrate` with the newer of the two"
         )
 

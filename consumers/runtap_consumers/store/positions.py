@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, select
@@ -15,8 +14,7 @@ from runtap_consumers.store.tables import lane_marks, positions
 from runtap_consumers.store.writer import Writer
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """How far a projection has come in a partition. `fingerprint` is that of the record before `next_offset`."""
 
     projection: str
@@ -31,22 +29,11 @@ class Position:
 
 def load_positions(connection: Connection, partition: int, projections: Iterable[str]) -> dict[str, Position]:
     """The positions that exist, by projection."""
-    rows = connection.execute(
-        select(positions).where(positions.c.partition == partition, positions.c.projection.in_(list(projections)))
+    columns = [positions.c[name] for name in Position._fields]
+    statement = select(*columns).where(
+        positions.c.partition == partition, positions.c.projection.in_(list(projections))
     )
-    return {
-        row.projection: Position(
-            row.projection,
-            row.next_offset,
-            row.epoch,
-            row.incarnation,
-            row.generation,
-            row.begun_at,
-            row.fingerprint,
-            row.log_time_ns,
-        )
-        for row in rows
-    }
+    return {row.projection: Position._make(row) for row in connection.execute(statement)}
 
 
 def read_next_offset(writer: Writer, projection: str, partition: int) -> int:

@@ -48,12 +48,7 @@ def update_by_row_id_statement(table: Table, columns: Sequence[str], dialect: Di
 
 @lru_cache(maxsize=1_024)
 def insert_statement(table: Table, first: tuple[int, ...]) -> str:
-    """Adds rows, on SQLite.
-
-    Args:
-        table: which.
-        first: the values of its first columns, the same in all rows.
-    """
+    """Adds rows, on SQLite. `first`: the values of the first columns, the same in all rows."""
     columns = ", ".join(column.name for column in table.columns)
     values = ", ".join([*map(str, first), *"?" * (len(table.columns) - len(first))])
     return f"INSERT INTO {table.name} ({columns}) VALUES ({values})"

@@ -89,11 +89,7 @@ class Writer(ABC):
             self.write(commit)
 
     def write(self, commit: Commit) -> None:
-        """Writes a batch inside a transaction.
-
-        Raises:
-            FencedError: a position is not where it was expected.
-        """
+        """Writes a batch inside a transaction, as `commit` does."""
         self._write_before_move(commit)
         self._move(commit)
         self._write_after_move(commit)

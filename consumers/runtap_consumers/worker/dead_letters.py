@@ -1,6 +1,4 @@
-"""Records that could not be read go on to a topic of their own, as they were, from the table that a
-worker put them in.
-"""
+"""Publishing records that could not be read, as they were, from their table to a topic of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError, StoreError
 from runtap_consumers.kafka.client import Publisher
@@ -44,14 +41,7 @@ async def keep_publishing_dead_letters(
 async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:
     """Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
 
-    Each is marked after its acknowledgement: it is published at least once, a repeat (of a worker that was killed, or
-    lost the partition meanwhile) with the same `id` header.
-
-    Args:
-        store: where they are.
-        publisher: what publishes them.
-        topic: where to.
-        partitions: whose; each worker publishes those of its own.
+    Each is marked after its acknowledgement, so published at least once; repeats have the same `id` header.
 
     Returns:
         How many were published.
@@ -96,11 +86,8 @@ async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_
 
 
 def _read(store: Store, partitions: Collection[int]) -> list[DeadLetter]:
-    try:
-        with store.read() as connection:
-            return read_dead_letters(connection, partitions)
-    except SQLAlchemyError as error:
-        raise StoreError(f"the dead letters cannot be read: {error}") from error
+    with store.read() as connection:
+        return read_dead_letters(connection, partitions)
 
 
 def _mark(writer: Writer, letter: DeadLetter) -> None:

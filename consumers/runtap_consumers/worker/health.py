@@ -64,10 +64,6 @@ class Health:
 def serve_health(health: Health, port: int) -> uvicorn.Server:
     """Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
 
-    Args:
-        health: what the worker keeps up to date.
-        port: TCP port.
-
     Returns:
         The running server; set its `should_exit` to end it.
 

@@ -68,7 +68,11 @@ class Cursor:
 
 
 class Partition:
-    """A partition's positions, marks and sketches, and what a batch makes of them."""
+    """A partition's positions, marks and sketches, and what a batch makes of them.
+
+    Methods raise StoreError where the store does not answer or take a commit, FencedError where another worker has
+    moved a position: forget this object then.
+    """
 
     def __init__(self, number: int, projections: Iterable[str], tools: Tools) -> None:
         self.number = number
@@ -102,11 +106,7 @@ class Partition:
         return [(cursor.next_offset, cursor.fingerprint) for cursor in self.cursors]
 
     def load(self, log_start: int) -> None:
-        """Reads positions and marks in one snapshot; a projection that is new here begins at the log's start.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """Reads positions and marks in one snapshot; a projection that is new here begins at the log's start."""
         self._add_missing_positions(log_start)
         with self._tools.store.read() as connection:
             self._positions = load_positions(connection, self.number, self._projections)
@@ -144,7 +144,6 @@ class Partition:
             records: in the order of the log, beginning at `next_offset` or before.
 
         Raises:
-            StoreError: what the fold needs of the store cannot be read.
             WorkerStoppedError: no projection is left that folds.
         """
         # Decoded once for all cursors.
@@ -316,30 +315,15 @@ class Partition:
             commit.deletions += retention.expired_sessions(self.number, generation, moved["sessions"], kept_ns)
 
     def commit(self, commit: Commit) -> None:
-        """Writes what `fold` worked out.
-
-        Raises:
-            FencedError: another worker owns the partition; forget this object.
-            StoreError: nothing was written, or the outcome is unknown; forget this object.
-        """
+        """Writes what `fold` worked out."""
         self._tools.writer.commit(commit)
 
     def begin_incarnation(self, log_start: int, now_ns: int) -> None:
-        """Goes to the start of a log that was made again, with a new incarnation. Figures and marks are kept.
-
-        Raises:
-            FencedError: another worker was quicker.
-            StoreError: nothing was written.
-        """
+        """Goes to the start of a log that was made again, with a new incarnation. Figures and marks are kept."""
         self._jump("recreated", list(self._positions.values()), log_start, now_ns, new_incarnation=1)
 
     def skip_lost(self, log_start: int, now_ns: int) -> None:
-        """Steps over what retention deleted before it was read, and records which offsets those were.
-
-        Raises:
-            FencedError: another worker was quicker.
-            StoreError: nothing was written.
-        """
+        """Steps over what retention deleted before it was read, and records which offsets those were."""
         behind = [position for position in self._positions.values() if position.next_offset < log_start]
         self._jump("retention", behind, log_start, now_ns, new_incarnation=0)
 

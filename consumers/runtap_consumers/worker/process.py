@@ -84,7 +84,7 @@ async def run_worker(
             tasks.append(asyncio.create_task(worker.run(drain), name="projections"))
         if companion is not None:
             # Health watches one loop: that of the projections where there are some.
-            on_round = _do_nothing if projections else health.iterated
+            on_round = (lambda: None) if projections else health.iterated
             tasks.append(asyncio.create_task(companion(store, stop, on_round), name="companion"))
         await _run_together(tasks, stop, health)
     finally:
@@ -93,9 +93,6 @@ async def run_worker(
         store.close()
         logger.info("worker_stopped", projections=projections, events_applied=health.events_applied)
     return 1 if health.failed else 0
-
-
-def _do_nothing() -> None: ...
 
 
 async def _run_together(tasks: list[asyncio.Task[None]], stop: asyncio.Event, health: Health) -> None:

@@ -15,12 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from runtap_consumers.errors import (
-    FencedError,
-    StoreError,
-    StoreVersionError,
-    WorkerStoppedError,
-)
+from runtap_consumers.errors import FencedError, StoreError, StoreVersionError, WorkerStoppedError
 from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import fingerprint_of
@@ -75,15 +70,7 @@ class Worker:
         stop: asyncio.Event,
         side_tasks: Sequence[SideTask] = (),
     ) -> None:
-        """Args:
-        settings: how to reach Kafka, and how large commits are.
-        projections: names of `runtap_consumers.projections.PROJECTIONS`.
-        store: what is written.
-        prices: what calls cost.
-        health: what is kept up to date.
-        stop: ends the loop.
-        side_tasks: what else runs for as long as the worker does. One that fails ends the worker.
-        """
+        """`stop` ends the loop; `side_tasks` run for as long as the worker does, and one that fails ends it."""
         self._settings = settings
         self._projections = projections
         self._store = store
@@ -158,7 +145,7 @@ class Worker:
             if ends is not None and time.monotonic() - drained_checked > 0.2:
                 drained_checked = time.monotonic()
                 with contextlib.suppress(StoreError):
-                    if await self._in_thread(lambda: self._is_drained(ends)):
+                    if await self._in_thread(self._is_drained, ends):
                         return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _IDLE_SECONDS)
@@ -195,11 +182,7 @@ class Worker:
             await asyncio.sleep(BACKOFF_SECONDS)
 
     async def _work_on(self, number: int, assigned: Assigned) -> bool:
-        """Polls a partition, and commits what has gathered once it is enough or old enough.
-
-        Returns:
-            Whether something happened; else the loop may sleep.
-        """
+        """Polls a partition, and commits what has gathered once it is enough or old enough; whether it did either."""
         if time.monotonic() < assigned.retry_at:
             return False
         try:
@@ -269,14 +252,13 @@ class Worker:
         partition = Partition(number, projections, self._tools)
         for _ in range(2 + len(self._projections)):
             log_start, _ = await self._reader.log_range(number)
-            await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
+            await self._in_thread(partition.load, log_start)
             # Asked after loading: another worker may have moved the position beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
-            now_ns = time.time_ns()
             if not await self._is_same_log(number, partition.read_up_to(), log_start, log_end):
-                await self._in_thread(lambda start=log_start, now=now_ns: partition.begin_incarnation(start, now))  # type: ignore[misc]
+                await self._in_thread(partition.begin_incarnation, log_start, time.time_ns())
             elif partition.next_offset < log_start:
-                await self._in_thread(lambda start=log_start, now=now_ns: partition.skip_lost(start, now))  # type: ignore[misc]
+                await self._in_thread(partition.skip_lost, log_start, time.time_ns())
             else:
                 self._reader.seek(number, partition.next_offset)
                 assigned.partition, assigned.records, assigned.checked = partition, [], time.monotonic()
@@ -325,7 +307,7 @@ class Worker:
             if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
                 assigned.forget()
                 return
-        commit = await self._in_thread(lambda: partition.fold(records))
+        commit = await self._in_thread(partition.fold, records)
         due = time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:
             # Missing numbers may mean another log, made again and already longer than our offset.
@@ -335,7 +317,7 @@ class Worker:
             assigned.checked = time.monotonic()
             if assigned.checked - assigned.log_start_read > _LOG_START_EVERY_SECONDS:
                 await self._read_log_start(number, assigned, partition)
-        await self._in_thread(lambda: partition.commit(commit))
+        await self._in_thread(partition.commit, commit)
         self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
         self._health.events_applied += len(records)
@@ -390,8 +372,8 @@ class Worker:
             except (KafkaError, TimeoutError) as error:
                 logger.debug("progress_not_published", reason=repr(error))
 
-    def _start_side_task(self, work: object, name: str) -> None:
-        self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]
+    def _start_side_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._side_tasks.add(asyncio.create_task(work, name=name))
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

@@ -106,9 +106,7 @@ def _select_segments(
 
 
 def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
-    """Calls, tokens and money by model and service. A segment has rows of its own: the same key may come more than
-    once.
-    """
+    """Calls, tokens and money by model and service; by segment, so that a key may come more than once."""
     counted = (*_CALL_COUNTS, *TOKEN_CLASSES)
     rows = []
     for table, statement in _select_segments(snapshot, "cost", time_range, service):

@@ -16,9 +16,7 @@ from runtap_consumers.store.read.snapshot import Snapshot
 
 @dataclass
 class LaneFacts:
-    """What a projection knows of all of an emitter's lanes. `gaps` are by partition; `forgotten` gaps are lost for
-    good.
-    """
+    """What a projection knows of an emitter's lanes: `gaps` by partition, and how many numbers are lost for good."""
 
     gaps: dict[int, list[Range]] = field(default_factory=dict)
     marks: dict[int, int] = field(default_factory=dict)
@@ -116,9 +114,7 @@ def read_emitter_facts(snapshot: Snapshot) -> tuple[dict[str, EmitterFacts], lis
 
 
 def read_forks(snapshot: Snapshot) -> list[Fork]:
-    """Emitters whose reports are no chain: two have one number, or one names another predecessor
-    than the one there is.
-    """
+    """Emitters whose reports are no chain: two have one number, or one names another predecessor."""
     table = tables.metadata.tables["report_chains"]
     # Each report beside the one before it, in one pass: a join of the table with itself takes twenty times as long.
     in_order: Any = {"partition_by": table.c.emitter, "order_by": (table.c.number, table.c.report_id)}
