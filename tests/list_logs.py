@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
-from runtap_consumers.kafka.records import Record
+from runtap_consumers.kafka.records import KafkaRecord
 from samples import Log, LogRecord
 
 
@@ -27,7 +27,7 @@ class ListLogs(PartitionReader):
     async def record_at(self, partition: int, offset: int) -> LogRecord | None:
         return next(iter(self.logs[partition].since(offset, 1)), None)
 
-    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
+    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[KafkaRecord]:
         # Two readers take turns.
         await asyncio.sleep(0)
         self._on_poll()

@@ -117,9 +117,9 @@ MUTANTS = (
     Mutant(
         "sketches kept after a fence",
         f"{_CONSUMERS}/worker/partition.py",
-        "self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}",
-        "self._sketches = self._tools.__dict__.setdefault("
-        "f'sketches-{self.number}', {name: SketchBook(self._sketch_loader(name)) for name in self._projections})",
+        "self._open_run_ids = self._load_open_run_ids() if",
+        "self._sketches = self._tools.__dict__.setdefault(f'sketches-{self.number}', self._sketches)\n"
+        "        self._open_run_ids = self._load_open_run_ids() if",
         (MODEL,),
     ),
     Mutant(
@@ -190,12 +190,12 @@ MUTANTS = (
         "the log's end asked before the position",
         f"{_CONSUMERS}/worker/worker.py",
         "log_start, _ = await self._reader.log_range(number)\n"
-        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))"
-        "  # type: ignore[misc]\n"
-        "            # After the position, which others may move beyond an end that was asked before.\n"
+        "            await self._in_thread(partition.load, log_start)\n"
+        "            # Asked after loading: another worker may have moved the position beyond an end that was asked "
+        "before.\n"
         "            _, log_end = await self._reader.log_range(number)\n",
         "log_start, log_end = await self._reader.log_range(number)\n"
-        "            await self._in_thread(lambda log_start=log_start: partition.load(log_start))\n",
+        "            await self._in_thread(partition.load, log_start)\n",
         (FENCING,),
     ),
     Mutant(
@@ -299,7 +299,7 @@ MUTANTS = (
     ),
     Mutant(
         "T of a report not clamped to log time",
-        f"{_CONSUMERS}/projections/ledger.py",
+        f"{_CONSUMERS}/projections/emitter_reports.py",
         "min(report.complete_at_ns, log_time_ns - report.complete_age_ns)",
         "report.complete_at_ns",
         (PARTITION,),

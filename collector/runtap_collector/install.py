@@ -23,14 +23,12 @@ _hook: _Hook | None = None
 
 
 class _Hook:
-    """What LangChain asks for a handler whenever it configures callbacks. It cannot be
-    unregistered, only switched off.
-    """
+    """What LangChain asks for a handler when it configures callbacks. It cannot be unregistered, only switched off."""
 
     def __init__(self, handler: RunTapHandler) -> None:
         self.handler = handler
         self.users = 0
-        # With a default, it holds in every thread: what `set` puts there is seen in one context only.
+        # By a default, which every thread sees; what `set` puts there is seen in one context only.
         variable: ContextVar[Any] = ContextVar("runtap_handler", default=handler)
         register_configure_hook(variable, inheritable=True)
 
@@ -76,7 +74,7 @@ def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides
         ConnectionConflictError: this process already emits with other connection settings.
     """
     global _hook
-    # Loaded where a service starts, as by `RunTap`.
+    # Not loaded with this module: see `RunTap`.
     from runtap_collector.send.emitter import attach_for_life
 
     settings = CollectorSettings.load(service=service, **overrides)

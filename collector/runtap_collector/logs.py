@@ -41,9 +41,7 @@ class Log:
 
 
 def _where() -> str:
-    """Where the exception that is handled was raised, without its message and its causes', which may quote what
-    people wrote.
-    """
+    """Where the handled exception was raised, without messages, which may quote what people wrote."""
     kind, _, where = sys.exc_info()
     return f"{''.join(traceback.format_tb(where))}{getattr(kind, '__name__', kind)}"
 

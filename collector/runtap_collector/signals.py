@@ -47,7 +47,7 @@ def chain(actions: Actions) -> None:
     for signum in SIGNALS:
         before = signal.getsignal(signum)
         if before == signal.SIG_DFL or (callable(before) and not isinstance(before, _Chained)):
-            # A main thread of a subinterpreter may not.
+            # A subinterpreter's main thread may not set signal handlers.
             with suppress(ValueError):
                 signal.signal(signum, _Chained(before, actions))
 
@@ -72,7 +72,7 @@ class _Chained:
 
     def _die(self, signum: int) -> None:
         if self._actions.is_busy():
-            # The sender would wait for a lock that the main thread holds below us: once more, when it is out of there.
+            # The interrupted main thread holds a lock that closing needs: try again once it has let go.
             _thread.start_new_thread(_repeat, (signum,))
             return
         # From here on a second signal ends the process at once.
@@ -81,7 +81,7 @@ class _Chained:
             _finish(self._actions)
         finally:
             signal.raise_signal(signum)
-            # Only the first process of a container gets here: it goes on, and so do we.
+            # The first process of a container survives its default handler: be ready for the next signal.
             signal.signal(signum, self)
 
 
@@ -95,14 +95,14 @@ class _CapturedSignal:
         self._actions = actions
 
     def __index__(self) -> int:
-        # Whatever happens here, Ctrl-C included, the signal is to be raised.
+        # Whatever fails here, Ctrl-C included, the signal must still be raised.
         with suppress(BaseException):
             _finish(self._actions)
         return self._signum
 
 
 def _finish(actions: Actions) -> None:
-    # What the default does to any other process, the first one of a container survives.
+    # The kernel does not end the first process of a container by a signal's default action.
     if os.getpid() == 1:
         actions.secure()
     else:

@@ -40,8 +40,7 @@ class RunTap:
             ConnectionConflictError: this process already emits with other connection settings.
             SettingsError: the connection's files cannot be read.
         """
-        # Here, where a service starts: the Kafka client takes a tenth of a second to load, for which neither whoever
-        # just imports this package nor the first callback should wait.
+        # The Kafka client takes 0.1 s to load, for which no import of this package and no callback should wait.
         from runtap_collector.send.emitter import attach
 
         self._view = View.of(settings)
@@ -105,7 +104,7 @@ class RunTap:
         session = make_session(session_id, self._view, user_id, tags, metadata)
         self._sessions[session.session_id] = session
         if len(self._sessions) > MAX_SESSIONS:
-            # One that nobody ended. Its end will be emitted without its tags and metadata.
+            # The oldest session, which nobody ended: its end will have no tags and metadata.
             self._sessions.pop(next(iter(self._sessions)), None)
         current_session.set(session)
         self._offer(session, is_start=True)

@@ -56,9 +56,7 @@ class WorkerStoppedError(ConsumerError):
 
 
 class HealthPortError(ConsumerError):
-    """Health cannot be served: the port is taken, or not for this user. A worker that nobody can
-    watch does not start.
-    """
+    """Health cannot be served: the port is taken, or not for this user. No worker starts unwatched."""
 
 
 class InputError(ConsumerError):

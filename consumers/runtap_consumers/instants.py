@@ -8,27 +8,20 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.projections.rollups import HOUR_NS
+from runtap_consumers.units import HOUR_NS, PICODOLLARS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Nanoseconds of later instants leave the 64 bits of a database in April 2262.
+# Nanoseconds after April 2262 do not fit into 64 bits.
 _END = datetime(2262, 1, 1, tzinfo=UTC)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
-_PICODOLLARS = 10**12
 EXPECTED = "2025-06-30, 2025-06-30T14:00:00Z, or how long ago: 90s, 15m, 2h, 7d, 4w"
 
 
 def parse_instant(text: str, zone: ZoneInfo, now_ns: int) -> int:
     """Reads an instant: RFC 3339, a date (its first moment), or a duration that counts back from now (`2h`, `7d`).
 
-    Args:
-        text: what a person wrote.
-        zone: of a date, and of a time that names none.
-        now_ns: the present, Unix nanoseconds.
-
-    Returns:
-        Unix nanoseconds.
+    `zone` is that of a date, and of a time that names none.
 
     Raises:
         InputError: it is none of these.
@@ -81,15 +74,15 @@ def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
 
 
 def seconds(duration_ns: float | None) -> float | None:
-    """A duration in seconds; `None` stays unknown."""
+    """A duration in seconds; `None` remains unknown."""
     return None if duration_ns is None else duration_ns / 1e9
 
 
 def dollars(picodollars: int | None) -> str | None:
-    """The exact decimal text of an amount, without exponent; `None` stays unknown."""
+    """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:
         return None
-    whole, part = divmod(picodollars, _PICODOLLARS)
+    whole, part = divmod(picodollars, PICODOLLARS)
     return f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 
 

@@ -1,6 +1,4 @@
-"""Files that hold what users said or paid: one that is made here is for its user alone; one that is there keeps its
-mode.
-"""
+"""Files that hold what users said or paid are made for their user alone; one that exists keeps its mode."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from runtap_schemas import ConnectionSettings
 class ConsumerSettings(ConnectionSettings):
     """Settings of everything that reads the stream or the store; also read from the `.env` of the working folder."""
 
-    # Services and Docker Compose keep names of their own in a `.env`: those are no mistakes.
+    # A `.env` may hold variables of other programs, too: those are no mistakes.
     model_config = SettingsConfigDict(env_file=".env", dotenv_filtering="only_existing")
 
     database_url: str = Field(
@@ -62,20 +62,20 @@ class ConsumerSettings(ConnectionSettings):
     @field_validator("database_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        # Not needed to show the help of a command, which would take twice as long.
+        # Loading SQLAlchemy would double the time that the help of a command takes.
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
+
+        from runtap_consumers.store.dialect import file_of
 
         try:
             url = make_url(value)
         except (ArgumentError, ValueError) as error:
-            # ValueError: what stands where the port should, which may be the password of a URL without a host.
+            # make_url raises ValueError with what it took for the port, which may be the password.
             raise ValueError("expected sqlite:///path or postgresql://user:password@host/database") from error
         if value.count("@") > 1 or (url.username is None and "@" in value):
             raise ValueError("expected no @ but that before the host: in a password, / : and @ are %2F %3A %40")
-        if url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ValueError(f"expected sqlite or postgresql, not {url.get_backend_name()}")
-        if url.get_backend_name() == "sqlite" and (not url.database or url.host or url.username):
+        if file_of(url) is not None and (url.database in (None, "", ":memory:") or url.host or url.username):
             raise ValueError("expected a file, as in sqlite:///path: workers cannot share a store in memory")
         return value
 
@@ -92,7 +92,7 @@ class ConsumerSettings(ConnectionSettings):
         names = [name.strip() for name in value.split(",") if name.strip()]
         if len(names) > 3 or any(not name.removeprefix("metadata.") for name in names):
             raise ValueError("expected at most three metadata keys, such as metadata.team,metadata.feature")
-        # Each would be counted once for every time that it is named, and the user without being named.
+        # A key that is named twice would be counted twice; the user always counts.
         keys = [name.removeprefix("metadata.") for name in names]
         if "user" in keys:
             raise ValueError("leave 'user' out: costs are always attributed to the user as well")

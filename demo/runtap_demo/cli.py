@@ -24,9 +24,7 @@ from runtap_demo.kafka.termination import unwound_by_signals
 
 @contextmanager
 def _console() -> Iterator[Console]:
-    """Standard output for people, without logs: an error tells the reason. The demo's keep their lines, the ends of
-    logs.
-    """
+    """Standard output for people, without logs. Errors of the demo keep their lines, which are the ends of logs."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger().addHandler(logging.NullHandler())
     try:
@@ -41,8 +39,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides the customers, their questions and the answers.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the report to.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Stay up after the report, until Ctrl-C.")] = False,
-    bootstrap_servers: Annotated[str | None, typer.Option(help="A Kafka to use in place of the embedded one.")] = None,
-    database_url: Annotated[str | None, typer.Option(help="A store to use in place of a temporary one.")] = None,
+    bootstrap_servers: Annotated[str | None, typer.Option(help="A Kafka to use instead of the embedded one.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="A store to use instead of a temporary one.")] = None,
     openai: Annotated[
         bool, typer.Option("--openai", help="Call the real OpenAI API, with OPENAI_API_KEY. It costs some cents.")
     ] = False,

@@ -95,7 +95,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             demo.drain()
         agrees = demo.show()
         if options.keep:
-            demo.stay()
+            demo.keep_running()
         return 0 if agrees else 1
 
 
@@ -118,7 +118,7 @@ class Demo:
         self._before: Counter[tuple[str, str]] = Counter()
 
     def _remove_folder(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An error names a log in it.
+        # The message of an error names a log in this folder.
         if kind is None or not issubclass(kind, DemoError):
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -199,7 +199,7 @@ class Demo:
         service.wait(timeout_seconds=0.1)
 
     def _show_progress(self, progress: Progress, tasks: list[TaskID], service: Child) -> None:
-        # The last whole line, which may be a library's warning.
+        # The last line may be half written, and the last whole one a library's warning.
         line = service.log.read_text().rpartition("\n")[0].rpartition("\n")[2]
         said = json.loads(line) if line.startswith("{") else {}
         if "of" in said:
@@ -239,7 +239,7 @@ class Demo:
         self._console.print("[bold green]Every figure is the same.[/bold green]")
         return True
 
-    def stay(self) -> None:
+    def keep_running(self) -> None:
         """Keeps everything up until Ctrl-C or a signal."""
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
         self._console.print("\nStaying up until Ctrl-C. To look and to send with other programs:", highlight=False)
@@ -282,20 +282,13 @@ class Demo:
             return None
 
     def _report(self) -> dict[str, Any]:
-        store = open_store(self._settings.database_url)
-        try:
+        with open_store(self._settings.database_url) as store:
             return build_report(store, self._begin_ns, None, None, self._settings.zone(), time.time_ns())
-        finally:
-            store.close()
 
     def _reported_figures(self) -> Counter[tuple[str, str]]:
-        store = open_store(self._settings.database_url)
-        try:
-            with open_snapshot(store) as snapshot:
-                wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
-                runs = [describe_run(row, None, store.zone) for row in stream_runs(snapshot, wanted, None)]
-        finally:
-            store.close()
+        with open_store(self._settings.database_url) as store, open_snapshot(store) as snapshot:
+            wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
+            runs = [describe_run(row, None, store.zone) for row in stream_runs(snapshot, wanted, None)]
         return reported_figures(self._report(), runs)
 
     def _delete_topics(self) -> None:

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.25
 
 
 def run_dev(port: int, console: Console) -> None:
-    """Runs until Ctrl-C or a signal; log and figures stay in `.runtap` of the current folder.
+    """Runs until Ctrl-C or a signal; log and figures are kept in `.runtap` of the current folder.
 
     Raises:
         DemoError: a part did not start, or ended before its time.

@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-# What a request for a name is answered by. The last one is nobody's: it stands for a model without a public price.
+# Answering model by requested name. The last one stands for a model without a public price.
 MODELS = {
     "gpt-4o-mini": "gpt-4o-mini-2024-07-18",
     "gpt-4.1": "gpt-4.1-2025-04-14",
@@ -42,7 +42,7 @@ REASONING_MODELS = ("gpt-5-mini", "o4-mini")
 
 # Shares of requests, in percent, whose first attempt fails in this way.
 _RATE_LIMITED, _SERVER_ERROR, _UNANSWERED = 4, 3, 2
-# Of those refused, the share whose every attempt is.
+# Of those that fail, the share (percent) whose every attempt fails.
 _PERSISTENT = 30
 _UNANSWERED_SECONDS = 60.0
 _PROMPT_CACHE_STEP = 128
@@ -92,7 +92,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, as it will be sent. `tool_call`: name and arguments, in place of text."""
+    """One answer, as it will be sent. `tool_call`: name and arguments, instead of text."""
 
     id: str
     model: str
@@ -174,7 +174,7 @@ class ModelServer:
             return response
         if failure == "500":
             return _error(500, "The server had an error while processing your request", None)
-        # The request's body is read: what can still come is that the client has gone.
+        # After the body the only message that may still come says that the client is gone.
         with suppress(TimeoutError):
             await asyncio.wait_for(request.receive(), _UNANSWERED_SECONDS)
         return _error(504, "Timed out", None)
@@ -234,7 +234,7 @@ def _choose_failure(digest: str, attempt: int) -> str | None:
     if percent < _RATE_LIMITED + _SERVER_ERROR:
         failure = "429" if percent < _RATE_LIMITED else "500"
         return failure if attempt == 0 or persistent else None
-    # Waiting in vain three times would take longer than the demo.
+    # Three attempts without an answer would take longer than the demo.
     return "unanswered" if percent < _RATE_LIMITED + _SERVER_ERROR + _UNANSWERED and attempt == 0 else None
 
 
@@ -275,9 +275,7 @@ def _count_input_tokens(body: dict[str, Any]) -> int:
 
 
 def _choose_tool(body: dict[str, Any], dice: random.Random) -> dict[str, Any] | None:
-    """A tool to call: the one whose verb the user said, else any; none once two have answered, or where none is
-    offered.
-    """
+    """A tool to call: the one whose verb the user said, else any; none once two answered, or where none is offered."""
     tools: list[dict[str, Any]] = body.get("tools") or []
     answered = sum(message["role"] == "tool" for message in body["messages"])
     if not tools or body.get("tool_choice") == "none" or answered >= 2 or (answered == 1 and dice.random() < 0.5):

@@ -93,7 +93,7 @@ def check_stock(article: str) -> str:
 def refund_charge(order_number: int) -> str:
     """Refunds what was charged for an order."""
     if order_number % 3 == 0:
-        # Told to the model, which goes on.
+        # LangGraph tells the model, which goes on.
         raise ValueError(f"order {order_number} was never paid")
     if order_number % 3 == 1:
         # Ends the agent.

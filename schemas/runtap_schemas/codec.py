@@ -67,9 +67,9 @@ def decode_event(value: bytes | None) -> AnyEvent | Skipped | Unreadable:
     """Reads a record. Never raises: what cannot be read says why."""
     if value is None:
         return Unreadable("the record has no value")
-    # The first look, for one byte given as a number, is ten times quicker, and nearly every event has none.
+    # Looking for one byte first is ten times quicker, and nearly every event has none.
     if _BACKSLASH in value and b"\\u0000" in value:
-        # PostgreSQL's text cannot hold it, and one name with it would stop a partition for ever.
+        # PostgreSQL's text cannot hold NUL: one name with it would stop its partition for ever.
         value = value.replace(b"\\u0000", b"\\ufffd")
     try:
         event: AnyEvent = _event_decoder.decode(value)

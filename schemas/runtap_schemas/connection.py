@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     Not from a `.env`: whether an app has one is the app's to say. What stands on its own, as commands do, adds it.
     """
 
-    # Hidden: a traceback shows pydantic's error beside ours, and a value may hold a password.
+    # A traceback shows pydantic's error too, whose input may hold a password.
     model_config = SettingsConfigDict(env_prefix="RUNTAP_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
@@ -53,7 +53,6 @@ def _explain(problem: Any, options: Collection[str]) -> str:
     name = field_name.upper() if field_name.upper().startswith("RUNTAP_") else f"RUNTAP_{field_name.upper()}"
     if field_name in options:
         name = f"--{field_name.replace('_', '-')}"
-    # pydantic's own words before those of our checks.
     said = problem["msg"].removeprefix("Value error, ")
     return f"{name if problem['loc'] else 'settings'}{value}: {said}"
 

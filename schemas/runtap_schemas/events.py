@@ -22,7 +22,7 @@ VERSION = 1
 MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = 2_000
 MAX_TOKENS = 10**9
-# 116 days: sums of what is believed must stay within 64 bits.
+# 116 days; sums of longer durations could pass 64 bits.
 MAX_DURATION_NS = 10**16
 MAX_METADATA_KEYS = 32
 MAX_METADATA_LENGTH = 256
@@ -30,14 +30,14 @@ MAX_TAGS = 32
 # A provider's word for what went wrong, `rate_limit_exceeded` say: short, and without room for a sentence.
 ERROR_CODE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_STREAMED_LENGTH = 16 * 1024
-# Of a report, which repeats them every time: half a megabyte with all of them full.
+# A report repeats these lists every time: half a megabyte where all are full.
 MAX_LANES = 10_000
 MAX_SKIPPED_RANGES = 1_000
 MAX_REPLAYED_LANES = 2_000
 MAX_ADOPTED_EMITTERS = 1_000
 _MAX_REASONS = 64
 
-# One absurd number must not take the ledger's sums out of 64 bits; readers in JavaScript know integers up to here.
+# A forged number must not take sums out of 64 bits; JavaScript knows integers up to here.
 MAX_COUNT = 2**53 - 1
 _INT64_MAX = 2**63 - 1
 _MAX_FLOAT = sys.float_info.max
@@ -182,7 +182,7 @@ class RunNoted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.no
 
 
 class RunStreamed(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.streamed"):
-    """Streamed text of a run, joined over 100 ms. `index` is the place of its first token in the stream."""
+    """Streamed text of a run, joined over 100 ms. `index` is that of its first token in the stream."""
 
     index: Count
     text: StreamedText

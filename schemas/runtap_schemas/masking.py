@@ -1,6 +1,4 @@
-"""Text that may hold a password, made fit for a message or a log line: `without_passwords`; `shown` for a setting's
-value.
-"""
+"""Passwords cut out of what is shown or logged: `without_passwords`; `shown` for a setting's value."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _CREDENTIALS = re.compile(
     r"([a-z][\w+.-]*://)(?!user:password@host)\S*@|(?<!\S)(?![a-z][\w+.-]*://)[^\s'\"]*:\S*@", re.IGNORECASE
 )
 _SECRET_FIELD = re.compile(r"((?:pass\w*|pwd|secret|token)=)[^\s]+", re.IGNORECASE)
-# What may be a URL with credentials that was mistyped: then nobody knows where the password is.
+# A mistyped URL may hold a password anywhere, so such a value is not shown at all.
 _MAY_HOLD_SECRET = re.compile(r"@|pass|pwd|secret|token", re.IGNORECASE)
 _SCHEME = re.compile(r"(?!sqlite)([\w+.-]+:)(?!\d+\s*(?:,|$))", re.IGNORECASE)
 

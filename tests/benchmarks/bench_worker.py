@@ -27,7 +27,7 @@ from rich.table import Table
 from worker_latency import measure_latency, percentile
 from worker_setting import KINDS, PARTITIONS, PREFIX, SETS, TOPIC, Postgres, Stores, fill_topic, postgres, start_worker
 
-from runtap_consumers.kafka.records import Record
+from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
@@ -50,7 +50,7 @@ Combination = tuple[str, str]
 Figures = dict[Combination, list[float]]
 
 
-async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[Record], float]:
+async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[KafkaRecord], float]:
     """The first records of one partition, and the CPU that reading one takes, seconds."""
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
@@ -59,7 +59,7 @@ async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[
         consumer.assign([place])
         await consumer.seek_to_beginning(place)
         wanted = min(wanted, (await consumer.end_offsets([place]))[place])
-        records: list[Record] = []
+        records: list[KafkaRecord] = []
         began = time.process_time()
         while len(records) < wanted:
             for polled in (await consumer.getmany(timeout_ms=1_000)).values():
@@ -149,7 +149,7 @@ def timed_projections(spent: dict[str, float]) -> Iterator[None]:
 
 
 def time_stages(
-    settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], records: list[Record]
+    settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], records: list[KafkaRecord]
 ) -> list[dict[str, float]]:
     """Decodes, folds and commits batches of records; CPU of each stage, seconds."""
     store = open_store(store_url, TOPIC)

@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from partition_setting import WorkerTools
-from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_schemas import SkippedRange

@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator
 from runtap_consumers.alerts.loop import run_alerts
 from runtap_consumers.kafka.client import Publisher
-from runtap_consumers.kafka.record_tail import Record, tail_records
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
+from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.dead_letters import DeadLetter
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import SqliteWriter, Writer
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.dead_letters import publish_dead_letters
 from runtap_schemas import Alert, decode_alert
 from worker_process import wait_until
@@ -343,7 +343,7 @@ def test_watermark_is_the_least_log_time_and_now_at_the_end(
     assert evaluator.watermark({0: 4, 1: 20}, now_ns) == (now_ns - 5, False)
 
 
-async def _records(settings: ConsumerSettings, topic: str, count: int) -> list[Record]:
+async def _records(settings: ConsumerSettings, topic: str, count: int) -> list[TailedRecord]:
     records = []
     async with asyncio.timeout(20):
         async for record in tail_records(settings, topic, from_beginning=True):

@@ -14,11 +14,11 @@ from runtap_consumers.figures.attribution import build_attribution
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import DAY_NS, HOUR_NS
 from runtap_consumers.worker.partition import Partition, Tools
 from samples import START_NS, Log, model_call
 from worker_process import WorkerSetting

@@ -15,7 +15,7 @@ from aiokafka.record.util import calc_crc32c
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka.client import Publisher, TopicEnds, check_reading, within
-from runtap_consumers.kafka.record_tail import Record, tail_records
+from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_demo.kafka.broker import EmbeddedKafka
@@ -24,9 +24,11 @@ MakeTopic = Callable[..., Awaitable[str]]
 
 
 @asynccontextmanager
-async def tailing(settings: ConsumerSettings, topic: str, from_beginning: bool = False) -> AsyncIterator[list[Record]]:
+async def tailing(
+    settings: ConsumerSettings, topic: str, from_beginning: bool = False
+) -> AsyncIterator[list[TailedRecord]]:
     """The records that a tail has handed out so far; its error, if it had one, is raised at the end."""
-    seen: list[Record] = []
+    seen: list[TailedRecord] = []
 
     async def follow() -> None:
         async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]

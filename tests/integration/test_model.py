@@ -28,16 +28,16 @@ from sqlalchemy import text
 import runtap_consumers.kafka.partition_reader
 import runtap_consumers.worker.worker
 from runtap_consumers.errors import StoreError
-from runtap_consumers.figures.ledger import work_out_completeness, work_out_sums
-from runtap_consumers.kafka.records import Record, fingerprint_of
+from runtap_consumers.figures.completeness import work_out_completeness, work_out_sums
+from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.projections.rollups import MINUTE_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.emitters import Books
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import MINUTE_NS
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.worker import Worker
 from samples import Log, LogRecord
@@ -337,7 +337,7 @@ class Machine(RuleBasedStateMachine):
         for log in (self.world.logs[partition], *reversed(self.old_logs[partition])):
             if not fingerprint:
                 return log
-            record: list[Record] = list(log.since(offset - 1, 1)) if offset > log.first_offset else []
+            record: list[KafkaRecord] = list(log.since(offset - 1, 1)) if offset > log.first_offset else []
             if record and _fingerprint(record[0], self.world) == fingerprint:
                 return log
         known = [log for (_, at), (_, _, log) in self.read.items() if at == partition]
@@ -482,7 +482,7 @@ class Machine(RuleBasedStateMachine):
         return count
 
 
-def _fingerprint(record: Record, world: World) -> str:
+def _fingerprint(record: KafkaRecord, world: World) -> str:
     if record.value in world.poison:
         # What the worker can know of it.
         return fingerprint_of(type(record)(record.offset, 0, None, None))  # type: ignore[call-arg]

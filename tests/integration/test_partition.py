@@ -12,12 +12,12 @@ from runtap_consumers.errors import FencedError
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker import partition as partitions
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_schemas import Usage, encode_event, number_event

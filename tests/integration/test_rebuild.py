@@ -17,17 +17,17 @@ from sqlalchemy import text
 from list_logs import ListLogs, trimmed
 from partition_setting import ALL, PRICES, WorkerTools, rows
 from runtap_consumers.correct import rebuild_statements
-from runtap_consumers.correct.rebuild import Difference, first_whole_day, rebuild
+from runtap_consumers.correct.rebuild import FigureDifference, first_whole_day, rebuild
 from runtap_consumers.correct.rebuild_statements import tables_of
 from runtap_consumers.errors import FencedError, RebuildError
-from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Partition
 from runtap_schemas import Usage
 from samples import (
@@ -399,7 +399,7 @@ async def test_a_dry_run_writes_nothing_and_tells_the_difference(store: Store, t
     cheap, dear = 195_000_000, 1_950_000_000
     assert found.differences == [
         *(
-            Difference(table, day, "cost_picodollars", calls * dear, calls * cheap)
+            FigureDifference(table, day, "cost_picodollars", calls * dear, calls * cheap)
             for table in ("cost_by_attribute_day", "cost_day")
             for day, calls in zip(days, (1, 2, 1), strict=True)
         ),

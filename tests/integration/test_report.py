@@ -12,13 +12,13 @@ from sqlalchemy import select
 from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.figures.runs import abandoned_before, describe_run
 from runtap_consumers.instants import day_start_ns, format_instant
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.projections.sketch import Sketch, bucket_of
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 
 UTC = ZoneInfo("UTC")
 BERLIN = ZoneInfo("Europe/Berlin")

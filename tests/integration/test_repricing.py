@@ -17,7 +17,7 @@ from list_logs import ListLogs, trimmed
 from runtap_consumers.correct import reprice as repricing
 from runtap_consumers.correct import reprice_statements as statements
 from runtap_consumers.correct.rebuild import Rebuilt, rebuild
-from runtap_consumers.correct.reprice import Outcome, Request
+from runtap_consumers.correct.reprice import Repricing, Request
 from runtap_consumers.errors import FencedError
 from runtap_consumers.instants import dollars
 from runtap_consumers.pricing import PriceTable
@@ -25,11 +25,12 @@ from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import COST_MEASURES, DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_schemas import RunEnded, Usage
 from samples import START_NS, Log, model_call
@@ -215,12 +216,12 @@ def sets(store: Store, table: str) -> set[str]:
         }
 
 
-def reprice(store: Store, table: PriceTable, request: Request | None = None, *, is_dry_run: bool = False) -> Outcome:
+def reprice(store: Store, table: PriceTable, request: Request | None = None, *, is_dry_run: bool = False) -> Repricing:
     request = request or Request(START_NS)
     return repricing.reprice(store, table, request, "tester", lambda: START_NS, is_dry_run=is_dry_run)
 
 
-def kept(outcome: Outcome) -> dict[str, int]:
+def kept(outcome: Repricing) -> dict[str, int]:
     """What was counted as kept."""
     return {name: count for name, count in outcome.counts.items() if count and name.startswith("kept")}
 

@@ -20,15 +20,13 @@ from partition_setting import WorkerTools, rows
 from runtap_collector.send import sender as sender_module
 from runtap_consumers.correct.thinning import thin_reports
 from runtap_consumers.figures import shared_emitters
-from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.shared_emitters import find_forks, tell_shared_emitters
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
 from samples import SECOND_NS, START_NS, Log, report
 from unit.test_collector_sender import FakeLink, Sending
 from worker_process import wait_until
-
-HOUR_NS = 3600 * SECOND_NS
 
 
 def _emitted(monkeypatch: pytest.MonkeyPatch, runs: int) -> dict[int, list[bytes]]:

@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from runtap_consumers.errors import StoreError
-from runtap_consumers.projections.rollups import COST_MEASURES, DAY_NS, HOUR_NS
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import migrate_store, open_store
+from runtap_consumers.units import DAY_NS, HOUR_NS
 from samples import START_NS
 
 # What each revision brought: tables, and columns of tables that were there.

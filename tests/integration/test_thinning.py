@@ -11,13 +11,13 @@ import pytest
 from partition_setting import WorkerTools, rows
 from runtap_consumers.correct import thinning
 from runtap_consumers.correct.thinning import thin_reports
-from runtap_consumers.figures.ledger_report import build_ledger
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.units import HOUR_NS
 from samples import SECOND_NS, START_NS, Log, model_call, report
 
-HOUR_NS = 3600 * SECOND_NS
 UTC = ZoneInfo("UTC")
 
 

@@ -19,7 +19,7 @@ from runtap_consumers.alerts.rules import (
     plan_windows,
     summary_alert,
 )
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 from runtap_schemas import decode_alert, encode_alert
 
 # A full hour, so that minutes count from it.

@@ -41,6 +41,11 @@ def test_what_is_wrong_is_told_in_our_words_alone(monkeypatch: pytest.MonkeyPatc
     assert refusal_of() == f"RUNTAP_TIMEZONE='Mars': {expected}"
 
 
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///:memory:", "sqlite://host/file"])
+def test_a_store_in_memory_or_on_another_host_is_refused(address: str) -> None:
+    assert "expected a file, as in sqlite:///path" in refusal_of(database_url=address)
+
+
 def test_options_are_named_as_such_and_variables_beside_them_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTAP_BOOTSTRAP_SERVERS", "kafka")
     with pytest.raises(SettingsError) as caught:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_consumers.projections.grains import Calendar, SketchBook, rows_of_grain
-from runtap_consumers.projections.rollups import COST, DAY_NS, HOUR_NS, MINUTE_NS, PERFORMANCE
+from runtap_consumers.projections.rollups import COST, PERFORMANCE
 from runtap_consumers.projections.sketch import Sketch, quantiles_ns
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 
 
 def nanoseconds(text: str) -> int:

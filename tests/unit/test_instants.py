@@ -19,8 +19,8 @@ from runtap_consumers.instants import (
     parse_instant,
 )
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.store.read.ranges import snap_range
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 
 UTC = ZoneInfo("UTC")
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.projections.lane_marks import MAX_GAPS, Lane, LaneMarks
+from runtap_consumers.projections.lane_marks import MAX_GAPS, LaneMark, LaneMarks
 
 
-def lane() -> Lane:
-    return Lane(first_at_ns=1, last_log_time_ns=1)
+def lane() -> LaneMark:
+    return LaneMark(first_at_ns=1, last_log_time_ns=1)
 
 
-def missing(lane: Lane) -> set[int]:
+def missing(lane: LaneMark) -> set[int]:
     return {number for first, last in lane.gaps for number in range(first, last + 1)}
 
 

@@ -12,8 +12,9 @@ from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.batch import Batch
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.performance import fold_performance
-from runtap_consumers.projections.rollups import MINUTE_NS, PERFORMANCE
+from runtap_consumers.projections.rollups import PERFORMANCE
 from runtap_consumers.projections.sketch import bucket_of
+from runtap_consumers.units import MINUTE_NS
 from runtap_schemas import RunEnded, Usage
 from samples import START_NS, model_call
 

@@ -23,12 +23,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtap_consumers.pricing import Priced, PriceTable, table
+from runtap_consumers.units import DAY_NS
 from runtap_schemas import Usage
 
 TABLE = PriceTable.load()
 # Without runtap's corrections: what genai-prices itself says.
 LISTED = PriceTable(providers, "genai")
-DAY_NS = 86_400 * 10**9
 MODELS = [(provider.id, model.id) for provider in providers for model in provider.models]
 MAKERS = {"anthropic", "deepseek", "google", "mistral", "openai", "x-ai"}
 # What genai-prices can bill and `Usage` does not count.

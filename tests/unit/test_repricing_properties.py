@@ -23,7 +23,8 @@ from hypothesis import strategies as some
 from runtap_consumers.correct.price_terms import find_terms, read_class
 from runtap_consumers.correct.reprice import apply_terms
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.projections.rollups import COST_MEASURES, HOUR_NS, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import COST_MEASURES, TOKEN_CLASSES
+from runtap_consumers.units import HOUR_NS
 from runtap_schemas import Usage
 
 # An hour before midnight, UTC.

@@ -16,12 +16,12 @@ from runtap_consumers.cli.tail import (
     event_types,
     json_line,
 )
-from runtap_consumers.kafka.record_tail import Record
+from runtap_consumers.kafka.record_tail import TailedRecord
 from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable, encode_event, number_event
 from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
 
 UTC = ZoneInfo("UTC")
-RECORD = Record(3, 17, START_NS, b"key", b"value")
+RECORD = TailedRecord(3, 17, START_NS, b"key", b"value")
 
 
 def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from runtap_collector.send.emitter import Emitter
 
-# Streamed text is joined over this long, or until it is long.
+# Streamed text is joined for so long, at most.
 STREAM_NS = 100_000_000
 _INTERRUPTED = Outcome("interrupted")
 _MAX_CHILD_ERRORS = 8
@@ -43,7 +43,7 @@ class Capture:
     def __init__(self, emitter: Emitter, view: View) -> None:
         self.emitter = emitter
         self.view = view
-        # Off: runs that begin are let pass, unless their parent is open; runs that are open still end.
+        # While off, only runs whose parent is open are captured, and those that are open still end.
         self.is_on = True
 
     def open_run(self, run_id: UUID | str) -> OpenRun | None:
@@ -101,7 +101,7 @@ class Capture:
             if self.view.captures_content:
                 run.inputs, run.lost_bytes = self._content_of(inputs)
             if by_key.setdefault(key, run) is not run:
-                # Another handler came first.
+                # Another handler has reported this start.
                 return
             run.context = context_of(run, parent)
             if emitter.ring.offer_start(run):
@@ -213,7 +213,7 @@ class Capture:
             self.count_failure("run.noted")
 
     def _add_response(self, run: OpenRun, outcome: Outcome, response: LLMResult) -> None:
-        # A provider's odd answer must not cost the run its end.
+        # An answer of an unknown form must not lose the run's end.
         try:
             running = run.streamed_usage if run.has_running_usage else None
             add_response(outcome, response, run.first_token_ns > 0, running)
@@ -222,7 +222,7 @@ class Capture:
 
     def _offer_end(self, run: OpenRun, outputs: object) -> None:
         run.duration_ns = time.monotonic_ns() - run.started_monotonic_ns
-        # The start's record may wait for long, and these are the app's.
+        # The record of the start may be queued for long, and must not keep the app's exceptions alive.
         run.child_errors = None
         if run.stream is not None and run.stream.parts:
             self._offer_stream(run, run.stream, time.monotonic_ns())
@@ -243,7 +243,7 @@ class Capture:
 
     def count_failure(self, kind: str) -> None:
         """Counts an event that was lost to a failure of our own, and says so at most once a minute."""
-        # A token is no event.
+        # A token of a stream is no event of its own: not counted as one that was lost.
         if kind != "run.streamed":
             self.emitter.ring.count_lost(kind, "internal_error")
         _warnings.warn("callback_failed", kind=kind, exc_info=True)

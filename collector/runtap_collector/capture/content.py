@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-# What two of them leave for the facts of an event of 256 KiB.
+# Two of them (input and output) and the facts fit into an event of 256 KiB.
 _MAX_CONTENT_BYTES = 96 * 1024
-# What is surely larger is not even written: milliseconds in the app's thread, for nothing. An image may shrink.
+# Encoding what is larger would take milliseconds in the app's thread and be cut anyway, but for images.
 _MAX_WRITTEN_BYTES = 8 * 1024 * 1024
 _MAX_TEXT_LENGTH = 10_000
 _LEAST_BINARY_LENGTH = 1_000
@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
         if "content" in fields and "type" in fields:
             return _plain_message(fields)
         if "message" in fields and "generation_info" in fields:
-            # Its text is the message's.
+            # A generation's own text repeats the message's.
             return {name: fields[name] for name in ("type", "generation_info", "message") if fields.get(name)}
         if "page_content" in fields:
             return {"page_content": fields["page_content"], "metadata": fields.get("metadata", {})}

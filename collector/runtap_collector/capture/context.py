@@ -18,8 +18,8 @@ def context_of(run: OpenRun, parent: OpenRun | None = None) -> Context:
     metadata, session = run.metadata or _NOTHING, run.session
     keys = own_keys(metadata) if metadata else ()
     if parent is not None and session is parent.session and keys == parent.context.own_keys:
-        # Nearly always LangChain hands on what the run above was given: the same objects. Not `==`, which a foreign
-        # value may refuse, and for which 1 is True.
+        # Nearly always LangChain hands on the same objects as to the parent. By identity: `==` of a foreign value may
+        # raise, and holds for 1 and True.
         its_metadata = parent.metadata or _NOTHING
         if not keys or all(map(is_, map(metadata.get, keys), map(its_metadata.get, keys))):
             return parent.context

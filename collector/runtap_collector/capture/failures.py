@@ -72,9 +72,7 @@ _CHANGING_PARTS: list[tuple[re.Pattern[str], str]] = [
 
 
 def status_of(error: BaseException) -> Status:
-    """The status of a run that ended with this exception: leaving a graph on purpose is no error, nor is being
-    cancelled.
-    """
+    """The status of a run that ended with this exception; neither interrupting a graph nor cancelling is an error."""
     kind: Any = type(error)
     return _status_of_type(kind)
 
@@ -173,7 +171,7 @@ def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:
 
 
 def _fingerprint(name: str, function: str, message: str) -> str:
-    # Without the line number: an edit above must not make a new group.
+    # Without the line number, or an edit above it would make a new group.
     for pattern, replacement in _CHANGING_PARTS:
         message = pattern.sub(replacement, message)
     return hashlib.sha256(f"{name}|{function}|{message}".encode()).hexdigest()[:16]

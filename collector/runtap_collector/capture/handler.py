@@ -58,7 +58,7 @@ class RunTapHandler(AsyncCallbackHandler):
             ConnectionConflictError: this process's emitter has other connection settings.
         """
         if _capture is None:
-            # Loaded where a service starts, as by `RunTap`.
+            # Not loaded with this module: see `RunTap`.
             from runtap_collector.send.emitter import attach_for_life
 
             settings = CollectorSettings.load()
@@ -73,7 +73,7 @@ class RunTapHandler(AsyncCallbackHandler):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Most often on its way to a process of a pool, where it reports to that process's emitter.
+        # Pickled, mostly for a process of a pool, where it reports to that process's emitter.
         return _handler_of_this_process, (type(self), self._capture.view)
 
     def on_chat_model_start(
@@ -156,7 +156,7 @@ class RunTapHandler(AsyncCallbackHandler):
         run_id: UUID,
         **kwargs: Any,
     ) -> Coroutine[Any, Any, None]:
-        # No more than this for every token after the first.
+        # Called for every token: nothing more may be done here.
         try:
             run = self._capture.emitter.open_runs.by_key.get(run_id.int if type(run_id) is UUID else key_of(run_id))
             if run is not None:

@@ -27,7 +27,7 @@ def identity_of(run_id: object) -> UUID | str:
     if isinstance(run_id, UUID):
         return UUID(int=run_id.int)
     text = text_of(run_id)
-    # An object without a text is the same one in all callbacks of its run.
+    # All callbacks of a run get the same object, so its address will do where it has no text.
     return _identity_of_text(f"{type(run_id).__name__}-{id(run_id):x}" if text is None else text)
 
 
@@ -100,9 +100,7 @@ class OpenRuns:
         return run
 
     def route_under(self, parent_run_id: UUID | str) -> Route:
-        """The trace of a run whose parent is not open: the parent's if it was open lately, else one
-        of the parent's id.
-        """
+        """The trace of a run whose parent is not open: the parent's if that was open lately, else one by its id."""
         key = key_of(parent_run_id)
         return self._closed.get(key) or self._strangers.get_or_add(key, parent_run_id)
 
@@ -118,12 +116,10 @@ class OpenRuns:
         return None if run.parent_run_id is None else self.by_key.get(key_of(run.parent_run_id))
 
     def evict(self, now_monotonic_ns: int | None = None) -> list[OpenRun]:
-        """Takes out what is beyond the bounds: the oldest runs, and those older than a day. Their ends will not be
-        seen.
-        """
+        """Takes the oldest runs beyond the limit out, and those older than a day: their ends will not be captured."""
         if now_monotonic_ns is None:
             now_monotonic_ns = time.monotonic_ns()
-        # Some more than needed, so that a full table is not searched at every start.
+        # 1 % more than needed, or a full table would be searched at every start.
         excess = len(self.by_key) - int(self.max_runs * 0.99) if len(self.by_key) > self.max_runs else 0
         too_old_ns = now_monotonic_ns - MAX_AGE_SECONDS * 1_000_000_000
         evicted: list[OpenRun] = []
@@ -131,7 +127,7 @@ class OpenRuns:
             # A dict keeps the order of insertion, so the oldest come first.
             oldest_first = list(self.by_key.items())
         except RuntimeError:
-            # Changed meanwhile: the next one to come tries again.
+            # Another thread has changed the table; the next start evicts.
             return []
         for key, run in oldest_first:
             if len(evicted) >= excess and run.started_monotonic_ns > too_old_ns:

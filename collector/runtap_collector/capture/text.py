@@ -11,7 +11,7 @@ from typing import Any
 from runtap_collector.send.records import MetadataValues
 from runtap_schemas.events import MAX_METADATA_KEYS, MAX_METADATA_LENGTH, MAX_NAME_LENGTH, MAX_TAGS
 
-# Keys that LangChain and LangGraph put there for themselves.
+# Prefixes of the metadata keys that LangChain and LangGraph set for themselves.
 _INTERNAL_PREFIXES = ("ls_", "langgraph_", "checkpoint_", "lc_", "__")
 _INT64 = 2**63
 
@@ -46,7 +46,7 @@ def attribute_of(value: object, name: str) -> Any:
 
 
 def let_signals_pass(error: BaseException) -> None:
-    """Raises again what a signal's handler may have raised, at any place of the main thread, and there only: for
+    """Raises again what a signal's handler may have raised, anywhere in the main thread, and there only: for
     whoever calls a foreign object's methods and catches everything.
     """
     if isinstance(error, KeyboardInterrupt | SystemExit) and threading.current_thread() is threading.main_thread():
@@ -62,14 +62,12 @@ def name_of(value: object) -> str | None:
 
 
 def own_keys(metadata: Mapping[Any, Any]) -> tuple[str, ...]:
-    """The metadata keys that are the user's, and not LangChain's or LangGraph's. The same few sets come again and
-    again.
-    """
+    """The metadata keys that are the user's, and not LangChain's or LangGraph's. Few sets, so they are cached."""
     keys = tuple(metadata)
     try:
         return _own_keys(keys)
     except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
-        # A key that cannot be compared is no plain text.
+        # A key whose comparison raises is no plain text.
         let_signals_pass(error)
         return tuple(key for key in keys if type(key) is str and not key.startswith(_INTERNAL_PREFIXES))
 

@@ -112,7 +112,7 @@ def add_response(
         raw_usage = {}
     if outcome.provider == "openrouter" and outcome.reported_cost_usd is None:
         outcome.reported_cost_usd = dollars_of(_first_of(sources, ("cost",)))
-    # With several answers each message repeats the usage of the whole call: the first says it all.
+    # With several answers each message repeats the usage of the whole call: only the first is counted.
     counted = running_usage
     for message in messages:
         if counted:
@@ -182,9 +182,7 @@ def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messa
 
 
 def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usage:
-    """Anthropic's usage with compaction: each pass is billed, and the total beside them leaves the
-    compacting ones out.
-    """
+    """Anthropic's usage with compaction: every pass is billed, but its total does not include compacting ones."""
     total = {name: 0 for name in Usage.__struct_fields__ if name.startswith(("input_t", "output_t", "cache_"))}
     for each in iterations:
         if not isinstance(each, Mapping):
@@ -284,7 +282,7 @@ def dollars_of(value: object) -> str | None:
     try:
         cost = Decimal(str(value))
     except (InvalidOperation, ValueError):
-        # ValueError: an integer of too many digits for a text.
+        # ValueError: an integer with more digits than Python turns into text.
         return None
     if not cost.is_finite() or not 0 <= cost < 10_000:
         return None
@@ -332,9 +330,7 @@ def _first_of(sources: list[Mapping[str, Any]], keys: tuple[str, ...]) -> Any:
 
 
 def _plain(source: object) -> dict[str, Any]:
-    """Of a foreign mapping what can be asked without harm: an object of the app may refuse even to say whether it is
-    true.
-    """
+    """The plain values of a foreign mapping: an app's objects may raise even when asked for their truth."""
     if not isinstance(source, dict):
         return {}
     return {key: value for key, value in source.items() if type(value) in (str, int, float, bool, dict, list)}

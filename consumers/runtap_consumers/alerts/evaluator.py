@@ -1,6 +1,4 @@
-"""Evaluating the alert rules over the store, where all partitions meet: one evaluator at a time, one transaction a
-round.
-"""
+"""Evaluating the alert rules over the whole store: one evaluator at a time, one transaction a round."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ import structlog
 from runtap_consumers.alerts import rules
 from runtap_consumers.alerts import statements as alert_rows
 from runtap_consumers.alerts.statements import OutboxRow
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS, minute_of
 from runtap_schemas import Alert, encode_alert
 
 LEASE_NS = 10 * 10**9
@@ -59,11 +57,11 @@ class AlertEvaluator:
             StoreError: nothing was written.
         """
         writer, held = self._writer, self.holds_lease
-        # Until the commit, so that an error leaves it at that.
+        # True again only once this round has committed.
         self.holds_lease = False
         with writer.transaction():
             learning_until_ns = self._store.created_at_ns + int(self._settings.alert_learning_seconds * 10**9)
-            lease = alert_rows.lock_lease(writer, learning_until_ns, now_ns - now_ns % MINUTE_NS)
+            lease = alert_rows.lock_lease(writer, learning_until_ns, minute_of(now_ns))
             if lease is None or (lease.holder != self._name and lease.expires_at_ns > now_ns):
                 return 0
             alerts = [
@@ -73,7 +71,7 @@ class AlertEvaluator:
             touched_ns = alert_rows.take_touched_minutes(writer)
             plan = rules.plan_windows(lease.evaluated_to_ns, touched_ns, watermark_ns, now_ns if caught_up else None)
             alerts += self._error_rates(now_ns, plan.windows)
-            # A nanosecond each: they are published in this order.
+            # A nanosecond apart, so that they are published in this order.
             rows = [_outbox_row(alert, now_ns + index) for index, alert in enumerate(alerts)]
             alert_rows.add_to_outbox(writer, rows)
             alert_rows.renew_lease(writer, self._name, now_ns + LEASE_NS, plan.evaluated_to_ns)

@@ -53,8 +53,8 @@ async def run_alerts(
                             failures = 0
                         await _sleep(stop, ROUND_SECONDS)
                 finally:
-                    # In turn: cancelled, a round leaves an evaluation behind that is still at work, and SQLite crashes
-                    # the process when its connection is closed under it.
+                    # In the thread that evaluates: if the round was cancelled it may be at work, and closing SQLite's
+                    # connection under it crashes the process.
                     closing = asyncio.get_running_loop().run_in_executor(thread, evaluator.close)
                     thread.shutdown(wait=False)
                     await asyncio.shield(closing)
@@ -74,7 +74,7 @@ async def _run_round(
     settings: ConsumerSettings,
 ) -> None:
     in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
-    # The present first, then the ends, then what is applied: so nothing that came in between counts as applied.
+    # In this order (now, log ends, positions), or a record that comes in between would count as applied.
     now_ns = time.time_ns()
     log_ends = await ends.read()
     watermark_ns, caught_up = await in_thread(evaluator.watermark, log_ends, now_ns)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from runtap_consumers.figures.error_text import error_facts
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS, RETENTION_NS
+from runtap_consumers.projections.rollups import RETENTION_NS
+from runtap_consumers.units import HOUR_NS, MINUTE_NS, minute_of
 from runtap_schemas import Alert
 
 ERROR_RATE = "error_rate"
@@ -23,16 +24,14 @@ FIRING = "firing"
 OK = "ok"
 WINDOW_MINUTES = 5
 WINDOW_NS = WINDOW_MINUTES * MINUTE_NS
-# A transaction that computes for seconds would be ended by PostgreSQL, and would lock out SQLite's other writers.
+# More would take seconds in one transaction, which PostgreSQL ends, and in which no other process can write to SQLite.
 WINDOWS_A_ROUND = 240
 _ID_LENGTH = 64
 _MESSAGE_LENGTH = 500
 
 
 class AlertState(NamedTuple):
-    """A condition that has an end. `transition` counts its changes, `window_to_ns` is the end of the window of the
-    last.
-    """
+    """A condition that has an end. `transition` counts its changes, `window_to_ns` ends the last one's window."""
 
     state: str
     transition: int
@@ -153,7 +152,7 @@ def _next_state(
     roots = errors + sum(minute.ok for minute in minutes)
     is_kept_whole = now_ns - RETENTION_NS["minute"] <= window_to_ns - WINDOW_NS and window_to_ns <= now_ns
     if not (roots or is_kept_whole):
-        # It is not over, or what it had may be deleted: no silence.
+        # The window is not over, or its minutes may be deleted: that is no silence.
         return None
     is_high = roots > 0 and errors / roots >= limits.rate
     if state.state != FIRING and is_high and roots >= limits.least_roots:
@@ -269,23 +268,19 @@ def plan_windows(
         watermark_ns: only windows that end at or before it are complete.
         now_ns: the present where everything is applied: the window that holds it is judged as it stands. Else `None`.
     """
-    last = _minute(watermark_ns)
+    last = minute_of(watermark_ns)
     first = evaluated_to_ns + MINUTE_NS
     if oldest_touched_ns is not None:
         first = min(first, oldest_touched_ns + MINUTE_NS)
-    # Minutes are kept for 48 hours; a touch from before has nothing left to judge.
+    # Minutes are kept for 48 hours: of older ones nothing is left to judge.
     first = max(first, last - RETENTION_NS["minute"])
     end = min(last, first + (WINDOWS_A_ROUND - 1) * MINUTE_NS)
     windows = list(range(first, end + 1, MINUTE_NS))
     if windows and end < last:
         return WindowPlan(windows, end)
     if now_ns is not None:
-        windows.append(_minute(now_ns) + MINUTE_NS)
+        windows.append(minute_of(now_ns) + MINUTE_NS)
     if last < evaluated_to_ns and oldest_touched_ns is not None:
         # The watermark has gone back (a partition was added): what was touched beyond it is judged when it returns.
         return WindowPlan(windows, max(last, min(evaluated_to_ns, oldest_touched_ns)))
     return WindowPlan(windows, max(last, evaluated_to_ns))
-
-
-def _minute(at_ns: int) -> int:
-    return at_ns - at_ns % MINUTE_NS

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runtap_consumers.alerts.rules import AlertState, Budget, NewGroup, RootsMinute
-from runtap_consumers.projections.rollups import HOUR_NS, RETENTION_NS
+from runtap_consumers.projections.rollups import RETENTION_NS
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS
 
 # Rows of the live generation alone count (a rebuild fills another one beside it).
 _LIVE = "JOIN positions p ON p.projection = 'errors' AND p.partition = t.partition AND p.generation = t.generation"
@@ -51,9 +52,9 @@ def lock_lease(writer: Writer, learning_until_ns: int, evaluated_to_ns: int) -> 
         "VALUES (1, '', 0, ?, ?) ON CONFLICT DO NOTHING",
         (learning_until_ns, evaluated_to_ns),
     )
-    skip = "" if writer.dialect == "sqlite" else " FOR UPDATE SKIP LOCKED"
     rows = writer.query(
-        f"SELECT holder, expires_at_ns, learning_until_ns, evaluated_to_ns FROM alert_lease WHERE id = 1{skip}"
+        "SELECT holder, expires_at_ns, learning_until_ns, evaluated_to_ns FROM alert_lease WHERE id = 1"
+        + writer.dialect.skip_locked
     )
     return Lease(*rows[0]) if rows else None
 
@@ -85,10 +86,9 @@ def take_touched_minutes(writer: Writer) -> int | None:
     Returns:
         The oldest minute, `None` without any.
     """
-    skip = "" if writer.dialect == "sqlite" else " FOR UPDATE SKIP LOCKED"
     rows = writer.query(
-        "DELETE FROM touched_minutes WHERE (bucket_ns, partition, generation) IN "
-        f"(SELECT bucket_ns, partition, generation FROM touched_minutes{skip}) RETURNING bucket_ns"
+        "DELETE FROM touched_minutes WHERE (bucket_ns, partition, generation) IN (SELECT bucket_ns, partition, "
+        f"generation FROM touched_minutes{writer.dialect.skip_locked}) RETURNING bucket_ns"
     )
     return min((bucket for (bucket,) in rows), default=None)
 

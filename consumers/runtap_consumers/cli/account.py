@@ -43,7 +43,7 @@ def ledger(
     emitter and reason.
     """
     from runtap_consumers.cli.printing_ledger import print_ledger
-    from runtap_consumers.figures.ledger_report import build_ledger
+    from runtap_consumers.figures.ledger import build_ledger
 
     with _opened(settings) as snapshot:
         figures = build_ledger(snapshot, settings.zone())

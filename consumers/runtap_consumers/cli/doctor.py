@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -177,10 +176,10 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
 
 def _check_open_store(store: Store, settings: ConsumerSettings) -> Iterator[Finding]:
     with store.read() as connection:
-        asked = "SELECT sqlite_version()" if store.is_sqlite else "SHOW server_version"
-        database = f"{'SQLite' if store.is_sqlite else 'PostgreSQL'} {connection.execute(text(asked)).scalar_one()}"
+        version = connection.exec_driver_sql(store.dialect.version_query).scalar_one()
     made = format_instant(store.created_at_ns, store.zone)
-    detail = f"{database}, store {store.store_id} made {made}, topic {store.events_topic}, days of {store.zone.key}"
+    database = f"{store.dialect.title} {version}, store {store.store_id} made {made}"
+    detail = f"{database}, topic {store.events_topic}, days of {store.zone.key}"
     yield Finding(Level.OK, "store", detail)
     topic = events_topic(settings.topic_prefix)
     if store.events_topic != topic:

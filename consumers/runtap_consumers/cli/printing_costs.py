@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.cli.printing import Column, money, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
-from runtap_consumers.correct.reprice import Outcome
+from runtap_consumers.correct.reprice import Repricing
 from runtap_consumers.instants import dollars, local_time
 
 _PRICES_SHOWN = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
@@ -56,7 +56,7 @@ def _advice(row: dict[str, Any]) -> str:
     return "known by now: runtap reprice" if row["is_known"] else ", ".join(row["nearest"])
 
 
-def print_repricing(outcome: Outcome, price_set: str, zone: ZoneInfo) -> None:
+def print_repricing(outcome: Repricing, price_set: str, zone: ZoneInfo) -> None:
     """Prints what a repricing changes, by day and model."""
     console = open_console()
     counts = outcome.counts

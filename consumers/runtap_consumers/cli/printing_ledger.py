@@ -12,7 +12,7 @@ _ROWS_SHOWN = 50
 
 
 def print_ledger(ledger: dict[str, Any]) -> None:
-    """Prints what `runtap_consumers.figures.ledger_report.build_ledger` returned."""
+    """Prints what `runtap_consumers.figures.ledger.build_ledger` returned."""
     console = open_console()
     if not ledger["emitters"]:
         console.print("There is nothing yet: no worker has applied an event.")

@@ -6,11 +6,11 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.cli.printing import Column, open_console, print_table
 from runtap_consumers.cli.terminal import print_line
-from runtap_consumers.correct.rebuild import Difference
+from runtap_consumers.correct.rebuild import FigureDifference
 from runtap_consumers.instants import local_time
 
 
-def print_differences(projection: str, differences: list[Difference], zone: ZoneInfo) -> None:
+def print_differences(projection: str, differences: list[FigureDifference], zone: ZoneInfo) -> None:
     """Prints the sums that a rebuild would change."""
     console = open_console()
     if not differences:

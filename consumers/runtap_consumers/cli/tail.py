@@ -15,7 +15,7 @@ from rich.text import Text
 from runtap_consumers.cli.terminal import one_line, visible, visible_json
 from runtap_consumers.figures.error_text import error_facts, error_text
 from runtap_consumers.instants import local_time
-from runtap_consumers.kafka.record_tail import Record, tail_records
+from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import (
     Alert,
@@ -64,7 +64,7 @@ def type_name(event: Decoded) -> str:
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
 
 
-Show = Callable[[Record, Decoded], None]
+Show = Callable[[TailedRecord, Decoded], None]
 
 
 async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
@@ -112,7 +112,7 @@ async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_be
                 console.print(describe_alert(alert, zone), soft_wrap=True)
 
 
-def _decode_alert(record: Record) -> Alert | Unreadable:
+def _decode_alert(record: TailedRecord) -> Alert | Unreadable:
     try:
         return decode_alert(record.value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -125,7 +125,7 @@ def as_lines(zone: ZoneInfo) -> Show:
     return lambda record, event: console.print(describe_event(event, record, zone), soft_wrap=True)
 
 
-def as_json(record: Record, event: Decoded) -> None:
+def as_json(record: TailedRecord, event: Decoded) -> None:
     """The records as they are, one a line."""
     _write_json(record, event)
 
@@ -137,7 +137,7 @@ class Tokens:
         self._show_head = as_lines(zone)
         self._run_id: str | None = None
 
-    def __call__(self, record: Record, event: Decoded) -> None:
+    def __call__(self, record: TailedRecord, event: Decoded) -> None:
         if isinstance(event, RunStreamed):
             if event.run_id != self._run_id:
                 self._end_line()
@@ -169,12 +169,12 @@ def _open_console() -> Console:
     return _Console(highlight=False)
 
 
-def _write_json(record: Record, event: Decoded | Alert) -> None:
+def _write_json(record: TailedRecord, event: Decoded | Alert) -> None:
     sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
     sys.stdout.buffer.flush()
 
 
-def json_line(record: Record, event: Decoded | Alert) -> bytes:
+def json_line(record: TailedRecord, event: Decoded | Alert) -> bytes:
     """A record as it is, in one line; of one that cannot be read, where it lies and why."""
     if isinstance(event, Unreadable):
         place = {"partition": record.partition, "offset": record.offset}
@@ -184,7 +184,7 @@ def json_line(record: Record, event: Decoded | Alert) -> bytes:
     return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
 
 
-def describe_event(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
+def describe_event(event: Decoded, record: TailedRecord, zone: ZoneInfo) -> Text:
     """One line about an event: when, whose, what, how it went."""
     if isinstance(event, Unreadable):
         return _unreadable(event.cause, record, zone)
@@ -246,7 +246,7 @@ def describe_alert(alert: Alert, zone: ZoneInfo) -> Text:
     return _line(alert.at_ns, zone, None, (f"{alert.state:8}", _ALERT_STYLES[alert.state]), alert.summary, (run, "dim"))
 
 
-def _unreadable(cause: str, record: Record, zone: ZoneInfo) -> Text:
+def _unreadable(cause: str, record: TailedRecord, zone: ZoneInfo) -> Text:
     place = f"partition {record.partition}, offset {record.offset}"
     return _line(record.log_time_ns, zone, None, ("unreadable", "bold red"), place, (_shortened(cause), "red"))
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from runtap_consumers.pricing.rates import Rates
 from runtap_consumers.pricing.table import UNLABELLED_SIZE_TOKENS, Plan, PriceTable
 from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS
-from runtap_consumers.projections.rollups import DAY_NS, MINUTE_NS, OTHER
+from runtap_consumers.projections.rollups import OTHER
+from runtap_consumers.units import DAY_NS, MINUTE_NS
 
 _SIZE = re.compile(r"(\d+)-(\d*)")
 _WINDOW = re.compile(r"utc(\d\d)(\d\d)-(\d\d)(\d\d)")
@@ -94,7 +95,7 @@ def find_terms(
         return None if is_priced is None else Terms(None)
     cost = cost_of(rates, measures)
     if cost > MAX_CALL_PICODOLLARS:
-        # A call that would cost more than the most believed has no price; which of several do, a sum cannot say.
+        # A call beyond `MAX_CALL_PICODOLLARS` has no price; of several, their sum does not say which is.
         if calls == 1:
             return Terms(None)
         has_both = measures["priced_calls"] and measures["unpriced_calls"] and not stored.marks
@@ -130,9 +131,9 @@ def _rates_met(table: PriceTable, plan: Plan, stored: StoredClass, from_ns: int,
             for first, last in _stretches(stored.window)
         ):
             continue
-        for place, (_, rates) in enumerate(cells):
-            lowest = bounds[place] + 1
-            highest = table.sizes[place] if place < len(table.sizes) else None
+        for index, (_, rates) in enumerate(cells):
+            lowest = bounds[index] + 1
+            highest = table.sizes[index] if index < len(table.sizes) else None
             if (stored.up_to is None or lowest <= stored.up_to) and (highest is None or highest > stored.more_than):
                 yield rates
 

@@ -2,7 +2,7 @@
 
 It has positions, marks and a generation of its own (`refold.Refold`): one that was killed goes on where it stood. It
 never passes the live workers. Where it has read all that they have applied, one transaction locks both positions, folds
-what came last, and puts its rows in the place of theirs.
+what came last, and replaces their rows by its own.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from runtap_consumers.correct.rebuild_statements import Sides, Sums
 from runtap_consumers.correct.refold import Refold
 from runtap_consumers.errors import FencedError, RebuildError, StoreError, WorkerStoppedError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
-from runtap_consumers.kafka.records import Record
+from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import HOUR_NS, MINUTE_NS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.dimension_values import admit_inside, admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.partition import Tools
 
 _ATTEMPTS = 5
-# Of all partitions together: bounds memory.
+# Of all partitions together, which bounds memory.
 _RECORDS_HELD, _LEAST_RECORDS_A_BATCH = 60_000, 500
 _IDLE_SECONDS = 0.02
 
 _logger = structlog.get_logger(__name__)
 
 
-class Difference(NamedTuple):
+class FigureDifference(NamedTuple):
     """A sum that a rebuild changes. `day_ns` is `None` in tables without days."""
 
     table: str
@@ -57,7 +57,7 @@ class Rebuilt(NamedTuple):
 
     from_ns: int
     records: int
-    differences: list[Difference]
+    differences: list[FigureDifference]
 
 
 class _ChangedError(Exception):
@@ -70,7 +70,7 @@ class _Reading:
 
     refold: Refold
     next_offset: int
-    waiting: list[Record] = field(default_factory=list)
+    waiting: list[KafkaRecord] = field(default_factory=list)
 
 
 async def rebuild(
@@ -85,7 +85,7 @@ async def rebuild(
     """Makes a projection's figures anew, from the first whole day that every partition's log still holds.
 
     One that was ended goes on, if it was asked for the same: prices, attributes of costs, and `since_ns`, the instant
-    before whose day nothing is replaced. A dry run works out the differences in the place of the switch, and deletes
+    before whose day nothing is replaced. A dry run works out the differences instead of the switch, and deletes
     what it has made.
 
     Raises:
@@ -116,7 +116,7 @@ def first_whole_day(zone: ZoneInfo, at_ns: int) -> int:
     """Begin of the first local day that begins at an instant or after it."""
     calendar = Calendar(zone)
     day = calendar.day_of(at_ns)
-    # Days are 23 to 25 hours long.
+    # 36 hours on, since a day may have 25.
     return day if day >= at_ns else calendar.day_of(day + 36 * HOUR_NS)
 
 
@@ -132,7 +132,7 @@ class _Rebuild:
     async def run(self, is_dry_run: bool) -> Rebuilt:
         await self._begin()
         _logger.info("rebuild_began", projection=self._projection, from_ns=self._from_ns)
-        differences: list[Difference] | None = None
+        differences: list[FigureDifference] | None = None
         while differences is None:
             self._look_at_live(statements.read_positions(self._writer.read, self._projection))
             if not await self._read_and_fold():
@@ -186,7 +186,7 @@ class _Rebuild:
             if start > 0 or position.incarnation > 1:
                 record = await self._log.record_at(number, start) if start < position.next_offset else None
                 first_ns = record.timestamp * 1_000_000 if record else 0
-                # A clock that is up to a minute fast is believed.
+                # Events of clocks up to a minute fast are believed.
                 earliest = max(earliest, first_whole_day(zone, (first_ns or position.log_time_ns) + MINUTE_NS))
         return earliest
 
@@ -204,17 +204,17 @@ class _Rebuild:
                 reading.waiting += polled
                 reading.next_offset = polled[-1].offset + 1
             due = self._due(number)
-            # Small batches cost several times as much an event.
+            # Small commits cost several times as much an event.
             if due and (len(due) >= self._at_most // 2 or not polled):
                 reading.refold.commit(reading.refold.fold(due))
                 self._let_go(number, due)
             has_moved |= bool(polled or due)
         return has_moved
 
-    def _due(self, number: int) -> list[Record]:
+    def _due(self, number: int) -> list[KafkaRecord]:
         return [one for one in self._readings[number].waiting if one.offset < self._live[number].next_offset]
 
-    def _let_go(self, number: int, folded: list[Record]) -> None:
+    def _let_go(self, number: int, folded: list[KafkaRecord]) -> None:
         del self._readings[number].waiting[: len(folded)]
         self._records += len(folded)
         _logger.info("rebuild_progressed", partition=number, records=self._records)
@@ -222,7 +222,7 @@ class _Rebuild:
     def _has_read_all(self) -> bool:
         return all(reading.next_offset >= self._live[number].next_offset for number, reading in self._readings.items())
 
-    def _switch(self, is_dry_run: bool) -> list[Difference] | None:
+    def _switch(self, is_dry_run: bool) -> list[FigureDifference] | None:
         """Locks the positions, folds what is left up to the live ones, and switches.
 
         Returns:
@@ -256,7 +256,7 @@ class _Rebuild:
             _logger.info("rebuild_waits_for_workers", reason=str(error))
             return None
         keys = sorted(before.keys() | after.keys(), key=lambda key: (key[0], key[1] or 0, key[2]))
-        return [Difference(*key, before[key], after[key]) for key in keys if before[key] != after[key]]
+        return [FigureDifference(*key, before[key], after[key]) for key in keys if before[key] != after[key]]
 
     def _catch_up(self, number: int, refold: Refold, stored: Position | None) -> None:
         if stored is None or stored.next_offset != refold.next_offset:

@@ -20,7 +20,7 @@ Query = Callable[..., list[Any]]
 Sums = Counter[tuple[str, int | None, str]]
 
 _OF_OLDER_SESSIONS = "session_id IN (SELECT session_id FROM sessions WHERE {live} AND first_at_ns < {from_ns})"
-# Which rows a rebuild leaves as they are: those from before the instant from which on it knows all.
+# Which rows a rebuild does not replace: those from before the instant from which on the log holds everything.
 _OLDER = {
     "recent_errors": "at_ns < {from_ns}",
     "sessions": _OF_OLDER_SESSIONS,
@@ -34,7 +34,7 @@ _OLDER = {
     "skipped_types": "{from_ns} > 0",
     "skewed_events": "{from_ns} > 0",
 }
-# Announcements of live workers to the alert evaluator: no figures.
+# Positions, and what live workers announce to the alert evaluator, are no figures.
 _NOT_FIGURES = ("positions", "touched_minutes")
 _SUMS = {Merge.ADD: "CAST(sum({0}) AS BIGINT)", Merge.MIN: "min({0})", Merge.MAX: "max({0})", Merge.KEEP: "min({0})"}
 _SUMMED_OF_RUNS = ("duration_ns", "input_tokens", "output_tokens", "cost_picodollars")
@@ -73,7 +73,7 @@ def tables_of(projection: str) -> list[Table]:
         for table in tables.metadata.sorted_tables
         if "generation" in table.columns and table.name not in _NOT_FIGURES and owner_of(table) == projection
     ]
-    # Last what is worked out of days; and sessions, which decide what is older in other tables.
+    # Last those that are worked out of days; and sessions, which say what is older in other tables.
     return sorted(found, key=lambda table: table.name == "sessions" or _days_of(table) is not None)
 
 
@@ -92,11 +92,9 @@ def read_positions(query: Query, name: str, lock: str = "") -> dict[int, Positio
 
 def lock_positions(writer: Writer, name: str) -> dict[int, Position]:
     """Positions that nobody moves until the transaction ends."""
-    if writer.dialect == "sqlite":
-        return read_positions(writer.query, name)
     # What follows is as large as the retained log.
-    writer.execute("SET LOCAL statement_timeout = 0")
-    return read_positions(writer.query, name, " FOR UPDATE")
+    writer.set_local(statement_timeout="0")
+    return read_positions(writer.query, name, writer.dialect.for_update)
 
 
 def read_unreadable(query: Query, partition: int) -> dict[str, set[int]]:
@@ -118,11 +116,11 @@ def find_rebuild(query: Query, projection: str, basis: str) -> str | None:
 
 
 def begin_rebuild(writer: Writer, projection: str, name: str, offsets: dict[int, int]) -> None:
-    """Makes a rebuild's positions, at these offsets by partition, in the place of another's."""
+    """Makes a rebuild's positions, at these offsets by partition, instead of another's."""
     with writer.transaction():
         forget_rebuilds(writer, projection)
         for partition, offset in offsets.items():
-            # An epoch never used before: who still folds for an earlier rebuild is refused, wherever this one stands.
+            # An epoch never used before fences a process that still works on an earlier rebuild.
             writer.execute(
                 "INSERT INTO positions (projection, partition, next_offset, epoch, incarnation, generation, begun_at, "
                 "fingerprint, log_time_ns) SELECT ?, partition, ?, ?, incarnation, generation + 1, begun_at, '', 0 "
@@ -145,7 +143,7 @@ def forget_rebuilds(writer: Writer, projection: str) -> None:
 
 
 def switch_rows(writer: Writer, projection: str, sides: Sides, log_time_ns: int) -> None:
-    """Puts the rows that were made in the place of the live ones, inside a transaction, and fences their workers.
+    """Replaces the live rows by those that were made, inside a transaction, and fences their workers.
 
     Args:
         writer: of the transaction, which has locked the positions.
@@ -153,7 +151,7 @@ def switch_rows(writer: Writer, projection: str, sides: Sides, log_time_ns: int)
         sides: the rows.
         log_time_ns: of the live workers.
     """
-    # Live workers delete in all generations; a bucket that the rebuild still filled afterwards is half there.
+    # Live workers delete expired buckets of this generation, too; one that the rebuild filled again since holds a part.
     for statement, parameters in retention.expired_buckets(projection, sides.partition, log_time_ns, 0):
         writer.execute(statement, parameters)
     for table in tables_of(projection):
@@ -167,17 +165,17 @@ def switch_rows(writer: Writer, projection: str, sides: Sides, log_time_ns: int)
         writer.execute(f"DELETE FROM {table.name} WHERE {sides.live} AND {sides.replaced(table)}")
         chosen = f"WHERE {sides.made} AND {sides.replaced(table)}"
         if table is tables.runs:
-            # Most of all rows, and without a key: they are changed where they lie instead of written again.
+            # Runs are most of all rows: changing them is cheaper than writing them again.
             writer.execute(f"UPDATE runs SET generation = {sides.generation} {chosen}")
         else:
-            # A start or a report that was sent again may stand among the older rows, too.
+            # A start or a report that was sent again may be among the older rows, too.
             writer.execute(f"{insert} {chosen} ON CONFLICT DO NOTHING")
     fence = "UPDATE positions SET epoch = epoch + 1 WHERE projection = ? AND partition = ?"
     writer.execute(fence, (projection, sides.partition))
 
 
 def _switch_sums(writer: Writer, table: Table, days: Table, sides: Sides, insert: str) -> None:
-    """Adds the days up, which are switched already; facts that days do not have stay where a day is older."""
+    """Adds the days up, which are switched already; facts that days do not have are kept where a day is older."""
     keys = [column.name for column in days.primary_key.columns][1:]
     key = ", ".join(keys)
     measures = [column for column in days.columns if not column.primary_key and column.name in table.columns]
@@ -198,7 +196,7 @@ def add_sums(query: Query, projection: str, sides: Sides, before: Sums, after: S
     """Adds up what would be replaced, and what would replace it."""
     for table in tables_of(projection):
         if table.name.endswith(("_minute", "_hour")) or _days_of(table) is not None:
-            # They say the same as the days do.
+            # Their sums are those of the days.
             continue
         measures = [
             column.name
@@ -206,7 +204,7 @@ def add_sums(query: Query, projection: str, sides: Sides, before: Sums, after: S
             if column.info.get("merge") is Merge.ADD or (table.name == "runs" and column.name in _SUMMED_OF_RUNS)
         ]
         day = "bucket_ns" if table.name.endswith("_day") else "partition"
-        # Exact also beyond 64 bits: the parts are put together here.
+        # In two parts, since sums may pass 64 bits.
         parts = "".join(f", sum({m} >> 32), sum({m} & 4294967295)" for m in measures)
         for rows, sums in ((sides.live, before), (sides.made, after)):
             for bucket, count, *halves in query(

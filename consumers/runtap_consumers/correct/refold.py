@@ -8,7 +8,7 @@ from dataclasses import replace
 from runtap_consumers.correct.rebuild_statements import read_unreadable
 from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.batch import Batch, believed_time
-from runtap_consumers.projections.lane_marks import Lane, LaneMarks
+from runtap_consumers.projections.lane_marks import LaneMark, LaneMarks
 from runtap_consumers.projections.rollups import TOUCHED_MINUTES, Changes
 from runtap_consumers.store.positions import lane_row, load_lanes
 from runtap_consumers.store.writer import Commit, Row
@@ -44,7 +44,7 @@ class Refold(Partition):
         changed = {emitter: lane for emitter, lane in joined.items() if lane != live.get(emitter)}
         return [lane_row(self._projection, self.number, emitter, lane) for emitter, lane in changed.items()]
 
-    def _read_live(self) -> tuple[dict[str, Lane], dict[str, set[int]]]:
+    def _read_live(self) -> tuple[dict[str, LaneMark], dict[str, set[int]]]:
         with self._tools.store.read() as connection:
             live = load_lanes(connection, self.number, self._projection)
         return live, read_unreadable(self._tools.writer.read, self.number)
@@ -69,17 +69,19 @@ class _RetainedMarks(LaneMarks):
     is_by_log_time = False
 
     def __init__(
-        self, begun_at: int, made: dict[str, Lane], live: dict[str, Lane], unreadable: dict[str, set[int]]
+        self, begun_at: int, made: dict[str, LaneMark], live: dict[str, LaneMark], unreadable: dict[str, set[int]]
     ) -> None:
-        # Numbers from before live workers' first are repeats to them; all later ones may still land late.
-        begun = {name: Lane(lane.first_at_ns, lane.last_log_time_ns, mark=lane.before) for name, lane in live.items()}
+        # Numbers before the first that live workers met are repeats to them; later ones may still arrive.
+        begun = {
+            name: LaneMark(lane.first_at_ns, lane.last_log_time_ns, mark=lane.before) for name, lane in live.items()
+        }
         super().__init__(begun_at, begun | made)
         self._live, self._unreadable = live, unreadable
 
     def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
         counts = (log_time_ns if self.is_by_log_time else believed_time(at_ns, log_time_ns)) >= self.from_ns
         if not counts and self._is_missing(emitter, number):
-            # The figures that stay do not have it: taken here, the ledger would call it applied.
+            # The figures that are kept do not have it: taken here, the ledger would call it applied.
             return False
         return super().take(emitter, number, at_ns, log_time_ns, quarantined) and counts
 
@@ -88,7 +90,7 @@ class _RetainedMarks(LaneMarks):
         return number in self._unreadable.get(emitter, ()) or (lane is not None and _lies_in(number, lane.gaps))
 
 
-def join_lanes(live: Lane | None, made: Lane, unreadable: Iterable[int]) -> Lane:
+def join_lanes(live: LaneMark | None, made: LaneMark, unreadable: Iterable[int]) -> LaneMark:
     """A lane once the rebuilt figures count: as live workers have it, but for what was found in the retained log.
 
     Args:
@@ -100,14 +102,14 @@ def join_lanes(live: Lane | None, made: Lane, unreadable: Iterable[int]) -> Lane
         return made
     not_met = [*made.gaps, (made.mark + 1, _NO_END)]
     if made.forgotten:
-        # Which numbers lay in its oldest gaps is not known any more: live workers' word stands.
+        # The numbers of its oldest gaps are forgotten: up to there, what live workers counted is kept.
         not_met.insert(0, (1, not_met[0][0] - 1))
     mark = max(live.mark, made.mark)
     missing = [*live.gaps, (live.mark + 1, mark)]
     overlaps = [(max(a, c), min(b, d)) for a, b in missing for c, d in not_met]
     gaps = [(first, last) for first, last in overlaps if first <= last]
     known = [number for number in unreadable if number <= live.mark]
-    # Dead letters do not say which of them a rebuild could read; and there are none where no worker ran the ledger.
+    # Dead letters do not say which of them a rebuild could read; without the projection `ledger` there are none.
     still_unreadable = max(len(known), live.quarantined) - sum(not _lies_in(number, not_met) for number in known)
     return replace(
         live,

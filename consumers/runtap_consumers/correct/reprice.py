@@ -31,7 +31,7 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 from runtap_schemas import Usage
 
-# Of a table, for one transaction: it holds a partition for as long. One of costs has a whole day at least.
+# Rows of a table in one transaction, during which no worker can write the partition. Of costs at least a whole day.
 ROWS_A_TRANSACTION = 20_000
 # What is compared of the calls of a day, before and after.
 DIFFERENCE = ("calls", "old_unpriced_calls", "new_unpriced_calls", "old_picodollars", "new_picodollars")
@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass
-class Outcome:
+class Repricing:
     """What a repricing changes.
 
     `days`: `DIFFERENCE` by day, provider and model. `counts`: `rows_changed`; `session_calls`, `runs` (the same calls);
@@ -81,7 +81,7 @@ def reprice(
     clock_ns: Callable[[], int],
     *,
     is_dry_run: bool = False,
-) -> Outcome:
+) -> Repricing:
     """Prices again. Each transaction locks a position, writes, and fences the worker that holds a batch of it.
 
     A crash leaves whole transactions; what they have written is not met again by the next attempt. A dry run does the
@@ -119,7 +119,7 @@ class _Repricer:
     span: Span
     record: dict[str, Any] | None
     calendar: Calendar
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: Repricing = field(default_factory=Repricing)
 
     def slices(self, projection: str, partition: int) -> Iterator[Span]:
         """Spans of a transaction's size; of costs whole days, since hours and their day change together."""
@@ -142,7 +142,7 @@ class _Repricer:
                 time.sleep(attempt / 2)
         self.outcome = self._attempt(projection, partition, part)
 
-    def _attempt(self, projection: str, partition: int, part: Span) -> Outcome:
+    def _attempt(self, projection: str, partition: int, part: Span) -> Repricing:
         outcome = deepcopy(self.outcome)
         work = {"cost": self._reprice_costs, "sessions": self._reprice_sessions, "runs": self._reprice_runs}
         request, writer = self.request, self.writer
@@ -152,14 +152,13 @@ class _Repricer:
             rows = work[projection](wanted, part, outcome)
             outcome.counts["rows_changed"] += rows
             if rows:
-                # Only then: nobody is fenced for nothing.
                 statements.raise_epoch(writer, projection, partition)
             if self.record is None:
                 raise _RolledBackError
             self.write_record(self.record, outcome)
         return outcome
 
-    def write_record(self, record: dict[str, Any], outcome: Outcome) -> None:
+    def write_record(self, record: dict[str, Any], outcome: Repricing) -> None:
         """Records, inside a transaction, what was asked for and what became of it so far."""
         total = outcome.total
         facts = {
@@ -174,7 +173,7 @@ class _Repricer:
         counts = ("rows_changed", "kept_calls", "kept_session_calls", "kept_attribute_calls")
         statements.write_record(self.writer, {**record, **facts, **{name: outcome.counts[name] for name in counts}})
 
-    def _reprice_costs(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
+    def _reprice_costs(self, wanted: Wanted, part: Span, outcome: Repricing) -> int:
         query, deltas, minutes = self.writer.query, Deltas(wanted), defaultdict(list)
         for key, old in statements.read_rows(query, wanted, "cost_minute", part):
             of_hour = {**key, "bucket_ns": self.calendar.hour_of(key["bucket_ns"])}
@@ -205,7 +204,7 @@ class _Repricer:
             outcome.counts[name] += sum(old["calls"] for _, old in statements.read_rows(query, wanted, table, part))
         return rows
 
-    def _reprice_sessions(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
+    def _reprice_sessions(self, wanted: Wanted, part: Span, outcome: Repricing) -> int:
         deltas = Deltas(wanted)
         for key, old, (first_ns, end_ns) in statements.read_sessions(self.writer.query, wanted, part):
             if first_ns >= self.span[1]:
@@ -217,7 +216,7 @@ class _Repricer:
             outcome.counts["kept_session_calls" if terms is None else "session_calls"] += old["calls"]
         return statements.write_deltas(self.writer, deltas)
 
-    def _reprice_runs(self, wanted: Wanted, part: Span, outcome: Outcome) -> int:
+    def _reprice_runs(self, wanted: Wanted, part: Span, outcome: Repricing) -> int:
         runs = statements.read_runs(self.writer, wanted, part, self.span)
         outcome.counts["runs"] += len(runs)
         costs = [(row_id, run_cost(self.prices, facts)) for row_id, facts in runs]

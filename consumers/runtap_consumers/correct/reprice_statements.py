@@ -9,6 +9,7 @@ from typing import Any
 from runtap_consumers.errors import StoreError
 from runtap_consumers.projections.rollups import COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES
 from runtap_consumers.store import tables
+from runtap_consumers.store.statements import update_by_row_id_statement
 from runtap_consumers.store.writer import Row, Writer
 
 Query = Callable[[str, Sequence[Any]], list[Any]]
@@ -89,13 +90,9 @@ def end_of_slice(query: Query, projection: str, partition: int, from_ns: int, to
 
 def lock_position(writer: Writer, projection: str, partition: int) -> int:
     """Keeps workers from moving a position until the transaction ends. Returns the live generation."""
-    statement = "SELECT generation FROM positions WHERE projection = ? AND partition = ?"
-    if writer.dialect == "postgresql":
-        # Longer than a worker's: this waits for its commit, and works between its own statements.
-        writer.execute("SET LOCAL lock_timeout = '20s'")
-        writer.execute("SET LOCAL statement_timeout = '300s'")
-        writer.execute("SET LOCAL idle_in_transaction_session_timeout = '120s'")
-        statement += " FOR UPDATE"
+    # Longer than a worker's: this waits for its commit, and works between its own statements.
+    writer.set_local(lock_timeout="20s", statement_timeout="300s", idle_in_transaction_session_timeout="120s")
+    statement = "SELECT generation FROM positions WHERE projection = ? AND partition = ?" + writer.dialect.for_update
     found = writer.query(statement, (projection, partition))
     if not found:
         raise StoreError(f"{projection}/{partition}: there is no such position any more")
@@ -137,10 +134,9 @@ def read_sessions(query: Query, wanted: Wanted, last_events: Span) -> list[tuple
 def read_runs(writer: Writer, wanted: Wanted, started: Span, ended: Span) -> list[tuple[Any, dict[str, Any]]]:
     """Model runs that started and ended in these spans: the database's id of the row, and facts."""
     condition, parameters = wanted.condition("coalesce(provider, '')", "coalesce(model, request_model, '')")
-    row_id = "rowid" if writer.dialect == "sqlite" else "ctid::text"
     found = writer.query(
-        f"SELECT {row_id}, {', '.join(_RUN_COLUMNS)} FROM runs WHERE run_type = 'llm' AND started_at_ns >= ? "
-        f"AND started_at_ns < ? AND ended_at_ns >= ? AND ended_at_ns < ? AND {condition}",
+        f"SELECT {writer.dialect.row_id}, {', '.join(_RUN_COLUMNS)} FROM runs WHERE run_type = 'llm' "
+        f"AND started_at_ns >= ? AND started_at_ns < ? AND ended_at_ns >= ? AND ended_at_ns < ? AND {condition}",
         (*started, *ended, *parameters),
     )
     return [(row, dict(zip(_RUN_COLUMNS, values, strict=True))) for row, *values in found]
@@ -156,7 +152,7 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
         touched += len(whole)
         condition, parameters = "partition = ? AND generation = ?", [deltas.wanted.partition, deltas.wanted.generation]
         if "bucket_ns" in table.c:
-            # The first column of the key: without a range of it, every transaction would read the whole table.
+            # Without a range of the key's first column, every transaction would read the whole table.
             condition += " AND bucket_ns BETWEEN ? AND ?"
             parameters += [min(rows)[0], max(rows)[0]]
         writer.execute(f"DELETE FROM {name} WHERE calls = 0 AND {condition}", parameters)
@@ -165,15 +161,8 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
 
 def write_run_costs(writer: Writer, price_set: str, costs: Sequence[tuple[Any, int | None]]) -> int:
     """Gives runs their new cost, picodollars by row id. Returns how many they are."""
-    if writer.dialect == "sqlite":
-        statement = "UPDATE runs SET price_set = ?, cost_picodollars = ? WHERE rowid = ?"
-        writer.execute_rows(statement, tables.runs, [(price_set, cost, row_id) for row_id, cost in costs])
-    else:
-        writer.execute(
-            "UPDATE runs SET price_set = ?, cost_picodollars = priced.cost "
-            "FROM unnest(?::text[], ?::bigint[]) AS priced (id, cost) WHERE runs.ctid = priced.id::tid",
-            (price_set, [row_id for row_id, _ in costs], [cost for _, cost in costs]),
-        )
+    statement = update_by_row_id_statement(tables.runs, ("price_set", "cost_picodollars"), writer.dialect)
+    writer.execute_rows(statement, tables.runs, [(price_set, cost, row_id) for row_id, cost in costs])
     return len(costs)
 
 

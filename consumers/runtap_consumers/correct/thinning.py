@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 import structlog
 
 from runtap_consumers.errors import StoreError
-from runtap_consumers.figures.ledger import witnesses_of_silence
-from runtap_consumers.projections.rollups import HOUR_NS
+from runtap_consumers.figures.completeness import witnesses_of_silence
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.emitters import Books
-from runtap_consumers.store.read.ledger import read_forks
+from runtap_consumers.store.read.losses import read_forks
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.retention import delete_reports, read_old_reports
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import HOUR_NS
 
-# Reports of the last hour of log time stay, whatever they say: people look at them.
+# Reports of the last hour of log time are kept, whatever they say: people look at them.
 _KEPT_WHOLE_NS = HOUR_NS
 # What one call deletes at most, and what one transaction does.
 _ROWS_A_CALL = 50_000
@@ -55,9 +55,9 @@ async def keep_thinning_reports(store: Store) -> None:
 
 
 def thin_reports(store: Store) -> int:
-    """Deletes the reports that neither the ledger nor `complete_to` needs any more; both stay as they are.
+    """Deletes the reports that neither the ledger nor `complete_to` needs any more. Both say the same as before.
 
-    Of each emitter these stay: the newest report and a closing one; all that not every projection has covered; the
+    Of each emitter these are kept: the newest report and a closing one; all that not every projection has covered; the
     newest that each has covered; what its `complete_to` was highest in; what shows that another emitter fell silent;
     and those of the last hour.
 
@@ -70,7 +70,7 @@ def thin_reports(store: Store) -> int:
     with open_snapshot(store) as snapshot:
         projections = snapshot.projections
         books = read_books(snapshot, projections)
-        # The ids by which two processes under one emitter id were found stay as the evidence.
+        # The ids by which two processes under one emitter id were found are kept as evidence.
         evidence = {fork.emitter: (fork.number, fork.number + 1) for fork in read_forks(snapshot)}
         plan = _plan(books, projections, snapshot.newest_log_time_ns - _KEPT_WHOLE_NS)
     deleted = 0

@@ -8,12 +8,13 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, HOUR_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.figures import read_costs
 from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, TimeRange
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.read.unmatched import AttributeRow, read_attribute_costs, read_attributes
+from runtap_consumers.units import HOUR_NS
 
 USER = "user"
 _COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input_tokens", "output_tokens")
@@ -64,14 +65,14 @@ def build_attribution(
         {count: sum(row.counts[count] for row in whole) for count in _COUNTS},
         sum(row.cost_picodollars for row in whole),
     )
-    rest = AttributeRow(
+    without_value = AttributeRow(
         "",
         {count: total.counts[count] - sum(row.counts[count] for row in values) for count in _COUNTS},
         total.cost_picodollars - sum(row.cost_picodollars for row in values),
     )
     shown = sorted(values, key=lambda row: (-row.cost_picodollars, -row.counts["calls"], row.value))
-    if rest.counts["calls"]:
-        shown.append(rest)
+    if without_value.counts["calls"]:
+        shown.append(without_value)
     return {
         "generated_at": format_instant(now_ns, zone),
         "range": {"from": format_instant(segment.from_ns, zone), "to": format_instant(segment.to_ns, zone)},

@@ -1,195 +1,185 @@
-"""The ledger and `complete_to`, worked out at read from what emitters said and what projections applied.
-
-Pure functions: `work_out_ledger` (where every captured event is) and `work_out_completeness` (before which instant
-nothing is missing that is not counted). Lanes belong to one projection each, so both are worked out per projection.
-"""
+"""The ledger in words and rows: where every captured event is, by service, emitter and reason (`build_ledger`)."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from operator import itemgetter
+from collections import defaultdict
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from runtap_consumers.store.read.emitters import SILENCE_NS, Books
+from runtap_consumers.figures.completeness import (
+    Sums,
+    describe_sums,
+    work_out_completeness,
+    work_out_ledger,
+    work_out_sums,
+    worst_projection,
+)
+from runtap_consumers.instants import format_instant
+from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.emitters import Books, Range
+from runtap_consumers.store.read.losses import (
+    EmitterFacts,
+    LaneFacts,
+    Skip,
+    read_counts,
+    read_emitter_facts,
+    read_forks,
+    read_incidents,
+    read_lane_facts,
+)
+from runtap_consumers.store.read.snapshot import Snapshot
 
-# Emitters report every 10 s. Log time over which nobody reported was an outage, which ages nobody.
-_OUTAGE_NS = 30 * 10**9
+UNANNOUNCED = "unannounced"
+_NOBODY = EmitterFacts("", "", "", 0, 0)
 
 
-@dataclass
-class Sums:
-    """Where captured events are. `captured` = `applied` + `in_flight` + dropped + `lost` + `quarantined` +
-    `superseded`, once events that one emitter adopted of another are set off.
+def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
+    """Everything that is known of what became of captured events.
+
+    Each row adds up: captured = applied + in_flight + dropped + lost + quarantined (+ handed_over, what other emitters
+    adopted less what was adopted, which is 0 over all). Rows are of the projection that shows the fewest events;
+    `projections` holds each one's own.
+
+    Args:
+        snapshot: what to read.
+        zone: of the times in it.
     """
-
-    captured: int = 0
-    applied: int = 0
-    in_flight: int = 0
-    lost: int = 0
-    quarantined: int = 0
-    superseded: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: Sums) -> None:
-        """Adds another emitter's sums."""
-        self.captured += other.captured
-        self.applied += other.applied
-        self.in_flight += other.in_flight
-        self.lost += other.lost
-        self.quarantined += other.quarantined
-        self.superseded += other.superseded
-        for reason, count in other.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    @property
-    def not_applied(self) -> int:
-        """Numbered events that the projection does not show."""
-        return self.in_flight + self.lost + self.quarantined
-
-
-@dataclass(frozen=True)
-class Completeness:
-    """`at_ns`: before that instant nothing is missing that is not counted; `None` when nothing is known.
-
-    `silent`: emitters that left it without a closing report.
-    """
-
-    at_ns: int | None
-    silent: tuple[str, ...] = ()
-
-
-def work_out_sums(books: Books, projection: str, emitter: str) -> Sums:
-    """The ledger of one emitter in one projection. No term is ever negative."""
-    report = books.newest.get(emitter)
-    lanes = books.lanes_of(projection, emitter)
-    said = report.lanes if report else {}
-    tops = lost = applied = before = quarantined = 0
-    for partition in {*lanes, *said}:
-        lane = lanes.get(partition)
-        mark = lane.mark if lane else 0
-        top = max(said.get(partition, 0), mark)
-        tops += top
-        lost += books.announced(emitter, partition, mark, top)
-        if lane:
-            lost += lane.missing
-            applied += lane.mark - lane.missing - lane.quarantined - lane.before
-            before += lane.before
-            quarantined += lane.quarantined
-    dropped = dict(report.dropped) if report else {}
-    superseded = report.superseded if report else 0
-    set_off = books.handed.get(emitter, 0) - (sum(report.adopted.values()) if report else 0)
-    unnumbered = sum(dropped.values()) + superseded + set_off
-    captured = max(report.captured if report else 0, tops + unnumbered) - before
-    in_flight = captured - applied - lost - quarantined - unnumbered
-    return Sums(captured, applied, in_flight, lost, quarantined, superseded, dropped)
-
-
-def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]:
-    """The ledger of each projection over all emitters."""
-    ledger = {}
-    for projection in projections:
-        total = Sums()
-        for emitter in books.emitters:
-            total.add(work_out_sums(books, projection, emitter))
-        ledger[projection] = total
-    return ledger
-
-
-def worst_projection(ledger: dict[str, Sums]) -> str | None:
-    """Whose sums are the headline: the projection that shows the fewest of the numbered events."""
-    return max(
-        ledger, key=lambda name: (ledger[name].not_applied, ledger[name].lost, ledger[name].quarantined), default=None
-    )
-
-
-def worst_of(ledger: dict[str, Sums]) -> Sums:
-    """The headline. Nothing where there is no projection."""
-    worst = worst_projection(ledger)
-    return Sums() if worst is None else ledger[worst]
-
-
-def describe_sums(sums: Sums) -> dict[str, Any]:
-    """Where captured events are, as the report and the ledger show it."""
+    names = snapshot.projections
+    books = read_books(snapshot, names)
+    ledger = work_out_ledger(books, names)
+    headline = worst_projection(ledger)
+    complete = work_out_completeness(books, names)
+    lanes = read_lane_facts(snapshot)
+    emitters = _describe_emitters(snapshot, books, headline, lanes, set(complete.silent), zone) if headline else []
     return {
-        # Starts that were not sent since their ends say it all are nobody's loss.
-        "captured": sums.captured - sums.superseded,
-        "applied": sums.applied,
-        "in_flight": sums.in_flight,
-        "dropped": dict(sorted(sums.dropped.items())),
-        "lost": sums.lost,
-        "quarantined": sums.quarantined,
+        "complete_to": format_instant(complete.at_ns, zone),
+        "projection": headline,
+        "captured_is_at_least": any(row["state"] == "vanished" for row in emitters),
+        **describe_sums(ledger[headline] if headline else Sums()),
+        "lost_by_reason": _sum_reasons(emitters, "lost_by_reason"),
+        "repeats": sum(row["repeats"] for row in emitters),
+        "projections": [
+            {
+                "projection": name,
+                **{key: count for key, count in describe_sums(sums).items() if key not in ("captured", "dropped")},
+                "repeats": sum(lane.repeats for (of, _), lane in lanes.items() if of == name),
+            }
+            for name, sums in ledger.items()
+        ],
+        "services": _sum_services(emitters),
+        "emitters": emitters,
+        "shared_emitters": [
+            {
+                "emitter": fork.emitter,
+                "since_report": fork.number,
+                "processes": [{"host": host, "process_id": process_id} for host, process_id in fork.processes],
+            }
+            for fork in read_forks(snapshot)
+        ],
+        "incidents": [
+            {
+                "projection": incident.projection,
+                "partition": incident.partition,
+                "incarnation": incident.incarnation,
+                "kind": incident.kind,
+                "first_offset": incident.first_offset,
+                "last_offset": incident.last_offset,
+                "at": format_instant(incident.at_ns, zone),
+            }
+            for incident in read_incidents(snapshot)
+        ],
+        "skewed_events": read_counts(snapshot, "skewed_events", "service"),
+        "unknown_event_types": read_counts(snapshot, "skipped_types", "type"),
     }
 
 
-def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:
-    """`complete_to` of figures that come from several projections: that of the one furthest behind."""
-    parts = [_completeness_of(books, projection) for projection in projections]
-    silent = tuple(sorted({emitter for part in parts for emitter in part.silent}))
-    instants = [part.at_ns for part in parts if part.at_ns is not None]
-    return Completeness(min(instants) if instants and len(instants) == len(parts) else None, silent)
+def _describe_emitters(
+    snapshot: Snapshot,
+    books: Books,
+    projection: str,
+    lanes: dict[tuple[str, str], LaneFacts],
+    silent: set[str],
+    zone: ZoneInfo,
+) -> list[dict[str, Any]]:
+    facts, skips = read_emitter_facts(snapshot)
+    rows = []
+    for emitter in books.emitters:
+        known = facts.get(emitter, _NOBODY)
+        lane_facts = lanes.get((projection, emitter), LaneFacts())
+        sums = work_out_sums(books, projection, emitter)
+        rows.append(
+            {
+                "emitter": emitter,
+                "service": known.service or None,
+                "environment": known.environment or None,
+                "host": known.host or None,
+                "process_id": known.process_id or None,
+                "state": "closed" if books.is_closed(emitter) else "vanished" if emitter in silent else "open",
+                "last_heard": format_instant(books.last_heard_ns.get(emitter), zone),
+                **describe_sums(sums),
+                "handed_over": _handed_over(books, emitter),
+                "lost_by_reason": _lost_by_reason(books, emitter, lane_facts, skips, sums.lost),
+                "repeats": lane_facts.repeats,
+                "content_dropped": known.content_dropped,
+            }
+        )
+    return rows
 
 
-def _completeness_of(books: Books, projection: str) -> Completeness:
-    still_open: list[int] = []
-    closed: list[int] = []
-    silent: list[str] = []
-    for emitter in books.last_heard_ns:
-        covered = books.covered_reports(projection, emitter)
-        # A clock that was set back must not reopen what was already called complete.
-        instant = max((report.complete_at_ns for report in covered), default=None)
-        if instant is not None and covered[-1].closing:
-            closed.append(instant)
-        elif _has_left(books, projection, emitter):
-            silent.append(emitter)
-        elif instant is not None:
-            still_open.append(instant)
-        elif emitter in books.first_at_ns:
-            still_open.append(books.first_at_ns[emitter])
-        else:
-            # Known by a report alone, which no projection applied: nothing can be said.
-            return Completeness(None)
-    # Once all are closed nothing is missing up to the last closing.
-    at_ns = min(still_open) if still_open else max(closed, default=None)
-    return Completeness(at_ns, tuple(silent))
+def _handed_over(books: Books, emitter: str) -> int:
+    newest = books.newest.get(emitter)
+    return books.handed.get(emitter, 0) - (sum(newest.adopted.values()) if newest else 0)
 
 
-def witnesses_of_silence(books: Books, emitter: str) -> set[tuple[str, int]]:
-    """Which of `books.report_times` show that others went on after an emitter's last sign of life.
-
-    Without the rest of them the emitter is as silent as with it: a minute of log time in steps that are no outage.
-    """
-    heard = books.last_heard_ns[emitter]
-    witnesses: set[tuple[str, int]] = set()
-    kept_ns, pending, seen_ns = heard, None, 0
-    times = books.report_times
-    for index in range(bisect_right(times, heard, key=itemgetter(1)), len(times)):
-        other, at_ns = times[index]
-        if other == emitter:
-            continue
-        if at_ns - kept_ns > _OUTAGE_NS and pending is not None:
-            witnesses.add(pending)
-            seen_ns += pending[1] - kept_ns if pending[1] - kept_ns <= _OUTAGE_NS else 0
-            kept_ns = pending[1]
-            if seen_ns >= SILENCE_NS:
-                return witnesses
-        pending = (other, at_ns)
-    if pending is not None:
-        witnesses.add(pending)
-    return witnesses
+def _lost_by_reason(books: Books, emitter: str, lanes: LaneFacts, skips: list[Skip], lost: int) -> dict[str, int]:
+    """Gives missing numbers the reason with which they were announced; each number counts once."""
+    newest = books.newest.get(emitter)
+    said = newest.lanes if newest else {}
+    reasons: dict[str, int] = defaultdict(int)
+    for partition in sorted({*lanes.marks, *said}):
+        mark = lanes.marks.get(partition, 0)
+        missing = [*lanes.gaps.get(partition, ()), (mark + 1, said.get(partition, 0))]
+        announced = (skip for skip in skips if (skip.emitter, skip.partition) == (emitter, partition))
+        counted_to = 0
+        for skip in sorted(announced, key=lambda skip: (skip.first, skip.last)):
+            count = sum(_overlap((max(skip.first, counted_to + 1), skip.last), gap) for gap in missing)
+            counted_to = max(counted_to, skip.last)
+            if count:
+                reasons[skip.reason] += count
+    unannounced = lost - sum(reasons.values())
+    if unannounced > 0:
+        reasons[UNANNOUNCED] += unannounced
+    return dict(sorted(reasons.items()))
 
 
-def _has_left(books: Books, projection: str, emitter: str) -> bool:
-    if books.is_closed(emitter):
-        return False
-    heard = books.last_heard_ns[emitter]
-    # Where the projection lags in one of its partitions, the emitter may go on there unseen.
-    for partition in books.partitions[emitter]:
-        position = books.positions.get((projection, partition))
-        if position is None or position.log_time_ns < heard + SILENCE_NS:
-            return False
-    later = (at for other, at in books.report_times if other != emitter and at > heard)
-    steps = (after - earlier for earlier, after in pairwise([heard, *later]))
-    return sum(step for step in steps if step <= _OUTAGE_NS) >= SILENCE_NS
+def _overlap(one: Range, other: Range) -> int:
+    return max(min(one[1], other[1]) - max(one[0], other[0]) + 1, 0)
+
+
+def _sum_services(emitters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    services: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in emitters:
+        services[row["service"] or "", row["environment"] or ""].append(row)
+    return [
+        {
+            "service": service or None,
+            "environment": environment or None,
+            "emitters": len(rows),
+            "captured_is_at_least": any(row["state"] == "vanished" for row in rows),
+            **{
+                name: sum(row[name] for row in rows)
+                for name in ("captured", "applied", "in_flight", "lost", "quarantined", "handed_over", "repeats")
+            },
+            "dropped": _sum_reasons(rows, "dropped"),
+            "lost_by_reason": _sum_reasons(rows, "lost_by_reason"),
+        }
+        for (service, environment), rows in sorted(services.items())
+    ]
+
+
+def _sum_reasons(rows: list[dict[str, Any]], name: str) -> dict[str, int]:
+    summed: dict[str, int] = defaultdict(int)
+    for row in rows:
+        for reason, count in row[name].items():
+            summed[reason] += count
+    return dict(sorted(summed.items()))

@@ -11,7 +11,7 @@ from dataclasses import astuple
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.figures.ledger import (
+from runtap_consumers.figures.completeness import (
     Completeness,
     describe_sums,
     work_out_completeness,
@@ -20,7 +20,7 @@ from runtap_consumers.figures.ledger import (
 )
 from runtap_consumers.figures.sessions import describe_session
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
-from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
@@ -38,8 +38,9 @@ from runtap_consumers.store.read.figures import (
 from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_alerts
+from runtap_consumers.units import MINUTE_NS
 
-# Whose figures the report shows: it is complete to where the last of them is.
+# The projections that the report shows; `complete_to` is that of the one furthest behind.
 SHOWN = ("cost", "performance", "errors", "sessions")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
@@ -61,7 +62,7 @@ def build_report(
         zone: of the times in it.
         now_ns: the present.
     """
-    # Clocks up to a minute fast are believed: what they wrote belongs into a report of now.
+    # Events of clocks up to a minute fast are believed, so a report up to now must include them.
     end_ns = now_ns + SKEW_AHEAD_NS if until is None else until
     begin_ns = (now_ns if until is None else until) - DEFAULT_NS if since is None else since
     with open_snapshot(store) as snapshot:
@@ -194,7 +195,7 @@ def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, An
 
 
 def _within(quantile_ns: float | None, figures: ComponentFigures) -> float | None:
-    # A sketch is off by up to 1 %; no quantile lies outside of what was measured.
+    # A sketch is off by up to 1 %, which could put a quantile outside of what was measured.
     if quantile_ns is None or figures.min_ns is None or figures.max_ns is None:
         return seconds(quantile_ns)
     return seconds(min(max(quantile_ns, figures.min_ns), figures.max_ns))

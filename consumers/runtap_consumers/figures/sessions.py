@@ -34,12 +34,10 @@ def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo
 
 
 def status_of(row: SessionRow, complete_to_ns: int | None) -> str:
-    """`ended` where the service said so as often as it said that it began, `idle` 30 minutes after the last event, else
-    `open`.
-    """
+    """`ended` where the service said as many ends as starts, `idle` 30 minutes after the last event, else `open`."""
     if row.counts["ends"] >= row.counts["starts"] > 0:
         return "ended"
-    # Against what is known to be complete: behind a lag everything would look idle.
+    # Not against the clock: while workers lag, every session would look idle.
     if complete_to_ns is not None and complete_to_ns - row.last_at_ns > IDLE_NS:
         return "idle"
     return "open"

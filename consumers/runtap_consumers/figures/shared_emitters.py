@@ -1,6 +1,4 @@
-"""Two processes under one emitter id share its numbers, of which readers take one event each: told
-as soon as it shows.
-"""
+"""Tells of two processes under one emitter id: they share its numbers, and of each only one event is applied."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ import structlog
 
 from runtap_consumers.errors import StoreError
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.ledger import Fork, read_forks
+from runtap_consumers.store.read.losses import Fork, read_forks
 from runtap_consumers.store.read.snapshot import open_snapshot
 
-# A look takes 0.15 s where 200 emitters have reported for an hour.
+# Looking takes 0.15 s where 200 emitters have reported for an hour.
 LOOK_EVERY_SECONDS = 20.0
 
 _logger = structlog.get_logger(__name__)
@@ -24,7 +22,7 @@ async def tell_shared_emitters(store: Store) -> None:
     """Logs every emitter that is more than one process, once, until cancelled."""
     told = set[str]()
     while True:
-        # Workers of one store look at different moments.
+        # At random, so that the workers of one store do not look all at once.
         await asyncio.sleep(LOOK_EVERY_SECONDS * random.uniform(0.5, 1.5))
         try:
             forks = await asyncio.to_thread(find_forks, store)

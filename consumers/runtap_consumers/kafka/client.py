@@ -1,5 +1,5 @@
 """The Kafka client's side that all readers and writers share: starting and stopping it, what its errors mean,
-publishing single records, and where logs end.
+publishing single records, and where logs end. What asks Kafka raises KafkaUnavailableError where it cannot or may not.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from types import TracebackType
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -29,7 +28,7 @@ from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_schemas import ConnectionSettings
 
-# Bounds an attempt, not a call: the client goes on to the next broker, or waits for metadata first.
+# Bounds an attempt, not a call: the client then asks the next broker. Calls are bounded by `within`.
 REQUEST_TIMEOUT_MS = 4_000
 START_SECONDS = 10.0
 STOP_SECONDS = 2.0
@@ -51,27 +50,27 @@ async def within(seconds: float, call: Coroutine[Any, Any, _Result]) -> _Result:
     """Awaits a client's call for a limited time, also where it swallows its cancellation.
 
     Raises:
-        TimeoutError: it took longer, and is cancelled and left behind; or the client cancelled it.
+        TimeoutError: it took longer, and is cancelled; or the client cancelled it.
     """
     task = asyncio.ensure_future(call)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        _leave(task)
+        _give_up(task)
         raise
     if not done:
-        _leave(task)
+        _give_up(task)
         raise TimeoutError(f"no answer within {seconds:.0f} s")
     if task.cancelled():
-        # aiokafka's stop awaits tasks that it has just cancelled, and raises what they do. Nobody cancelled the caller.
+        # aiokafka's stop raises the cancellation of its own tasks; raised on, it would cancel the caller.
         raise TimeoutError("the client gave its own call up")
     return task.result()
 
 
-def _leave(task: asyncio.Future[Any]) -> None:
+def _give_up(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    # Nobody waits for it any more; without this, its error is reported when it is thrown away.
-    task.add_done_callback(lambda left: left.cancelled() or left.exception())
+    # Without a look at its error asyncio logs it as never retrieved.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 @contextmanager
@@ -119,11 +118,7 @@ def _explain(error: BaseException, settings: ConnectionSettings, subject: str, r
 async def running(
     client: Any, settings: ConnectionSettings, start_seconds: float = START_SECONDS
 ) -> AsyncIterator[Any]:
-    """A client of any kind, started and stopped, each with a deadline.
-
-    Raises:
-        KafkaUnavailableError: it did not start.
-    """
+    """A client of any kind, started and stopped, each with a deadline."""
     try:
         with translated(settings):
             await within(start_seconds, client.start())
@@ -159,29 +154,22 @@ def client_options(settings: ConnectionSettings) -> dict[str, Any]:
 
 
 class _Connected(ABC):
-    """A client that runs while its block does.
-
-    Raises:
-        KafkaUnavailableError: on entering, it did not start.
-    """
+    """A client that runs while its block does."""
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self._settings = settings
-        self._running: Any = None
+        self._stack = AsyncExitStack()
         self._client: Any = None
 
     @abstractmethod
     def _make_client(self) -> Any: ...
 
     async def __aenter__(self) -> Self:
-        self._running = running(self._make_client(), self._settings)
-        self._client = await self._running.__aenter__()
+        self._client = await self._stack.enter_async_context(running(self._make_client(), self._settings))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._running.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
 
 class Publisher(_Connected):
@@ -198,11 +186,7 @@ class Publisher(_Connected):
     async def publish(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
-        """Writes one record and waits for its acknowledgement.
-
-        Raises:
-            KafkaUnavailableError: it was refused, or not acknowledged within `PUBLISH_SECONDS`.
-        """
+        """Writes one record and waits for its acknowledgement, at most `PUBLISH_SECONDS`."""
         with translated(self._settings, topic):
             await within(
                 PUBLISH_SECONDS, self._client.send_and_wait(topic, value, key=key, headers=list(headers) or None)
@@ -220,11 +204,7 @@ class TopicEnds(_Connected):
         return AIOKafkaConsumer(**client_options(self._settings), enable_auto_commit=False)
 
     async def read(self) -> dict[int, int]:
-        """The offset of the next record of every partition.
-
-        Raises:
-            KafkaUnavailableError: no answer in time, or no such topic.
-        """
+        """The offset of the next record of every partition."""
         with translated(self._settings, self._topic):
             return await within(ENDS_SECONDS, self._read())
 
@@ -253,11 +233,7 @@ async def partitions_of(consumer: Any, topic: str) -> set[int]:
 
 
 async def check_reading(settings: ConnectionSettings, topic: str, group: str) -> None:
-    """Reads at the end of a topic and looks for a group's coordinator, to see whether both are allowed.
-
-    Raises:
-        KafkaUnavailableError: one of them is not.
-    """
+    """Reads at the end of a topic and looks for a group's coordinator, to see whether both are allowed."""
     consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="latest")
     async with running(consumer, settings):
         with translated(settings, topic):
@@ -274,7 +250,7 @@ async def _find_coordinator(consumer: Any, group: str) -> None:
             await consumer._client.coordinator_lookup(CoordinationType.GROUP, group)
             return
         except KafkaError as error:
-            # The first question makes Kafka create the topic of groups; until then there is no coordinator.
+            # Kafka makes its topic of groups when it is first asked for one; until then there is no coordinator.
             if not error.retriable:
                 raise
         await asyncio.sleep(BACK_OFF_SECONDS)

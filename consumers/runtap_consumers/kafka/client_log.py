@@ -9,7 +9,7 @@ from collections import deque
 REPEAT_SECONDS = 10.0
 _KEPT = 50
 _NAME = "aiokafka"
-# Repeats what is subscribed to whenever it looks, which is all the time.
+# Logs the same subscription every few seconds.
 _CHATTERER = "aiokafka.consumer.subscription_state"
 
 
@@ -34,7 +34,7 @@ class ClientLog(logging.Filter):
         if self.is_silent or now - self._let_through.get(kind, float("-inf")) < REPEAT_SECONDS:
             return False
         if len(self._let_through) > 1_000:
-            # Some messages are formatted before they are logged: each is a kind of its own.
+            # Some messages are formatted before they are logged, and would fill the memory as a kind each.
             self._let_through.clear()
         self._let_through[kind] = now
         return True
@@ -56,7 +56,7 @@ def watch_client_log(is_silent: bool | None = None) -> ClientLog:
     """
     if is_silent is not None:
         _log.is_silent = is_silent
-    # A filter of a logger does not see the records of its children.
+    # A logger's filter does not see what its children log.
     for name in [_NAME, *logging.root.manager.loggerDict]:
         if name == _NAME or name.startswith(f"{_NAME}."):
             logging.getLogger(name).addFilter(_log)

@@ -16,24 +16,22 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from runtap_consumers.kafka.client import METADATA_MAX_AGE_MS, START_SECONDS, abandon, partitions_of, translated, within
-from runtap_consumers.kafka.records import Record, UndecodableRecord
+from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord
 from runtap_consumers.settings import ConsumerSettings
 
 logger = structlog.get_logger(__name__)
 
 _DEADLINE_SECONDS = 10.0
 _STOP_SECONDS = 1.5
-# While the group is balanced, a client can leave it only afterwards. After such a wait: less than `run_worker` gives.
+# A client cannot leave its group before a rebalance is over. Less than `run_worker` waits for a worker to end.
 _STOP_REBALANCING_SECONDS = 2.5
 _REBALANCE_WAIT_SECONDS = 1.0
-# Of a partition at once, as compressed as they are: enough for a whole commit where a worker is behind, and what bounds
-# its memory, since the client holds that much of each partition.
+# Compressed, a partition: enough for a whole commit of a worker that is behind; the client holds that much of each.
 _FETCH_BYTES = 2 * 1024 * 1024
-# How soon a worker learns that the group is balanced anew: a part of how long a killed one's partitions stand still.
+# How soon a worker learns of a rebalance, and so part of how long the partitions of one that was killed wait.
 _HEARTBEAT_MS = 500
-# How long a group that is balanced waits for members that do not come, in sessions; they answer within a heartbeat. A
-# whole session, which is the client's default, is what each further death during a balance would add. One that died
-# when it had just asked to join is found dead a session later still: half a session makes that 2.4 s more than one.
+# How many sessions a rebalance waits for dead members (live ones answer within a heartbeat): with a whole one, the
+# client's default, each further death during a rebalance adds a session, in which nothing is read.
 _REBALANCE_SESSIONS, _SHORTEST_REBALANCE_MS = 1 / 3, 1_000
 # How long a worker may not poll before it gives its partitions up.
 _SILENT_SESSIONS, _LEAST_SILENT_MS = 6, 60_000
@@ -46,7 +44,10 @@ class LostToRetentionError(Exception):
 
 
 class PartitionReader:
-    """Reads the partitions that the consumer group assigns to this process."""
+    """Reads the partitions that the consumer group assigns to this process.
+
+    What asks Kafka raises KafkaError or TimeoutError where Kafka did not answer: try again after a pause.
+    """
 
     def __init__(
         self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
@@ -104,13 +105,13 @@ class PartitionReader:
         if self._group is not None:
             self._consumer.subscribe([self._topic], listener=self._listener)
         with translated(self._settings, self._topic):
-            # Joining waits for the members that are there, so for up to their session.
+            # Joining waits up to a session for members that have died.
             await within(START_SECONDS + self._settings.session_timeout_seconds, self._consumer.start())
 
     async def stop(self) -> None:
         """Leaves the group. Bounded: a client whose brokers are away may hang in its own stop."""
-        leave_seconds = _STOP_REBALANCING_SECONDS if self.is_rebalancing else _STOP_SECONDS
-        for client, seconds in ((self._consumer, leave_seconds), (self._inspector, _STOP_SECONDS)):
+        consumer_seconds = _STOP_REBALANCING_SECONDS if self.is_rebalancing else _STOP_SECONDS
+        for client, seconds in ((self._consumer, consumer_seconds), (self._inspector, _STOP_SECONDS)):
             try:
                 await within(seconds, client.stop())
             except (KafkaError, TimeoutError) as error:
@@ -120,7 +121,7 @@ class PartitionReader:
     def take(self, offsets: dict[int, int]) -> None:
         """Reads these partitions, each from its offset; for readers without a group."""
         self._consumer.assign([self._topic_partition(partition) for partition in offsets])
-        # Before the first await: the client has no other idea of where to begin.
+        # Before the first await, or the client raises: it has no offset to begin at.
         for partition, offset in offsets.items():
             self._consumer.seek(self._topic_partition(partition), offset)
 
@@ -134,22 +135,13 @@ class PartitionReader:
         return self._group is not None and self._listener.is_rebalancing
 
     async def await_rebalance(self) -> None:
-        """Stays in the group without polling a partition: a client of which nothing is asked leaves it, for good.
-        Returns at once, or when the group is balanced, or after a second.
-
-        Raises:
-            KafkaError: try again after a pause.
-        """
+        """Polls no partition, so that the client, which leaves its group when it is never polled, remains a member.
+        Returns at once, or when the group is balanced, or after a second."""
         with contextlib.suppress(TimeoutError):
             await within(_REBALANCE_WAIT_SECONDS, self._consumer.getmany(timeout_ms=0))
 
     async def partition_numbers(self) -> set[int]:
-        """All partitions of the topic.
-
-        Raises:
-            UnknownTopicOrPartitionError: it does not exist (any more).
-            KafkaError: Kafka did not say.
-        """
+        """All partitions of the topic; UnknownTopicOrPartitionError: it does not exist (any more)."""
         return await within(_DEADLINE_SECONDS, partitions_of(self._inspector, self._topic))
 
     def seek(self, partition: int, offset: int) -> None:
@@ -158,20 +150,19 @@ class PartitionReader:
         self._consumer.seek(topic_partition, offset)
         self._consumer.resume(topic_partition)
 
-    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[Record]:
+    async def poll(self, partition: int, next_offset: int, at_most: int) -> list[KafkaRecord]:
         """The records that are there now; none while the group is balanced.
 
         Args:
             partition: one that is assigned, loaded and sought.
-            next_offset: where the caller stands; where it is sought back to after a failure.
+            next_offset: of the caller; sought again after a failure.
             at_most: how many.
 
         Raises:
             LostToRetentionError: the log does not hold `next_offset`.
-            KafkaError: try again after a pause.
         """
         if self.is_rebalancing:
-            # The client would wait for the end of that, and the worker with it, however long it takes.
+            # The client's poll would wait for the end of the rebalance, however long it takes.
             return []
         topic_partition = self._topic_partition(partition)
         careful = self._careful.get(partition, 0)
@@ -183,8 +174,8 @@ class PartitionReader:
             self._seek_back(topic_partition, next_offset)
             raise
         except Exception as error:  # noqa: BLE001
-            # Not Kafka's: a record that this client cannot decode (a header that is not UTF-8) raises for ever. It is
-            # found by reading one at a time, then stepped over.
+            # A record that this client cannot decode (a header that is not UTF-8) raises at each poll: records are read
+            # one by one until it is found, and it is stepped over.
             self._careful[partition] = _CAREFUL_RECORDS
             if not careful:
                 self._seek_back(topic_partition, next_offset)
@@ -204,32 +195,20 @@ class PartitionReader:
         return end
 
     async def log_range(self, partition: int) -> tuple[int, int]:
-        """Offsets of the log's start and end (the next to be written).
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+        """Offsets of the log's start and end (the next to be written)."""
         topic_partition = self._topic_partition(partition)
         starts = await within(_DEADLINE_SECONDS, self._inspector.beginning_offsets([topic_partition]))
         ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets([topic_partition]))
         return starts[topic_partition], ends[topic_partition]
 
     async def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Offsets of several partitions' ends.
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+        """Offsets of several partitions' ends."""
         topic_partitions = [self._topic_partition(partition) for partition in partitions]
         ends = await within(_DEADLINE_SECONDS, self._inspector.end_offsets(topic_partitions))
         return {topic_partition.partition: end for topic_partition, end in ends.items()}
 
-    async def record_at(self, partition: int, offset: int) -> Record | None:
-        """One record; `None` where the log does not hold that offset any more, or it is no data record.
-
-        Raises:
-            KafkaError: Kafka did not say.
-        """
+    async def record_at(self, partition: int, offset: int) -> KafkaRecord | None:
+        """One record; `None` where the log does not hold that offset any more, or it is no data record."""
         topic_partition = self._topic_partition(partition)
         async with self._looking:
             self._inspector.assign([topic_partition])
@@ -241,7 +220,7 @@ class PartitionReader:
             except (KafkaError, TimeoutError):
                 raise
             except Exception as error:  # noqa: BLE001
-                # One that `poll` stepped over: where it ended a commit, every owner of the partition looks at it.
+                # A record that `poll` stepped over may be the last of a commit, whose fingerprint is compared.
                 return UndecodableRecord(offset, 0, repr(error))
         records = polled.get(topic_partition, ())
         return records[0] if records and records[0].offset == offset else None
@@ -250,9 +229,6 @@ class PartitionReader:
         """Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced:
         the request would wait behind that of joining, arrive with a generation that is over, and make the client forget
         who it is; the group then waits for the one that it was until its session ends.
-
-        Raises:
-            KafkaError: they were not taken.
         """
         if self.is_rebalancing:
             return
@@ -280,7 +256,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._on_change()
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        # Before the first await: records must not be fetched at Kafka's idea of the position.
+        # Before the first await, or records are fetched from Kafka's committed offset.
         self._consumer.pause(*assigned)
         self.is_rebalancing = False
         self._on_change()

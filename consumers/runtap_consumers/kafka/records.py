@@ -6,7 +6,7 @@ import hashlib
 from typing import Protocol
 
 
-class Record(Protocol):
+class KafkaRecord(Protocol):
     """What is needed of a Kafka record. `timestamp` is the append time in milliseconds."""
 
     offset: int
@@ -26,7 +26,7 @@ class UndecodableRecord:
         self.cause = cause
 
 
-def fingerprint_of(record: Record) -> str:
+def fingerprint_of(record: KafkaRecord) -> str:
     """Identifies a record among all that a partition's offset ever held."""
     digest = hashlib.blake2b(record.key or b"", digest_size=12)
     digest.update(b"\0")

@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -26,14 +26,14 @@ from runtap_schemas.topics import Topic, all_topics
 
 DEFAULT_PARTITIONS = 6
 DEFAULT_REPLICATION_FACTOR = 3
-# With three replicas: what is acknowledged is on two machines, and one may be away.
+# With three replicas: what is acknowledged is on two machines, and one may be down.
 _MIN_INSYNC = "min.insync.replicas"
 _CALL_SECONDS = 15.0
 # The emitter's batches are at most a quarter of this, before compression.
 LEAST_MESSAGE_BYTES = 1_048_576
 
 
-class Difference(NamedTuple):
+class SettingDifference(NamedTuple):
     """A setting of a topic that is not what runtap would have made."""
 
     setting: str
@@ -43,9 +43,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicState:
-    """A topic as it is on Kafka. `partitions` is 0 where there is none; `settings` is empty where
-    they may not be read.
-    """
+    """A topic on Kafka. `partitions` is 0 where there is none; `settings` is empty where they may not be read."""
 
     topic: Topic
     created: bool = False
@@ -58,7 +56,9 @@ class TopicState:
         """Whether it is there."""
         return self.partitions > 0
 
-    def differences(self, replication_factor: int | None = None, partitions: int | None = None) -> list[Difference]:
+    def differences(
+        self, replication_factor: int | None = None, partitions: int | None = None
+    ) -> list[SettingDifference]:
         """Settings that differ from those that runtap would have made. Longer retention is no difference.
 
         Args:
@@ -67,17 +67,17 @@ class TopicState:
         """
         wanted = wanted_settings(self.topic, replication_factor or self.replication_factor)
         found = [
-            Difference(name, self.settings[name], value)
+            SettingDifference(name, self.settings[name], value)
             for name, value in wanted.items()
             if name in self.settings and self.settings[name] != value and not self._keeps_longer(name, value)
         ]
         largest = int(self.settings.get("max.message.bytes", LEAST_MESSAGE_BYTES))
         if largest < LEAST_MESSAGE_BYTES:
-            found.append(Difference("max.message.bytes", str(largest), f"at least {LEAST_MESSAGE_BYTES}"))
+            found.append(SettingDifference("max.message.bytes", str(largest), f"at least {LEAST_MESSAGE_BYTES}"))
         if replication_factor and self.replication_factor != replication_factor:
-            found.append(Difference("replication factor", str(self.replication_factor), str(replication_factor)))
+            found.append(SettingDifference("replication factor", str(self.replication_factor), str(replication_factor)))
         if partitions and self.topic.partitions is None and self.partitions != partitions:
-            found.append(Difference("partitions", str(self.partitions), str(partitions)))
+            found.append(SettingDifference("partitions", str(self.partitions), str(partitions)))
         return found
 
     def _keeps_longer(self, name: str, wanted: str) -> bool:
@@ -104,30 +104,18 @@ async def create_topics(
     partitions: int = DEFAULT_PARTITIONS,
     replication_factor: int = DEFAULT_REPLICATION_FACTOR,
 ) -> list[TopicState]:
-    """Makes the topics that do not exist; the others are left as they are.
-
-    Args:
-        settings: how to reach Kafka, and the prefix of the names.
-        partitions: of the events topic.
-        replication_factor: of each.
+    """Makes the topics that do not exist, the events topic with so many partitions; the others do not change.
 
     Returns:
         All of them as they are now; `differences` tells how that is not as wished.
-
-    Raises:
-        KafkaUnavailableError: Kafka cannot be reached, or refuses; the message says what to do.
     """
     async with running(AIOKafkaAdminClient(**client_options(settings)), settings) as admin:
         with translated(settings):
             existing = set(await within(_CALL_SECONDS, admin.list_topics()))
         missing = [topic for topic in all_topics(settings.topic_prefix) if topic.name not in existing]
         created = await _create(admin, settings, missing, partitions, replication_factor)
-        return [
-            TopicState(state.topic, True, state.partitions, state.replication_factor, state.settings)
-            if state.topic.name in created
-            else state
-            for state in await _read_topics(admin, settings, created)
-        ]
+        states = await _read_topics(admin, settings, created)
+        return [replace(state, created=state.topic.name in created) for state in states]
 
 
 async def _create(
@@ -179,7 +167,7 @@ async def _read_topics(admin: Any, settings: ConnectionSettings, created: Collec
     with translated(settings):
         existing = set(await within(_CALL_SECONDS, admin.list_topics()))
         deadline = time.monotonic() + _CALL_SECONDS
-        # Another broker than the one that made them may answer, and learn of them a moment later.
+        # The broker that answers may not have heard yet of topics that another one made.
         while not existing.issuperset(created) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
             existing = set(await within(_CALL_SECONDS, admin.list_topics()))
@@ -189,7 +177,7 @@ async def _read_topics(admin: Any, settings: ConnectionSettings, created: Collec
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         responses = await within(_CALL_SECONDS, admin.describe_configs(resources)) if names else []
     layouts = {layout["topic"]: layout["partitions"] for layout in described}
-    # Entries are name, value, and more that depends on the protocol's version. A refused resource has none.
+    # Entries are name, value and what depends on the protocol's version; a refused resource has no entries.
     configurations = {
         resource[3]: {entry[0]: entry[1] or "" for entry in resource[4]}
         for response in responses
@@ -212,11 +200,7 @@ _FETCH_KEY = 1
 
 
 async def check_topics(settings: ConnectionSettings, start_seconds: float = 5.0) -> ClusterState:
-    """Reads what there is, and changes nothing.
-
-    Raises:
-        KafkaUnavailableError: Kafka cannot be reached within `start_seconds`.
-    """
+    """Reads what there is, and changes nothing."""
     async with running(AIOKafkaAdminClient(**client_options(settings)), settings, start_seconds) as admin:
         with translated(settings):
             cluster = await within(_CALL_SECONDS, admin.describe_cluster())

@@ -18,7 +18,7 @@ from genai_prices.types import (
 from runtap_consumers.pricing.overrides import OwnPrice, parse_overrides
 
 FILE_NAME = "corrections.toml"
-# Stands in `ModelInfo.price_comments`.
+# Written into `ModelInfo.price_comments`, from where `runtap prices show` reads it.
 CORRECTED = f"corrected by runtap ({FILE_NAME})"
 
 
@@ -37,7 +37,7 @@ def correct(providers: Sequence[Provider], corrections: Sequence[OwnPrice]) -> l
     """
     corrected = {provider.id: provider for provider in providers}
     for entry in corrections:
-        # Newer data may have lost a provider.
+        # Newer price data may no longer have the provider.
         if (provider := corrected.get(entry.provider or "")) is not None:
             corrected[provider.id] = replace(provider, models=_with_correction(provider, entry))
     return list(corrected.values())

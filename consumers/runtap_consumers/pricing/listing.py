@@ -8,8 +8,8 @@ from runtap_consumers.instants import dollars
 from runtap_consumers.pricing.corrections import CORRECTED
 from runtap_consumers.pricing.rates import KNOWN_TIERS, Rates
 from runtap_consumers.pricing.table import PriceTable
+from runtap_consumers.units import DAY_NS
 
-_DAY_NS = 86_400 * 10**9
 # Rates are differences from the price of the total that contains them.
 _PARTS = {
     "cache_read": "input",
@@ -38,10 +38,10 @@ def list_rates(table: PriceTable, provider: str | None, model: str, at_ns: int) 
     tiers = dict.fromkeys((*KNOWN_TIERS, *own_tiers))
     rows: list[dict[str, Any]] = []
     for tier in (None, *tiers):
-        for cells in table.plan(provider, model, tier, at_ns // _DAY_NS).cells:
+        for cells in table.plan(provider, model, tier, at_ns // DAY_NS).cells:
             last: Rates | None = None
             for price_class, rates in cells:
-                # A size at which this model's price does not change is no row, nor is a window's second stretch.
+                # No row for a size at which this model's price does not change, nor for a window's part after midnight.
                 if rates is not None and rates != last and price_class not in (row["price_class"] for row in rows):
                     rows.append(
                         {

@@ -24,7 +24,7 @@ from runtap_consumers.errors import PriceFileError
 _Dollars = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
 _DollarsAThousand = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
-# As long as a price class takes.
+# At most as long as a tier may be in a price class.
 _TierName = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[a-z][a-z_]*$")]
 _Percent = Annotated[Decimal, Field(ge=0, le=100)]
 _Factor = Annotated[Decimal, Field(ge=0, le=100)]
@@ -142,7 +142,7 @@ class Discount(_Entry):
     percent: _Percent
 
 
-class Terms(NamedTuple):
+class OwnTerms(NamedTuple):
     """The entries about one model, in the file's order."""
 
     prices: tuple[OwnPrice, ...] = ()
@@ -187,9 +187,9 @@ class Overrides(_Strict):
                         return model.lower()
         return name
 
-    def terms(self, providers: set[str], names: Collection[str]) -> Terms:
+    def terms(self, providers: set[str], names: Collection[str]) -> OwnTerms:
         """The entries about a model, by the names that a call gives to it and its provider (lower case)."""
-        return Terms(
+        return OwnTerms(
             tuple(each for each in self.price if each.fits(providers, names)),
             tuple(each for each in self.tier if each.fits(providers, names)),
             tuple(each for each in self.discount if each.fits(providers, names)),

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from genai_prices.types import ModelInfo, ModelPrice, PriceVariant, Provider, TieredPrices, TimeOfDateConstraint
 
 from runtap_consumers.pricing.sellers import Sold
+from runtap_consumers.units import PICODOLLARS
 
-_PICODOLLARS = 10**12
 _WHOLE = Decimal(1)
 _HALF = Decimal("0.5")
 _TIER_CONTEXTS = {
@@ -44,7 +44,7 @@ _COUNTED_PRICES = frozenset(
     }
 )
 _UNCOUNTED_TOOL_PRICES = frozenset({"storage_searches_kcount", "social_searches_kcount", "code_executions_kcount"})
-# Tokens that are both: a call that reports cached beside audio or image tokens is not priced by such a model.
+# Prices of cached audio or images: usage does not say which cached tokens those are, so such calls get no price.
 _CACHED_MODALITY_PRICE = re.compile(r"cache_(audio|image)_")
 
 
@@ -128,7 +128,7 @@ def _prices_at(sold: Sold, tier: str, moment: datetime) -> _Prices | None:
         return None
     context = _TIER_CONTEXTS.get(tier, {})
     variants = sold.model.price_variants or ()
-    # Nor do the table's tiers belong to a standard price that is the owner's own.
+    # The table's tiers are no multiple of a standard price that the owner set.
     if own_standard is None and any(_applies(variant, context, moment) for variant in variants):
         return _Prices(_listed(sold, sold.model, moment, context), _WHOLE, share)
     return _Prices(standard, _HALF, share) if (sold.tiers_of, tier) in _HALF_PRICE_TIERS else None
@@ -198,4 +198,4 @@ def _dollars(prices: ModelPrice, key: str, input_tokens: int) -> Decimal | None:
 
 
 def _quantise(dollars: Decimal, units: int) -> int:
-    return int((dollars * (_PICODOLLARS // units)).to_integral_value(ROUND_HALF_EVEN))
+    return int((dollars * (PICODOLLARS // units)).to_integral_value(ROUND_HALF_EVEN))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from genai_prices.types import ModelInfo, Provider
 
-from runtap_consumers.pricing.overrides import Overrides, Terms
+from runtap_consumers.pricing.overrides import Overrides, OwnTerms
 
 # Names that LangChain and its routers give to providers, where they are not genai-prices' own.
 _PROVIDER_IDS = {
@@ -35,7 +35,7 @@ _PROVIDER_IDS = {
     "voyage": "voyageai",
     "xai": "x-ai",
 }
-# Nobody bills these by the token: own hardware, or a subscription. A look-alike model name must not price them.
+# Own hardware or a subscription: their models must not get the token price of a model of the same name.
 _NOT_SOLD_BY_TOKEN = frozenset(
     {
         "gpt4all",
@@ -70,7 +70,7 @@ class Sold(NamedTuple):
     provider: Provider | None = None
     maker: Provider | None = None
     model: ModelInfo | None = None
-    terms: Terms = Terms()
+    terms: OwnTerms = OwnTerms()
 
     @property
     def tiers_of(self) -> str | None:
@@ -101,10 +101,9 @@ class Sellers:
         found = next(self._candidates(seller, name), None)
         names = {given, name}
         if found is not None and found.provider is not None and (not seller or found.provider is home):
-            # The owner's terms may name the model without the maker before it …
+            # The owner's prices may name the model without its maker, and the maker as the provider.
             names.add(found.name)
             if not seller:
-                # … and the provider that nobody else named.
                 sellers |= {
                     found.provider.id,
                     *(each for each, own in _PROVIDER_IDS.items() if own == found.provider.id),
@@ -115,9 +114,7 @@ class Sellers:
         return found._replace(terms=terms)
 
     def nearest(self, provider: str | None, model: str, at_most: int = 3) -> list[str]:
-        """Known models whose names look most like one that is not known, as `provider/model`; of the provider, if it
-        is.
-        """
+        """Known models with names most like an unknown one, as `provider/model`; of the provider, if it is known."""
         wanted = model.strip().lower().rpartition("/")[2]
         home = self._provider(provider.strip().lower()) if provider else None
         known: dict[str, str] = {}
@@ -140,12 +137,12 @@ class Sellers:
         if home:
             yield from self._models(home, name)
         may_be_another = home is None or home.id == "openai"
-        prefix, _, rest = name.partition("/")
-        seller = self._by_id.get(_PROVIDER_IDS.get(prefix, prefix)) if rest else None
+        prefix, _, own_name = name.partition("/")
+        seller = self._by_id.get(_PROVIDER_IDS.get(prefix, prefix)) if own_name else None
         if seller and (seller is home or (may_be_another and prefix not in _WEIGHTS_PREFIXES)):
-            yield from self._models(seller, rest)
+            yield from self._models(seller, own_name)
         elif seller and home and home.id in _RESELLERS_AT_LIST_PRICE:
-            yield from (sold._replace(provider=home) for sold in self._models(seller, rest))
+            yield from (sold._replace(provider=home) for sold in self._models(seller, own_name))
         # A tag (`deepseek-r1:8b`) is Ollama's way to name weights.
         if may_be_another and ":" not in name:
             for maker in self._providers:
@@ -155,7 +152,7 @@ class Sellers:
 
     def _models(self, provider: Provider, name: str) -> Iterator[Sold]:
         if model := provider.find_model(name, all_providers=self._providers):
-            # Not `in`: two providers may list equal models.
+            # By identity: two providers may list equal models.
             maker = next(each for each in (provider, *self._providers) if any(model is own for own in each.models))
             yield Sold(name, provider, maker, model)
 

@@ -20,6 +20,7 @@ from runtap_consumers.pricing.corrections import correct, load_corrections
 from runtap_consumers.pricing.overrides import Overrides, load_overrides
 from runtap_consumers.pricing.table import PriceTable
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.dialect import file_of
 
 logger = structlog.get_logger(__name__)
 
@@ -91,10 +92,8 @@ def data_path(settings: ConsumerSettings) -> Path:
     """Where `runtap prices update` keeps newer data: beside a store that is a file, else in the user's state folder."""
     if settings.price_data:
         return Path(settings.price_data)
-    url = make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite":
-        return Path(url.database or "").parent / _FILE_NAME
-    return Path.home() / ".local" / "state" / "runtap" / _FILE_NAME
+    store = file_of(make_url(settings.database_url))
+    return (Path.home() / ".local" / "state" / "runtap" if store is None else store.parent) / _FILE_NAME
 
 
 def update_prices(settings: ConsumerSettings, file: Path | None, now_ns: int) -> PriceUpdate:
@@ -130,14 +129,14 @@ def _base(path: Path) -> tuple[Sequence[Provider], str]:
             return _parse(orjson.dumps(stored["providers"]), str(path)), str(stored["name"])
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise PriceFileError(f"{path}: no data that `runtap prices update` wrote: remove it, or update") from error
-    # 30,000 lines of data: who needs no prices does not wait for them.
+    # 30,000 lines, which only commands that price need to load.
     from genai_prices.data import providers
 
     return providers, f"genai-prices-{version('genai-prices')}"
 
 
 def _parse(content: bytes, origin: str) -> list[Provider]:
-    # The reader that genai-prices' own updater uses; it offers no public one.
+    # genai-prices offers no public reader; this is its own updater's.
     from genai_prices.types import _providers_from_raw
     from pydantic import ValidationError
 

@@ -16,16 +16,15 @@ from runtap_consumers.pricing.overrides import Overrides
 from runtap_consumers.pricing.rates import Rates, minute_of_day, rates_by_size, size_thresholds, time_constraints
 from runtap_consumers.pricing.sellers import Sellers, Sold
 from runtap_consumers.projections.batch import Priced
+from runtap_consumers.units import DAY_NS, MINUTE_NS
 from runtap_schemas import Usage
 
-_DAY_NS = 86_400 * 10**9
-_MINUTE_NS = 60 * 10**9
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Goes into the hash of the price set: raise it with every change of this package that changes a cost.
 _RULES_VERSION = 2
 # Names come from the wire, so what is remembered of them must be bounded. A plan holds 1 to 4 kB.
 _MAX_REMEMBERED = 4_096
-# No label always means up to this many input tokens, whatever thresholds a later table brings.
+# A class without a size bucket means up to so many input tokens, whatever thresholds a later table has.
 UNLABELLED_SIZE_TOKENS = 32_000
 # Bounds the price class, which is a key column; the tiers that are known are shorter.
 _MAX_TIER_LENGTH = 16
@@ -68,7 +67,7 @@ class PriceTable:
     @classmethod
     def load(cls) -> PriceTable:
         """The table of the installed genai-prices, corrected."""
-        # 30,000 lines of data: who needs no prices does not wait for them.
+        # 30,000 lines, which only commands that price need to load.
         from genai_prices.data import providers
 
         return cls(correct(providers, load_corrections()), f"genai-prices-{version('genai-prices')}")
@@ -85,9 +84,9 @@ class PriceTable:
             at_ns: Instant of the call, Unix nanoseconds.
             service_tier: The tier that the call was answered in, as the provider names it.
         """
-        key = (provider, model, service_tier, at_ns // _DAY_NS)
+        key = (provider, model, service_tier, at_ns // DAY_NS)
         starts, cells = self._plans.get(key) or self._remember_plan(*key)
-        by_size = cells[bisect_right(starts, at_ns % _DAY_NS) if starts else 0]
+        by_size = cells[bisect_right(starts, at_ns % DAY_NS) if starts else 0]
         input_tokens = usage.input_tokens
         output_tokens = usage.output_tokens
         if input_tokens is None or output_tokens is None:
@@ -158,13 +157,13 @@ class PriceTable:
             moment = midnight + timedelta(minutes=minute)
             window = ""
             if starts:
-                # Outside of the dearer or cheaper hours too: else an hour that both meet in could not be priced again.
+                # Calls outside of the dearer hours get a window, too, or `reprice` could not price an hour with both.
                 # The first and the last stretch of the day are one window around midnight.
                 window = f"utc{_clock(starts[number - 1])}-{_clock(starts[number % len(starts)])}"
             classes = ["/".join(filter(None, (tier[:_MAX_TIER_LENGTH], size, window))) for size in self._size_labels]
             rates = rates_by_size(sold, tier, moment, smallest_tokens) if sold else unknown
             windows.append(tuple(zip([each or "standard" for each in classes], rates, strict=True)))
-        return Plan(tuple(minute * _MINUTE_NS for minute in starts), tuple(windows))
+        return Plan(tuple(minute * MINUTE_NS for minute in starts), tuple(windows))
 
 
 def _cost_of_extras(usage: Usage, rates: Rates) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from runtap_consumers.projections.batch import Batch
 from runtap_consumers.projections.cost import fold_cost
+from runtap_consumers.projections.emitter_reports import fold_ledger
 from runtap_consumers.projections.errors import fold_errors
-from runtap_consumers.projections.ledger import fold_ledger
 from runtap_consumers.projections.performance import fold_performance
 from runtap_consumers.projections.rollups import Changes
 from runtap_consumers.projections.runs import fold_runs

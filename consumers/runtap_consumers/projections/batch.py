@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
+from runtap_consumers.units import PICODOLLARS, minute_of
 from runtap_schemas import EmitterReported, RunEnded, RunEvent, RunNoted, RunStarted, SessionEvent, Usage
 
-PICODOLLARS = 10**12
-# No call costs that much: what comes to more is a mistake in its usage, and would end in sums beyond 64 bits.
+# No call costs that much: more is a mistake in its usage, and would take sums beyond 64 bits.
 MAX_CALL_PICODOLLARS = 10_000 * PICODOLLARS
 
 Timed = tuple[RunEnded, int]
-# The names that a run counts under. Runs that agree in all of them are few kinds.
+# The names that a run counts under: runs that agree in all of them are of one kind.
 KIND = ("service", "environment", "run_type", "name", "provider", "request_model", "model")
 Kind = tuple[str, str, str, str, str | None, str | None, str | None]
 # Minute, provider, model, service, environment, price set and price class.
@@ -139,7 +139,7 @@ def add_up(rows: list[list[int]]) -> list[int]:
     """The sums of the columns of rows of the same length."""
     if len(rows) == 1:
         return rows[0]
-    # Of two, adding is quicker; of more, summing columns is, three times where there are many.
+    # Adding is quicker for two rows, summing columns (up to three times) for more.
     return list(map(add, *rows)) if len(rows) == 2 else list(map(sum, zip(*rows, strict=True)))
 
 
@@ -163,19 +163,10 @@ def believed_time(at_ns: int, log_time_ns: int) -> int:
     return at_ns if -SKEW_BEHIND_NS <= at_ns - log_time_ns <= SKEW_AHEAD_NS else log_time_ns
 
 
-def minute_of(at_ns: int) -> int:
-    """Start of the minute that holds an instant."""
-    return at_ns - at_ns % MINUTE_NS
-
-
 def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) -> Call:
     """What a model run used and cost. Unknown is not zero: without usage or price the cost is `None`, and counted.
 
-    Args:
-        event: the run as it came, which is priced.
-        capped: the run with the names under which it counts.
-        at_ns: its instant.
-        prices: the price table.
+    `event` is the run as it came, which is priced, `capped` the same with the names under which it counts.
     """
     usage, price_set, price_class = event.usage, prices.price_set, "standard"
     cost: int | None = None
@@ -183,7 +174,6 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) ->
     if is_cached:
         price_class, cost = "cached", 0
     elif event.reported_cost_usd is not None:
-        # What the provider says it billed beats any table.
         price_set, price_class = "provider", "reported"
         cost = int((Decimal(event.reported_cost_usd) * PICODOLLARS).to_integral_value(ROUND_HALF_EVEN))
     elif usage is not None:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from runtap_consumers.projections.batch import KIND, Batch, Kind, sorted_by_kind
-from runtap_consumers.projections.rollups import DAY_NS, OTHER
+from runtap_consumers.projections.rollups import OTHER
+from runtap_consumers.units import DAY_NS
 from runtap_schemas import RunEnded, RunError
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
-# Not the requested model: it counts only where nothing answered.
+# Without the requested model, which counts only where no model answered.
 _NAMES = tuple(name for name in KIND if name != "request_model")
 
 Value = tuple[str, str]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.projections.batch import Batch, minute_of
+from runtap_consumers.projections.batch import Batch
 from runtap_consumers.projections.rollups import (
     ERROR_GROUPS,
     ERRORS,
@@ -17,8 +17,9 @@ from runtap_consumers.projections.rollups import (
     TOUCHED_MINUTES,
     Changes,
 )
+from runtap_consumers.units import minute_of
 
-_STATUS_PLACE = {"ok": 0, "error": 1, "interrupted": 2, "cancelled": 3}
+_STATUS_INDEX = {"ok": 0, "error": 1, "interrupted": 2, "cancelled": 3}
 
 Rows = dict[tuple[Any, ...], list[Any]]
 
@@ -34,7 +35,7 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
         if event.is_root:
             minute = minute_of(at_ns)
             root = roots.setdefault((minute, event.service, event.environment), [0, 0, 0, 0, None])
-            root[_STATUS_PLACE[event.status]] += 1
+            root[_STATUS_INDEX[event.status]] += 1
             if event.status == "error" and root[4] is None:
                 root[4] = event.run_id
             touched[(minute,)] = [1]

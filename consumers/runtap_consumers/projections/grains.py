@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from runtap_consumers.projections.rollups import GRAINS, HOUR_NS, Measure, Merge, Rollup
+from runtap_consumers.instants import day_start_ns
+from runtap_consumers.projections.rollups import GRAINS, Measure, Merge, Rollup
 from runtap_consumers.projections.sketch import Sketch
+from runtap_consumers.units import HOUR_NS
 
 Key = tuple[Any, ...]
 Rows = dict[Key, list[Any]]
 # (table, bucket) -> the sketch columns of every row there is, by the rollup's keys.
 LoadSketches = Callable[[str, int], dict[Key, list[bytes | None]]]
-# Buckets of one table whose sketches stay in memory: the current ones, and a few that late events reach.
+# Buckets of one table whose sketches are kept in memory: the current ones, and a few that late events reach.
 _BUCKETS_KEPT = 4
 
 
 class Calendar:
-    """Days and hours of the store's time zone."""
+    """Days and hours of the store's time zone, of which it remembers the last day: it is asked for every row."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         self._zone = zone
@@ -35,11 +36,8 @@ class Calendar:
     def day_of(self, at_ns: int) -> int:
         """Start of the local day that holds an instant, Unix nanoseconds."""
         if not self._day_ns <= at_ns < self._until_ns:
-            local = datetime.fromtimestamp(at_ns // 10**9, self._zone)
-            midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
-            self._day_ns = int(midnight.timestamp()) * 10**9
-            following = (midnight.replace(tzinfo=None) + timedelta(days=1)).replace(tzinfo=self._zone)
-            self._until_ns = int(following.timestamp()) * 10**9
+            self._day_ns = day_start_ns(at_ns, self._zone)
+            self._until_ns = day_start_ns(at_ns, self._zone, days_later=1)
         return self._day_ns
 
     def hour_of(self, at_ns: int) -> int:
@@ -51,18 +49,14 @@ class Calendar:
 
 
 class SketchBook:
-    """The sketches that one partition's writer holds. Forgotten whole when the partition is lost."""
+    """The sketches of one partition and projection in memory. Thrown away whole when another worker may write."""
 
     def __init__(self, load: LoadSketches) -> None:
         self._load = load
         self._buckets: dict[str, OrderedDict[int, dict[Key, list[Sketch | None]]]] = {}
 
     def grow(self, table: str, bucket: int, key: Key, additions: list[list[int]]) -> list[bytes | None]:
-        """Adds to a row's sketches.
-
-        Returns:
-            Their new stored forms, `None` for one that never had an entry.
-        """
+        """Adds to a row's sketches; returns their new stored forms, `None` for one that never had an entry."""
         buckets = self._buckets.setdefault(table, OrderedDict())
         if bucket not in buckets:
             buckets[bucket] = {
@@ -135,7 +129,7 @@ def _merge(measures: tuple[Measure, ...], row: list[Any], delta: list[Any]) -> l
     merged = []
     for measure, old, new in zip(measures, row, delta, strict=True):
         if measure.merge is Merge.ADD or measure.merge is Merge.REPLACE:
-            # A sketch is a list of buckets here, so adding is right for it too.
+            # Sketches are lists of buckets until they are stored: adding joins them.
             merged.append(old + new)
         elif old is None or new is None:
             merged.append(new if old is None else old)

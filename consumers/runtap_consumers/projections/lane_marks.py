@@ -16,7 +16,7 @@ _first = itemgetter(0)
 
 
 @dataclass(slots=True)
-class Lane:
+class LaneMark:
     """What one projection knows of one lane.
 
     `before` are numbers that lay before the log began when the projection first read it; `forgotten` those of gaps
@@ -33,11 +33,7 @@ class Lane:
     repeats: int = 0
 
     def take(self, number: int) -> bool:
-        """Decides on the next number of the lane.
-
-        Returns:
-            Whether its event is new and must be applied; a repeat is counted instead.
-        """
+        """Decides on the next number of the lane: whether its event is new; a repeat is counted."""
         if number == self.mark + 1:
             self.mark = number
             return True
@@ -70,32 +66,21 @@ class Lane:
 class LaneMarks:
     """All lanes of one partition, as a set of projections in lockstep knows them."""
 
-    def __init__(self, begun_at: int, lanes: dict[str, Lane]) -> None:
-        """Args:
-        begun_at: the offset at which the projections began to read the partition.
-        lanes: what the store knows, by emitter.
-        """
+    def __init__(self, begun_at: int, lanes: dict[str, LaneMark]) -> None:
+        """`begun_at`: the offset at which the projections began to read the partition."""
         self._begun_at = begun_at
         self.lanes = lanes
         self.changed: set[str] = set()
         self.opened_gap = False
 
     def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
-        """Decides on a record.
+        """Decides whether a record is new.
 
-        Args:
-            emitter: whose lane it belongs to.
-            number: its number there.
-            at_ns: when it was captured; the log time where that is not known.
-            log_time_ns: when the broker appended it.
-            quarantined: it has a number and cannot be read.
-
-        Returns:
-            Whether it is new.
+        `at_ns` is when it was captured, the log time where that is not known; `quarantined` records cannot be read.
         """
         lane = self.lanes.get(emitter)
         if lane is None:
-            lane = self.lanes[emitter] = Lane(first_at_ns=min(at_ns, log_time_ns), last_log_time_ns=log_time_ns)
+            lane = self.lanes[emitter] = LaneMark(first_at_ns=min(at_ns, log_time_ns), last_log_time_ns=log_time_ns)
             if self._begun_at > 0:
                 lane.before = lane.mark = number - 1
         self.changed.add(emitter)

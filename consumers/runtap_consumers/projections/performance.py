@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from runtap_consumers.projections.batch import Batch, Timed, minute_of
+from runtap_consumers.projections.batch import Batch, Timed
 from runtap_consumers.projections.rollups import PERFORMANCE, SKEWED, Changes
 from runtap_consumers.projections.sketch import bucket_of
+from runtap_consumers.units import minute_of
 from runtap_schemas import RunEnded
 
 _STATUSES: tuple[str, ...] = ("ok", "error", "interrupted", "cancelled")

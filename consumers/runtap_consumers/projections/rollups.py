@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-MINUTE_NS = 60 * 10**9
-HOUR_NS = 60 * MINUTE_NS
-DAY_NS = 24 * HOUR_NS
+from runtap_consumers.units import DAY_NS, MINUTE_NS
+
 SKEW_AHEAD_NS = MINUTE_NS
 SKEW_BEHIND_NS = 8 * DAY_NS
 
 # Retention by log time; days and totals are kept for ever.
 RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
-# A lane that was silent for so long is forgotten, with its marks: twice what an emitter may resend after.
+# After so long a silence a lane's marks are deleted: twice as long as an emitter may resend.
 LANE_RETENTION_NS = 14 * DAY_NS
 GRAINS = ("minute", "hour", "day", "total")
 _ALL_GRAINS: dict[str, int | None] = {grain: RETENTION_NS.get(grain) for grain in GRAINS}
@@ -31,9 +30,9 @@ class Merge(Enum):
     ADD = "add"
     MIN = "min"
     MAX = "max"
-    # The first value that is not null stays.
+    # The first value that is not null is kept.
     KEEP = "keep"
-    # The newcomer is the whole truth: its writer held the old value.
+    # The new value replaces the old one, which it contains.
     REPLACE = "replace"
 
 
@@ -44,7 +43,7 @@ class Measure:
     name: str
     merge: Merge
     kind: str = "integer"
-    # Sketches are kept by the grains that serve quantiles, and left out of the totals.
+    # Totals have no sketches.
     in_total: bool = True
 
 
@@ -81,6 +80,10 @@ def _sums(*names: str) -> tuple[Measure, ...]:
     return tuple(Measure(name, Merge.ADD) for name in names)
 
 
+def _kept(*names: str, kind: str = "text") -> tuple[Measure, ...]:
+    return tuple(Measure(name, Merge.KEEP, kind) for name in names)
+
+
 TOKEN_CLASSES = (
     "input_tokens",
     "cache_read_tokens",
@@ -106,7 +109,7 @@ COST = Rollup(
     COST_MEASURES,
     grains=_ALL_GRAINS,
 )
-# Attributes are `user` and up to three metadata keys. A row a value: many, so that hours are kept for two days only.
+# Attributes are `user` and up to three metadata keys. A row a value: so many that hours are kept for two days only.
 COST_BY_ATTRIBUTE = Rollup(
     "cost_by_attribute",
     ("attribute", "value", "provider", "model", "service", "price_set", "price_class"),
@@ -148,12 +151,9 @@ ERROR_GROUPS = Rollup(
     "error_groups",
     ("service", "environment", "fingerprint"),
     (
-        Measure("type", Merge.KEEP, "text"),
-        Measure("category", Merge.KEEP, "text"),
-        Measure("message", Merge.KEEP, "text"),
-        Measure("run_type", Merge.KEEP, "text"),
-        Measure("status_code", Merge.KEEP),
-        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
+        *_kept("type", "category", "message", "run_type"),
+        *_kept("status_code", kind="integer"),
+        *_kept("code", "raised_at"),
         *_OCCURRENCE,
     ),
 )
@@ -163,16 +163,14 @@ RECENT_ERRORS = Rollup(
     "recent_errors",
     ("at_ns", "run_id"),
     (
-        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "run_type", "name")),
-        *(Measure(name, Merge.KEEP, "text") for name in ("type", "category", "message")),
-        Measure("status_code", Merge.KEEP),
-        *(Measure(name, Merge.KEEP, "text") for name in ("code", "raised_at")),
+        *_kept("service", "environment", "run_type", "name", "type", "category", "message"),
+        *_kept("status_code", kind="integer"),
+        *_kept("code", "raised_at"),
     ),
     integer_keys=("at_ns",),
 )
-# Minutes that a commit touched since the alert evaluator last looked; the evaluator deletes what it has read.
-# The count makes a second touch an update, which waits for an evaluator that is deleting the row; without it, a touch
-# could be deleted before what it announces is committed.
+# Minutes that commits touched since the alert evaluator last looked; it deletes what it has read. The count makes a
+# second touch an update, which waits for that deletion: else a touch is deleted before what it announces is committed.
 TOUCHED_MINUTES = Rollup("touched_minutes", ("bucket_ns",), _sums("touches"), integer_keys=("bucket_ns",))
 
 SESSIONS = Rollup(
@@ -183,36 +181,22 @@ SESSIONS = Rollup(
         Measure("last_at_ns", Merge.MAX),
         *_sums("starts", "ends", "traces", "llm_calls", "tool_calls", "errors", "input_tokens", "output_tokens"),
         Measure("service", Merge.KEEP, "text"),
-        # Retention goes by it.
         Measure("last_log_time_ns", Merge.MAX),
     ),
 )
 SESSION_USERS = Rollup("session_users", ("session_id", "user_id"), ())
 SESSION_COSTS = Rollup("session_costs", ("session_id", "provider", "model", "price_set", "price_class"), COST_MEASURES)
 
-# Starts whose end has not come. `started_at_ns` leads nothing: rows go when the end comes.
+# What a run is, from its start on; of the same names in its events.
+RUN_IDENTITY = (
+    *("parent_run_id", "trace_id", "session_id", "user_id", "service", "environment", "run_type", "name"),
+    *("provider", "request_model"),
+)
+# Starts whose end has not come.
 OPEN_RUNS = Rollup(
     "open_runs",
     ("run_id",),
-    (
-        *(
-            Measure(name, Merge.KEEP, "text")
-            for name in (
-                "parent_run_id",
-                "trace_id",
-                "session_id",
-                "user_id",
-                "service",
-                "environment",
-                "run_type",
-                "name",
-                "provider",
-                "request_model",
-            )
-        ),
-        Measure("started_at_ns", Merge.KEEP),
-        Measure("log_time_ns", Merge.KEEP),
-    ),
+    (*_kept(*RUN_IDENTITY), *_kept("started_at_ns", "log_time_ns", kind="integer")),
 )
 
 # Event types that this version does not know, and events whose time was not believed.
@@ -223,17 +207,12 @@ EMITTER_REPORTS = Rollup(
     "emitter_reports",
     ("emitter", "number"),
     (
-        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "host")),
-        Measure("process_id", Merge.KEEP),
-        Measure("log_time_ns", Merge.KEEP),
-        # Already clamped by the reader: at most the append time less its age.
-        Measure("complete_at_ns", Merge.KEEP),
-        Measure("closing", Merge.KEEP),
-        Measure("captured", Merge.KEEP),
-        Measure("superseded", Merge.KEEP),
-        Measure("content_dropped", Merge.KEEP),
+        *_kept("service", "environment", "host"),
+        # `complete_at_ns` is at most the append time less the report's age.
+        *_kept("process_id", "log_time_ns", "complete_at_ns", "closing", kind="integer"),
+        *_kept("captured", "superseded", "content_dropped", kind="integer"),
         # JSON: {reason: {kind: n}}, {emitter: n}, {partition: last}, [{emitter, partition, first, last, reason}], …
-        *(Measure(name, Merge.KEEP, "text") for name in ("dropped", "adopted", "lanes", "skipped", "replayed")),
+        *_kept("dropped", "adopted", "lanes", "skipped", "replayed"),
     ),
     integer_keys=("number",),
 )
@@ -241,10 +220,7 @@ EMITTER_REPORTS = Rollup(
 REPORT_CHAINS = Rollup(
     "report_chains",
     ("emitter", "number", "report_id"),
-    (
-        *(Measure(name, Merge.KEEP, "text") for name in ("previous_report_id", "host")),
-        *(Measure(name, Merge.KEEP) for name in ("process_id", "log_time_ns")),
-    ),
+    (*_kept("previous_report_id", "host"), *_kept("process_id", "log_time_ns", kind="integer")),
     integer_keys=("number",),
 )
 
@@ -267,45 +243,23 @@ ROLLUPS = (
     REPORT_CHAINS,
 )
 
+
+def _columns(kind: str, *names: str) -> list[tuple[str, str]]:
+    return [(name, kind) for name in names]
+
+
 # One row of facts an ended run. Rows have no key of their own: the fence is the guarantee that each comes once.
-RUN_COLUMNS: tuple[tuple[str, str], ...] = (
-    ("partition", "integer"),
-    ("generation", "integer"),
-    ("log_time_ns", "integer"),
-    ("started_at_ns", "integer"),
-    ("ended_at_ns", "integer"),
-    ("duration_ns", "integer"),
-    ("first_token_ns", "integer"),
-    ("run_id", "text"),
-    ("parent_run_id", "text"),
-    ("trace_id", "text"),
-    ("session_id", "text"),
-    ("user_id", "text"),
-    ("service", "text"),
-    ("environment", "text"),
-    ("run_type", "text"),
-    ("name", "text"),
-    ("provider", "text"),
-    ("request_model", "text"),
-    ("model", "text"),
-    ("service_tier", "text"),
-    ("status", "text"),
-    ("finish_reason", "text"),
-    ("error_type", "text"),
-    ("error_category", "text"),
-    ("error_message", "text"),
-    ("error_fingerprint", "text"),
-    ("error_origin", "integer"),
-    ("error_status_code", "integer"),
-    ("error_code", "text"),
-    ("error_raised_at", "text"),
-    ("usage_source", "text"),
-    *((name, "integer") for name in TOKEN_CLASSES),
-    ("price_set", "text"),
-    ("price_class", "text"),
-    ("cost_picodollars", "integer"),
-    ("tags", "text"),
-    ("metadata", "text"),
+RUN_COLUMNS = (
+    *_columns("integer", "partition", "generation", "log_time_ns"),
+    *_columns("integer", "started_at_ns", "ended_at_ns", "duration_ns", "first_token_ns"),
+    *_columns("text", "run_id", *RUN_IDENTITY, "model", "service_tier", "status", "finish_reason"),
+    *_columns("text", "error_type", "error_category", "error_message", "error_fingerprint"),
+    *_columns("integer", "error_origin", "error_status_code"),
+    *_columns("text", "error_code", "error_raised_at", "usage_source"),
+    *_columns("integer", *TOKEN_CLASSES),
+    *_columns("text", "price_set", "price_class"),
+    *_columns("integer", "cost_picodollars"),
+    *_columns("text", "tags", "metadata"),
 )
 
 

@@ -8,32 +8,20 @@ from typing import Any
 import msgspec
 
 from runtap_consumers.projections.batch import Batch, Call
-from runtap_consumers.projections.rollups import OPEN_RUNS, TOKEN_CLASSES, Changes
+from runtap_consumers.projections.rollups import OPEN_RUNS, RUN_IDENTITY, TOKEN_CLASSES, Changes
 from runtap_schemas import RunEnded
 
 _encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None,) * len(TOKEN_CLASSES)
 _tokens_of = attrgetter(*TOKEN_CLASSES)
+_identity_of = attrgetter(*RUN_IDENTITY)
 
 
 def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     """Folds starts and ends. Rows name what the events said, whatever was capped elsewhere."""
     opened: dict[tuple[Any, ...], list[Any]] = {}
     for event, at_ns in batch.started:
-        opened[(event.run_id,)] = [
-            event.parent_run_id,
-            event.trace_id,
-            event.session_id,
-            event.user_id,
-            event.service,
-            event.environment,
-            event.run_type,
-            event.name,
-            event.provider,
-            event.request_model,
-            at_ns,
-            batch.log_time_ns,
-        ]
+        opened[(event.run_id,)] = [*_identity_of(event), at_ns, batch.log_time_ns]
     runs, ended = [], []
     for (ended_event, at_ns), call in zip(batch.ended_uncapped, batch.calls, strict=True):
         runs.append(_row(ended_event, at_ns, batch.log_time_ns, call))
@@ -43,6 +31,7 @@ def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
 
 
 def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tuple[Any, ...]:
+    # Written out: `attrgetter` takes a fifth longer, for every run.
     usage, error = event.usage, event.error
     return (
         log_time_ns,

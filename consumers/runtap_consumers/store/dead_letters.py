@@ -23,9 +23,7 @@ class DeadLetter(NamedTuple):
 
 
 def read_dead_letters(connection: Connection, partitions: Collection[int], limit: int = 100) -> list[DeadLetter]:
-    """Dead letters of some partitions that are not published, the oldest first. It is asked every second: by a pooled
-    connection.
-    """
+    """Unpublished dead letters of some partitions, the oldest first. Asked every second."""
     letters = dead_letters.c
     rows = connection.execute(
         select(letters.id, letters.partition, letters.log_offset, letters.cause, letters.key, letters.value)

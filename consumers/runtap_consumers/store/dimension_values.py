@@ -9,38 +9,27 @@ from runtap_consumers.store.statements import insert_new_statement
 from runtap_consumers.store.tables import dimension_values
 from runtap_consumers.store.writer import Writer
 
-# Workers of one store take turns: two that each see room for one more must not both take it for different values.
-_LOCK = 7_262_415
 _DAYS_KEPT = 30
 
 
 def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """Admits what there is room for, in a transaction of its own; see `admit_inside`.
-
-    Raises:
-        StoreError: the store did not take it.
-    """
+    """Admits what there is room for, in a transaction of its own; see `admit_inside`."""
     with writer.transaction():
         return admit_inside(writer, day, values)
 
 
 def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
-    """Admits what there is room for, in key order.
-
-    Args:
-        writer: of the thread that folds, inside a transaction.
-        day: days since the epoch, by log time.
-        values: (dimension, value) pairs that were not decided yet.
+    """Admits what there is room for, in key order and inside a transaction.
 
     Returns:
-        Those that are admitted, now or before. The others stay out for the day.
+        The values that are admitted, now or before. The others are refused for the day (by log time, since the epoch).
     """
     by_dimension: dict[str, list[str]] = defaultdict(list)
     for dimension, value in sorted(values):
         by_dimension[dimension].append(value)
     admitted: set[Value] = set()
-    if writer.dialect == "postgresql":
-        writer.query("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+    for statement in writer.dialect.lock_dimensions:
+        writer.execute(statement)
     writer.execute("DELETE FROM dimension_values WHERE day < ?", (day - _DAYS_KEPT,))
     for dimension, wanted in by_dimension.items():
         known = {

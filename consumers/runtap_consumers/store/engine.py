@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from alembic.config import Config
@@ -23,11 +23,8 @@ from sqlalchemy.exc import DBAPIError
 from runtap_consumers.errors import StoreError, StoreVersionError
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.store import tables
+from runtap_consumers.store.dialect import Dialect, dialect_of, file_of
 from runtap_schemas.masking import without_passwords
-
-_BUSY_TIMEOUT_SECONDS = 10
-# Any fixed number: makers of one database's store take turns on it.
-_CREATION_LOCK = 7_262_414
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class Store:
     created_at_ns: int
 
     @property
-    def is_sqlite(self) -> bool:
-        """Whether it is one file, for the processes of one machine."""
-        return self.engine.dialect.name == "sqlite"
+    def dialect(self) -> Dialect:
+        """The SQL of its database."""
+        return dialect_of(self.engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -54,14 +51,8 @@ class Store:
         """
         try:
             with self.engine.connect() as connection:
-                if self.is_sqlite:
-                    connection.exec_driver_sql("BEGIN")
-                else:
-                    connection.execution_options(isolation_level="REPEATABLE READ")
-                    # The planner's defaults take parallel scans of whole tables for small grains.
-                    connection.exec_driver_sql("SET LOCAL random_page_cost = 1.1")
-                    connection.exec_driver_sql("SET LOCAL jit = off")
-                    connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+                for statement in self.dialect.begin_snapshot:
+                    connection.exec_driver_sql(statement)
                 yield connection
                 connection.rollback()
         except DBAPIError as error:
@@ -70,18 +61,19 @@ class Store:
             ) from error
 
     def check_version(self) -> None:
-        """Looks whether the tables are still this version's.
-
-        Raises:
-            StoreVersionError: they were migrated meanwhile.
-            StoreError: the store cannot be read.
-        """
+        """Raises StoreVersionError where the tables were migrated since the store was opened."""
         with self.read() as connection:
-            _check_version(connection, shown_url(self.engine.url))
+            _check_version(connection)
 
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_store(database_url: str, events_topic: str | None = None, timezone: str | None = None) -> Store:
@@ -97,37 +89,23 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
             version.
     """
     url = _driver_url(database_url)
-    shown = shown_url(url)
-    if events_topic is None and url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
-    engine = _create_engine(url)
-    try:
+    file = file_of(url)
+    if events_topic is None and file is not None and not file.exists():
+        raise _missing(url)
+    with _connected(url, "open") as engine:
         if events_topic is not None:
             _make(engine, events_topic, timezone or "UTC")
-        row = _check(engine, shown)
-    except DBAPIError as error:
-        engine.dispose()
-        reason = without_passwords(str(error.orig).strip().splitlines()[0])
-        raise StoreError(
-            f"cannot open the store {shown}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
-        ) from error
-    except StoreError:
-        engine.dispose()
-        raise
-    if events_topic is not None and row.events_topic != events_topic:
-        engine.dispose()
-        raise StoreError(
-            f"the store {shown} holds the figures of topic {row.events_topic!r}, not of {events_topic!r}: "
-            "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
-        )
+        row = _check(engine)
+        if events_topic is not None and row.events_topic != events_topic:
+            raise StoreError(
+                f"the store {shown_url(url)} holds the figures of topic {row.events_topic!r}, not of {events_topic!r}: "
+                "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
+            )
     return Store(engine, row.store_id, row.events_topic, ZoneInfo(row.timezone), row.created_at_ns)
 
 
 def migrate_store(database_url: str) -> str:
-    """Brings a store to this version's tables; forward only.
-
-    Returns:
-        The revision that it is at now.
+    """Brings a store to this version's tables, forward only, and returns their revision.
 
     Raises:
         StoreError: it cannot be reached, or is newer than this version.
@@ -135,27 +113,22 @@ def migrate_store(database_url: str) -> str:
     from alembic import command
 
     url = _driver_url(database_url)
-    shown = shown_url(url)
-    engine = _create_engine(url)
-    try:
-        with _exclusive(engine) as connection:
-            if not inspect(connection).has_table(tables.store.name):
-                raise StoreError(f"there is no store at {shown}: a worker makes one")
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            # A worker of the old version that is at work is fenced, and looks at the version. Locked in the order in
-            # which workers do.
-            positions = tables.positions
-            connection.execute(
-                select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
-            )
-            connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
-            command.upgrade(config, "head")
-            return _revision(connection) or ""
-    except DBAPIError as error:
-        raise StoreError(f"cannot migrate the store {shown}: {without_passwords(str(error.orig).strip())}") from error
-    finally:
-        engine.dispose()
+    with _connected(url, "migrate") as engine, _exclusive(engine) as connection:
+        if not inspect(connection).has_table(tables.store.name):
+            raise _missing(url)
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        # Fences workers of the old version, which then look at the version. In the order in which workers lock, or
+        # the two could deadlock.
+        positions = tables.positions
+        connection.execute(
+            select(positions.c.epoch).order_by(positions.c.projection, positions.c.partition).with_for_update()
+        )
+        connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
+        command.upgrade(config, "head")
+        revision = _revision(connection) or ""
+    engine.dispose()
+    return revision
 
 
 def shown_url(url: URL) -> str:
@@ -165,41 +138,56 @@ def shown_url(url: URL) -> str:
 
 def _driver_url(database_url: str) -> URL:
     url = make_url(database_url)
-    return url.set(drivername="postgresql+psycopg") if url.get_backend_name() == "postgresql" else url
+    return url.set(drivername=dialect_of(url).driver)
 
 
 def _create_engine(url: URL) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        return create_engine(url, connect_args={"connect_timeout": 5}, pool_pre_ping=True)
-    if url.database and url.database != ":memory:":
+    file, dialect = file_of(url), dialect_of(url)
+    if file is not None:
         try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"cannot make a folder for the store {url.database}: {error.strerror}. Check RUNTAP_DATABASE_URL"
+                f"cannot make a folder for the store {file}: {error.strerror}. Check RUNTAP_DATABASE_URL"
             ) from error
         # SQLite gives its -wal and -shm the mode of the file.
         with suppress(OSError):
-            os.close(private_opener(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "isolation_level": None})
+            os.close(private_opener(str(file), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    engine = create_engine(url, **dialect.engine_options)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        # A commit lost at power failure takes its position with it, and the log is read again.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_SECONDS * 1000}")
+        for statement in dialect.on_connect:
+            connection.execute(statement)
 
     return engine
 
 
 @contextmanager
+def _connected(url: URL, purpose: str) -> Iterator[Engine]:
+    """An engine, closed where it cannot be used."""
+    engine = _create_engine(url)
+    try:
+        yield engine
+    except BaseException as error:
+        engine.dispose()
+        if not isinstance(error, DBAPIError):
+            raise
+        reason = without_passwords(str(error.orig).strip().splitlines()[0])
+        raise StoreError(
+            f"cannot {purpose} the store {shown_url(url)}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
+        ) from error
+
+
+def _missing(url: URL) -> StoreError:
+    return StoreError(f"there is no store at {shown_url(url)}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
+
+
+@contextmanager
 def _exclusive(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CREATION_LOCK})
+        for statement in dialect_of(engine.url).lock_creation:
+            connection.exec_driver_sql(statement)
         yield connection
         connection.commit()
 
@@ -222,19 +210,19 @@ def _make(engine: Engine, events_topic: str, timezone: str) -> None:
         )
 
 
-def _check(engine: Engine, shown: str) -> Any:
+def _check(engine: Engine) -> Any:
     with engine.connect() as connection:
         if not inspect(connection).has_table(tables.store.name):
-            raise StoreError(f"there is no store at {shown}: start `runtap worker` first, or set RUNTAP_DATABASE_URL")
-        _check_version(connection, shown)
+            raise _missing(engine.url)
+        _check_version(connection)
         return connection.execute(select(tables.store)).one()
 
 
-def _check_version(connection: Connection, shown: str) -> None:
+def _check_version(connection: Connection) -> None:
     found, wanted = _revision(connection), _newest_revision()
     if found != wanted:
         raise StoreVersionError(
-            f"the store {shown} is of version {found}, this runtap needs {wanted}: "
+            f"the store {shown_url(connection.engine.url)} is of version {found}, this runtap needs {wanted}: "
             "run `runtap store migrate` with the newer of the two"
         )
 
@@ -245,7 +233,7 @@ def _newest_revision() -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    # Not by alembic, which logs two lines each time.
+    # alembic's own reading logs two lines each time.
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return revision
 

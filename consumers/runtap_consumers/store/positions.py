@@ -1,21 +1,21 @@
-"""Positions and lane marks: read in one snapshot, made where a projection meets a partition for the first time."""
+"""What a worker loads of a partition: positions, lane marks, runs that have not ended, sketches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, select
 
-from runtap_consumers.projections.lane_marks import Lane
+from runtap_consumers.projections.lane_marks import LaneMark
+from runtap_consumers.store import tables
 from runtap_consumers.store.tables import lane_marks, positions
 from runtap_consumers.store.writer import Writer
 
 
-@dataclass(frozen=True)
-class Position:
-    """One projection's place in one partition. `fingerprint` is that of the record before `next_offset`."""
+class Position(NamedTuple):
+    """How far a projection has come in a partition. `fingerprint` is that of the record before `next_offset`."""
 
     projection: str
     next_offset: int
@@ -29,22 +29,11 @@ class Position:
 
 def load_positions(connection: Connection, partition: int, projections: Iterable[str]) -> dict[str, Position]:
     """The positions that exist, by projection."""
-    rows = connection.execute(
-        select(positions).where(positions.c.partition == partition, positions.c.projection.in_(list(projections)))
+    columns = [positions.c[name] for name in Position._fields]
+    statement = select(*columns).where(
+        positions.c.partition == partition, positions.c.projection.in_(list(projections))
     )
-    return {
-        row.projection: Position(
-            row.projection,
-            row.next_offset,
-            row.epoch,
-            row.incarnation,
-            row.generation,
-            row.begun_at,
-            row.fingerprint,
-            row.log_time_ns,
-        )
-        for row in rows
-    }
+    return {row.projection: Position._make(row) for row in connection.execute(statement)}
 
 
 def read_next_offset(writer: Writer, projection: str, partition: int) -> int:
@@ -82,13 +71,28 @@ def read_open_run_ids(writer: Writer, partition: int, generation: int, at_most: 
     return {run_id for (run_id,) in writer.read(query, (partition, generation, at_most))}
 
 
-def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, Lane]:
+def read_sketches(
+    writer: Writer, partition: int, generation: int, table_name: str, bucket_ns: int
+) -> dict[tuple[Any, ...], list[bytes | None]]:
+    """The sketches of a bucket's rows, by the keys of a row but bucket, partition and generation."""
+    table = tables.metadata.tables[table_name]
+    keys = [column.name for column in table.primary_key.columns][1:-2]
+    sketches = [column.name for column in table.columns if column.name.endswith("sketch")]
+    rows = writer.read(
+        f"SELECT {', '.join(keys + sketches)} FROM {table_name} "
+        "WHERE bucket_ns = ? AND partition = ? AND generation = ?",
+        (bucket_ns, partition, generation),
+    )
+    return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
+
+
+def load_lanes(connection: Connection, partition: int, projection: str) -> dict[str, LaneMark]:
     """The lanes that a projection knows of a partition, by emitter."""
     rows = connection.execute(
         select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
     )
     return {
-        row.emitter: Lane(
+        row.emitter: LaneMark(
             first_at_ns=row.first_at_ns,
             last_log_time_ns=row.last_log_time_ns,
             mark=row.mark,
@@ -102,7 +106,7 @@ def load_lanes(connection: Connection, partition: int, projection: str) -> dict[
     }
 
 
-def lane_row(projection: str, partition: int, emitter: str, lane: Lane) -> tuple[str | int, ...]:
+def lane_row(projection: str, partition: int, emitter: str, lane: LaneMark) -> tuple[str | int, ...]:
     """A lane as `lane_marks` holds it, in the order of its columns."""
     return (
         projection,

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS
+from runtap_consumers.store.dialect import Dialect
 from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]
@@ -20,14 +21,10 @@ _SESSION_TABLES = ("session_users", "session_costs")
 
 
 def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
-    """Deletes rollup rows past their grain's retention, and lanes that were silent for 14 days.
+    """Deletes a projection's rollup rows past their grain's retention, and lanes that were silent for 14 days.
 
-    Args:
-        projection: whose rows.
-        partition: whose rows.
-        log_time_ns: the partition's log time.
-        log_start_ns: when the oldest record that the log still holds was appended. Lanes that are in the log keep their
-            marks, or their events would count again where it is read from its start.
+    `log_start_ns`: when the oldest record that the log still holds was appended. Lanes that are in the log keep their
+    marks, or their events would count again where it is read from its start.
     """
     deletions: list[Deletion] = [
         (
@@ -56,22 +53,13 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
     return deletions
 
 
-def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: str) -> list[Deletion]:
-    """Deletes single runs and open ones past their retention, the oldest first.
-
-    Args:
-        partition: whose rows.
-        log_time_ns: the partition's log time.
-        kept_ns: how long runs are kept.
-        at_most: how many ended runs go with this commit.
-        dialect: `sqlite` or `postgresql`.
-    """
-    row_id = "rowid" if dialect == "sqlite" else "ctid"
+def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: Dialect) -> list[Deletion]:
+    """Deletes single runs and open ones past their retention, the oldest first, and so many ended ones at most."""
     horizon = log_time_ns - kept_ns
-    # The index leads with the start, which is never later than the log time by more than a minute.
-    chosen = f"SELECT {row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
+    # By the start too, which the index begins with: it is at most a minute later than the log time.
+    chosen = f"SELECT {dialect.row_id} FROM runs WHERE started_at_ns < ? AND partition = ? AND log_time_ns < ? LIMIT ?"
     return [
-        (f"DELETE FROM runs WHERE {row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
+        (f"DELETE FROM runs WHERE {dialect.row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
         ("DELETE FROM open_runs WHERE partition = ? AND log_time_ns < ?", (partition, horizon)),
     ]
 
@@ -129,11 +117,7 @@ def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, a
 def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: Collection[int] = ()) -> int:
     """Deletes some reports of an emitter, inside a transaction; returns how many.
 
-    Args:
-        writer: of the store.
-        emitter: whose.
-        numbers: which.
-        evidence: numbers whose ids stay, since they show that two processes report under one emitter id.
+    The ids of numbers in `evidence` are kept: they show that two processes report under one emitter id.
     """
     ids = [number for number in numbers if number not in evidence]
     placeholders = ",".join("?" * len(ids))

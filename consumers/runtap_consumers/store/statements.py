@@ -6,61 +6,49 @@ table, binary, so that no integer is sized by its value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from sqlalchemy import LargeBinary, Table, Text
 
 from runtap_consumers.projections.rollups import Merge
-
-_SQLITE_MERGES = {
-    Merge.ADD: "{table}.{column} + excluded.{column}",
-    # SQLite's two-argument min and max are null where either is.
-    Merge.MIN: "coalesce(min({table}.{column}, excluded.{column}), {table}.{column}, excluded.{column})",
-    Merge.MAX: "coalesce(max({table}.{column}, excluded.{column}), {table}.{column}, excluded.{column})",
-    Merge.KEEP: "coalesce({table}.{column}, excluded.{column})",
-    Merge.REPLACE: "excluded.{column}",
-}
-_POSTGRES_MERGES = {
-    **_SQLITE_MERGES,
-    Merge.MIN: "least({table}.{column}, excluded.{column})",
-    Merge.MAX: "greatest({table}.{column}, excluded.{column})",
-}
+from runtap_consumers.store.dialect import Dialect
 
 
-def upsert_statement(table: Table, dialect: str) -> str:
-    """Adds rows to a table; two rows of one key become one by each column's rule (its `info["merge"]`, else replaced).
-
-    Args:
-        table: keys first, in the order of its columns.
-        dialect: `sqlite`, for one row a parameter set, or `postgresql`, for one list a column.
-    """
-    columns = [column.name for column in table.columns]
-    keys = ", ".join(column.name for column in table.primary_key.columns)
-    merges = _SQLITE_MERGES if dialect == "sqlite" else _POSTGRES_MERGES
+def upsert_statement(table: Table, dialect: Dialect) -> str:
+    """Adds rows to a table; two of one key become one by each column's rule (its `info["merge"]`, else replaced)."""
+    merges = {
+        Merge.ADD: "{0} + {1}",
+        Merge.MIN: dialect.least,
+        Merge.MAX: dialect.greatest,
+        Merge.KEEP: "coalesce({0}, {1})",
+        Merge.REPLACE: "{1}",
+    }
     changes = ", ".join(
         f"{column.name} = "
-        + merges[column.info.get("merge", Merge.REPLACE)].format(table=table.name, column=column.name)
+        + merges[column.info.get("merge", Merge.REPLACE)].format(
+            f"{table.name}.{column.name}", f"excluded.{column.name}"
+        )
         for column in table.columns
         if not column.primary_key
     )
-    action = f"DO UPDATE SET {changes}" if changes else "DO NOTHING"
-    return f"INSERT INTO {table.name} ({', '.join(columns)}) {_source(table, dialect)} ON CONFLICT ({keys}) {action}"
+    keys = ", ".join(column.name for column in table.primary_key.columns)
+    return f"{_insert(table, dialect)} ON CONFLICT ({keys}) {f'DO UPDATE SET {changes}' if changes else 'DO NOTHING'}"
 
 
-def insert_new_statement(table: Table, dialect: str) -> str:
+def insert_new_statement(table: Table, dialect: Dialect) -> str:
     """Adds the rows whose key is not there yet."""
-    columns = ", ".join(column.name for column in table.columns)
-    return f"INSERT INTO {table.name} ({columns}) {_source(table, dialect)} ON CONFLICT DO NOTHING"
+    return f"{_insert(table, dialect)} ON CONFLICT DO NOTHING"
+
+
+def update_by_row_id_statement(table: Table, columns: Sequence[str], dialect: Dialect) -> str:
+    """Sets columns of rows; rows of parameters are the columns and the database's id of the row."""
+    return dialect.update_by_row_id(table.name, {name: _postgres_type(table.c[name].type) for name in columns})
 
 
 @lru_cache(maxsize=1_024)
 def insert_statement(table: Table, first: tuple[int, ...]) -> str:
-    """Adds rows, on SQLite.
-
-    Args:
-        table: which.
-        first: the values of its first columns, the same in all rows.
-    """
+    """Adds rows, on SQLite. `first`: the values of the first columns, the same in all rows."""
     columns = ", ".join(column.name for column in table.columns)
     values = ", ".join([*map(str, first), *"?" * (len(table.columns) - len(first))])
     return f"INSERT INTO {table.name} ({columns}) VALUES ({values})"
@@ -76,11 +64,9 @@ def column_types(table: Table) -> list[str]:
     return [_postgres_type(column.type) for column in table.columns]
 
 
-def _source(table: Table, dialect: str) -> str:
-    if dialect == "sqlite":
-        return f"VALUES ({', '.join('?' * len(table.columns))})"
-    lists = ", ".join(f"%b::{_postgres_type(column.type)}[]" for column in table.columns)
-    return f"SELECT * FROM unnest({lists})"
+def _insert(table: Table, dialect: Dialect) -> str:
+    columns = ", ".join(column.name for column in table.columns)
+    return f"INSERT INTO {table.name} ({columns}) {dialect.source(column_types(table))}"
 
 
 def _postgres_type(kind: object) -> str:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy.schema import SchemaItem
 
 from runtap_consumers.projections.rollups import ROLLUPS, RUN_COLUMNS, Rollup
 
 metadata = MetaData()
-# STRICT tables of SQLite know INTEGER alone, which holds 64 bits there.
+# STRICT tables of SQLite know only INTEGER, which holds 64 bits there.
 _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 _KINDS: dict[str, Any] = {"integer": _INTEGER, "text": Text, "bytes": LargeBinary}
-# SQLite: an overflow page a row is paid for in tables WITHOUT ROWID once rows carry sketches or long texts.
+# On SQLite each of these rows, with sketches or long texts, would take an overflow page without a rowid.
 _WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs"}
+
+
+def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
+    return Table(name, metadata, *parts, sqlite_strict=True, **options)
 
 
 def _rollup_table(rollup: Rollup, grain: str | None) -> Table:
@@ -36,7 +41,6 @@ def _rollup_table(rollup: Rollup, grain: str | None) -> Table:
         *keys,
         *measures,
         sqlite_with_rowid=rollup.name in _WITH_ROWID,
-        sqlite_strict=True,
     )
 
 
@@ -44,15 +48,13 @@ for _rollup in ROLLUPS:
     for _grain in _rollup.grains or (None,):
         _rollup_table(_rollup, _grain)
 
-runs = Table(
+runs = _table(
     "runs",
-    metadata,
     *(Column(name, _KINDS[kind]) for name, kind in RUN_COLUMNS),
-    # One run is looked for by both: each index costs two microseconds a run.
+    # One index for both: each costs 2 µs a run.
     Index("runs_trace", "trace_id", "run_id"),
     # Answers every filter of `runtap runs` inside the index, in time order.
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
-    sqlite_strict=True,
 )
 Index("emitter_reports_at", metadata.tables["emitter_reports"].c.log_time_ns)
 Index("sessions_last", metadata.tables["sessions"].c.last_at_ns)
@@ -68,22 +70,19 @@ def _text(name: str, **options: Any) -> Column[Any]:
 
 
 # One row: whose store this is. Its time zone and its events topic are fixed when it is made.
-store = Table(
+store = _table(
     "store",
-    metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     _text("store_id"),
     _text("events_topic"),
     _text("timezone"),
     _bigint("created_at_ns"),
-    sqlite_strict=True,
 )
 
 # One row a projection and partition; the truth about what has been applied. `begun_at` is the offset at which the row
 # was made, `fingerprint` the hash of the record before `next_offset` ('' where there is none).
-positions = Table(
+positions = _table(
     "positions",
-    metadata,
     _text("projection", primary_key=True),
     _bigint("partition", primary_key=True, autoincrement=False),
     _bigint("next_offset"),
@@ -93,14 +92,12 @@ positions = Table(
     _bigint("begun_at"),
     _text("fingerprint"),
     _bigint("log_time_ns"),
-    sqlite_strict=True,
 )
 
 # Marks and gaps belong to (projection, partition, emitter), across incarnations. `gaps` is JSON, [[first, last], …];
 # `forgotten` counts the numbers of gaps beyond the 64 ranges kept: lost, and no longer to be filled.
-lane_marks = Table(
+lane_marks = _table(
     "lane_marks",
-    metadata,
     _text("projection", primary_key=True),
     _bigint("partition", primary_key=True, autoincrement=False),
     _text("emitter", primary_key=True),
@@ -112,14 +109,12 @@ lane_marks = Table(
     _bigint("repeats"),
     _bigint("first_at_ns"),
     _bigint("last_log_time_ns"),
-    sqlite_strict=True,
     sqlite_with_rowid=False,
 )
 
-# What befell a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
-log_incidents = Table(
+# Incidents of a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
+log_incidents = _table(
     "log_incidents",
-    metadata,
     _text("projection", primary_key=True),
     _bigint("partition", primary_key=True, autoincrement=False),
     _bigint("incarnation", primary_key=True, autoincrement=False),
@@ -127,13 +122,11 @@ log_incidents = Table(
     _text("kind"),
     _bigint("last_offset"),
     _bigint("at_ns"),
-    sqlite_strict=True,
 )
 
 # Records that could not be read, also sent to the dead-letters topic. `id`: topic, partition, offset, hash of bytes.
-dead_letters = Table(
+dead_letters = _table(
     "dead_letters",
-    metadata,
     _text("id", primary_key=True),
     _bigint("partition"),
     _bigint("log_offset"),
@@ -144,26 +137,22 @@ dead_letters = Table(
     Column("key", LargeBinary),
     Column("value", LargeBinary),
     _bigint("published"),
-    sqlite_strict=True,
 )
 
-# Values of a dimension that figures may name, a day (UTC, by log time); the rest go under `__other__`.
-dimension_values = Table(
+# Values of a dimension that figures may name, a day (UTC, by log time); all others go under `__other__`.
+dimension_values = _table(
     "dimension_values",
-    metadata,
     _bigint("day", primary_key=True, autoincrement=False),
     _text("dimension", primary_key=True),
     _text("value", primary_key=True),
-    sqlite_strict=True,
     sqlite_with_rowid=False,
 )
 
 # Who priced figures again, when, under which prices, and what they came to; `finished_at_ns` is null while it goes on,
-# and stays so where it was ended in the middle. Amounts are decimal texts: sums may pass 64 bits. `kept_…`: calls whose
+# and for ever where it was interrupted. Amounts are decimal texts: sums may pass 64 bits. `kept_…`: calls whose
 # price could not be told; a call counts once for each of its attributes.
-repricings = Table(
+repricings = _table(
     "repricings",
-    metadata,
     _text("id", primary_key=True),
     _bigint("at_ns"),
     Column("finished_at_ns", _INTEGER),
@@ -177,54 +166,44 @@ repricings = Table(
     _text("new_cost_usd"),
     _bigint("rows_changed"),
     *(_bigint(name) for name in ("kept_calls", "kept_session_calls", "kept_attribute_calls")),
-    sqlite_strict=True,
 )
 
 # The alert evaluator: at most one at a time holds the lease.
-alert_lease = Table(
+alert_lease = _table(
     "alert_lease",
-    metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     _text("holder"),
     _bigint("expires_at_ns"),
     _bigint("learning_until_ns"),
     _bigint("evaluated_to_ns"),
-    sqlite_strict=True,
 )
-alert_states = Table(
+alert_states = _table(
     "alert_states",
-    metadata,
     _text("rule", primary_key=True),
     _text("service", primary_key=True),
     _text("environment", primary_key=True),
     _text("state"),
     _bigint("transition"),
     _bigint("window_to_ns"),
-    sqlite_strict=True,
 )
 # Error groups that were seen once: a rebuild of the figures must not make every group new again.
-alert_known_groups = Table(
+alert_known_groups = _table(
     "alert_known_groups",
-    metadata,
     _text("service", primary_key=True),
     _text("fingerprint", primary_key=True),
     _bigint("known_at_ns"),
-    sqlite_strict=True,
 )
-alert_budgets = Table(
+alert_budgets = _table(
     "alert_budgets",
-    metadata,
     _text("service", primary_key=True),
     _bigint("hour_ns", primary_key=True, autoincrement=False),
     _bigint("sent"),
     _bigint("suppressed"),
     _bigint("summarised"),
-    sqlite_strict=True,
 )
 # Written with the state that made it, published afterwards; also the history that the report shows.
-alert_outbox = Table(
+alert_outbox = _table(
     "alert_outbox",
-    metadata,
     _text("id", primary_key=True),
     _bigint("at_ns"),
     _text("rule"),
@@ -233,5 +212,4 @@ alert_outbox = Table(
     _text("summary"),
     Column("payload", LargeBinary, nullable=False),
     _bigint("published"),
-    sqlite_strict=True,
 )

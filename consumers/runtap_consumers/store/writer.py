@@ -20,13 +20,14 @@ from sqlalchemy import Table
 
 from runtap_consumers.errors import FencedError, StoreError
 from runtap_consumers.store import statements, tables
+from runtap_consumers.store.dialect import BUSY_TIMEOUT_SECONDS, SQLITE
 from runtap_consumers.store.engine import Store
 from runtap_schemas.masking import without_passwords
 
 logger = structlog.get_logger(__name__)
 
 Row = Sequence[Any]
-# OverflowError: sqlite3's word for an integer beyond 64 bits.
+# sqlite3 raises OverflowError for an integer beyond 64 bits.
 _DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError)
 
 
@@ -63,11 +64,9 @@ class Commit:
 class Writer(ABC):
     """A connection that commits batches. Not safe for use by two threads at once."""
 
-    dialect: str
-    _placeholder: str
-
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.dialect = store.dialect
         self._upserts = {
             table.name: statements.upsert_statement(table, self.dialect)
             for table in tables.metadata.tables.values()
@@ -77,7 +76,7 @@ class Writer(ABC):
     @staticmethod
     def of(store: Store) -> Writer:
         """The writer for a store's database."""
-        return SqliteWriter(store) if store.is_sqlite else PostgresWriter(store)
+        return SqliteWriter(store) if store.dialect is SQLITE else PostgresWriter(store)
 
     def commit(self, commit: Commit) -> None:
         """Writes a batch, whole or not at all.
@@ -90,11 +89,7 @@ class Writer(ABC):
             self.write(commit)
 
     def write(self, commit: Commit) -> None:
-        """Writes a batch inside a transaction.
-
-        Raises:
-            FencedError: a position is not where it was expected.
-        """
+        """Writes a batch inside a transaction, as `commit` does."""
         self._write_before_move(commit)
         self._move(commit)
         self._write_after_move(commit)
@@ -104,6 +99,11 @@ class Writer(ABC):
             self.execute_rows(statements.insert_new_statement(table, self.dialect), table, rows)
         for statement, parameters in commit.deletions:
             self.execute(statement, parameters)
+
+    def set_local(self, **settings: str) -> None:
+        """Sets PostgreSQL's settings for this transaction; SQLite has none."""
+        for statement in self.dialect.set_local(settings):
+            self.execute(statement)
 
     def upsert(self, table: Table, rows: list[Row]) -> None:
         """Adds whole rows to a table inside a transaction; no two of one key."""
@@ -206,16 +206,15 @@ class Writer(ABC):
 class SqliteWriter(Writer):
     """One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row."""
 
-    dialect = "sqlite"
-
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         database = store.engine.url.database
         assert database is not None
-        self._connection = sqlite3.connect(database, timeout=10, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute("PRAGMA cache_size=-16384")
+        self._connection = sqlite3.connect(
+            database, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        for statement in (*SQLITE.on_connect, "PRAGMA cache_size=-16384"):
+            self._connection.execute(statement)
 
     def execute(self, statement: str, parameters: Row = ()) -> int:
         return self._connection.execute(statement, parameters).rowcount
@@ -258,14 +257,13 @@ class SqliteWriter(Writer):
 class PostgresWriter(Writer):
     """PostgreSQL. Time-outs end a transaction whose worker was stopped, so that the next owner can go on."""
 
-    dialect = "postgresql"
     _BEGIN = (
         "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '3s'; "
         "SET LOCAL statement_timeout = '30s'; SET LOCAL client_connection_check_interval = '1s'"
     )
 
-    # Those whose client has stopped in the middle: whatever waits for it has no time-out of its own there. Processes of
-    # runtap alone, which write in milliseconds; a migration has another name.
+    # PostgreSQL has no time-out for a statement that waits for a stopped client, so the next owner ends it. Only runtap
+    # workers, which write in milliseconds; a migration connects under another name.
     _END_STOPPED_HOLDERS = """
         SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity AS activity
         WHERE application_name = 'runtap-worker' AND datname = current_database() AND pid <> pg_backend_pid()
@@ -330,7 +328,7 @@ class PostgresWriter(Writer):
                 tcp_user_timeout=10_000,
                 prepare_threshold=None,
             )
-            # psycopg sizes an int by its value; nearly every row would be another statement.
+            # psycopg sizes an int by its value, which would make nearly every row another statement.
             connection.adapters.register_dumper(int, Int8Dumper)
             connection.adapters.register_dumper(int, Int8BinaryDumper)
             self._connection = connection

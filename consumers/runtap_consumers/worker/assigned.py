@@ -7,31 +7,30 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from runtap_consumers.kafka.records import Record
+from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.worker.partition import Partition
 
-# A client that failed is left alone for a moment, or the failure becomes a busy loop.
 BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 5.0
-# Fenced more often than that in a row, another set of workers moves a projection on the same store.
+# More fences in a row than this are no rebalance: another set of workers moves a projection on the same store.
 FENCES_OF_A_REBALANCE = 3
 LONGEST_FENCED_BACKOFF_SECONDS = 60.0
 
 
 class LogUnsettledError(Exception):
-    """The log changes under every look at it. The message says which."""
+    """The log was another one each time that it was looked at."""
 
 
 @dataclass
 class Assigned:
-    """A partition in hand. `partition` is `None` until it is loaded."""
+    """An assigned partition. `partition` is `None` until it is loaded."""
 
     partition: Partition | None = None
-    records: list[Record] = field(default_factory=list)
+    records: list[KafkaRecord] = field(default_factory=list)
     since: float = 0.0
     checked: float = 0.0
     log_start_read: float = -math.inf
-    # In a row, and how many of them were fences.
+    # Failures in a row, and how many of them were fences.
     failures: int = 0
     fences: int = 0
     retry_at: float = 0.0
@@ -43,7 +42,7 @@ class Assigned:
         self.log_start_read = -math.inf
 
     def back_off(self, *, is_fenced: bool = False) -> None:
-        """Puts the next attempt off, longer after each failure in a row."""
+        """Delays the next attempt, longer after each failure in a row."""
         self.failures += 1
         self.fences += is_fenced
         bound = _LONGEST_BACKOFF_SECONDS

@@ -1,6 +1,4 @@
-"""Records that could not be read go on to a topic of their own, as they were, from the table that a
-worker put them in.
-"""
+"""Publishing records that could not be read, as they were, from their table to a topic of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError, StoreError
 from runtap_consumers.kafka.client import Publisher
@@ -19,7 +16,7 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 from runtap_schemas.topics import dead_letters_topic
 
-# Of a record that no topic takes with our headers added; the table has it whole.
+# A record that its topic does not take with our headers is cut; the table has it whole.
 _CUT_BYTES = 100_000
 
 _logger = structlog.get_logger(__name__)
@@ -37,7 +34,6 @@ async def keep_publishing_dead_letters(
                     await publish_dead_letters(store, publisher, topic, partitions())
                     await asyncio.sleep(1)
         except (StoreError, KafkaUnavailableError) as error:
-            # They stay in the store, unpublished, and are tried again.
             _logger.warning("dead_letters_not_published", reason=str(error))
             await asyncio.sleep(10)
 
@@ -45,14 +41,7 @@ async def keep_publishing_dead_letters(
 async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, partitions: Collection[int]) -> int:
     """Publishes what is stored and not published, oldest first: the original key and bytes, the reason in headers.
 
-    Each is marked after its acknowledgement: it is published at least once, a repeat (of a worker that was killed, or
-    lost the partition meanwhile) with the same `id` header.
-
-    Args:
-        store: where they are.
-        publisher: what publishes them.
-        topic: where to.
-        partitions: whose; each worker publishes those of its own.
+    Each is marked after its acknowledgement, so published at least once; repeats have the same `id` header.
 
     Returns:
         How many were published.
@@ -70,8 +59,8 @@ async def publish_dead_letters(store: Store, publisher: Publisher, topic: str, p
             await _publish(publisher, topic, letter, store.events_topic)
             await asyncio.get_running_loop().run_in_executor(thread, _mark, writer, letter)
     finally:
-        # In turn: cancelled, this leaves a mark behind that is still at work, and SQLite crashes the process when its
-        # connection is closed under it.
+        # In the thread that marks: after a cancellation it may still do so, and closing SQLite's connection under it
+        # crashes the process.
         thread.submit(writer.close)
         thread.shutdown(wait=False)
     _logger.info("dead_letters_published", topic=topic, records=len(letters))
@@ -97,11 +86,8 @@ async def _publish(publisher: Publisher, topic: str, letter: DeadLetter, events_
 
 
 def _read(store: Store, partitions: Collection[int]) -> list[DeadLetter]:
-    try:
-        with store.read() as connection:
-            return read_dead_letters(connection, partitions)
-    except SQLAlchemyError as error:
-        raise StoreError(f"the dead letters cannot be read: {error}") from error
+    with store.read() as connection:
+        return read_dead_letters(connection, partitions)
 
 
 def _mark(writer: Writer, letter: DeadLetter) -> None:

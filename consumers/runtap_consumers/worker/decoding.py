@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from runtap_consumers.kafka.records import Record, UndecodableRecord
+from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord
 from runtap_consumers.projections.batch import Batch
 from runtap_schemas import (
     AnyEvent,
@@ -25,7 +25,7 @@ _NO_METADATA: dict[str, Any] = {}
 
 
 def decode_records(
-    records: Sequence[Record], *, keeps_labels: bool = True
+    records: Sequence[KafkaRecord], *, keeps_labels: bool = True
 ) -> Iterator[AnyEvent | Skipped | Unreadable]:
     """Reads the events of records, also of those that the Kafka client could not hand out, one when it is asked for:
     what is done with an event at once finds it in the processor's cache.
@@ -43,9 +43,8 @@ def decode_records(
 
 
 def add_event(batch: Batch, event: Any, log_time_ns: int) -> None:
-    """Puts an event that is new where its kind belongs."""
+    """Adds a new event to the batch's list of its kind. Ended runs are looked for first: nearly all events are."""
     if isinstance(event, RunEnded):
-        # First, since nearly all are.
         batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))
     elif isinstance(event, Skipped):
         batch.skipped_types.append(event.type)

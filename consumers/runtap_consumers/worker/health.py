@@ -35,15 +35,15 @@ class Health:
     commits: int = 0
     fenced: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    last_turn: float = field(default_factory=time.monotonic)
+    last_iteration: float = field(default_factory=time.monotonic)
     last_progress: float = field(default_factory=time.monotonic)
 
     def problems(self) -> list[str]:
         """What is wrong; empty where the worker is healthy."""
         now = time.monotonic()
         found = [f"{name} has stopped: {error}" for name, error in self.failed.items()]
-        if now - self.last_turn > self.stalled_after_seconds:
-            found.append(f"the worker's loop has not turned for {now - self.last_turn:.0f} s")
+        if now - self.last_iteration > self.stalled_after_seconds:
+            found.append(f"the worker's loop has been stuck for {now - self.last_iteration:.0f} s")
         if self.is_stalled():
             found.append(f"lag of {self.lag} records and no progress for {now - self.last_progress:.0f} s")
         return found
@@ -52,9 +52,9 @@ class Health:
         """Whether there is lag and no projection has moved for too long."""
         return self.lag > 0 and time.monotonic() - self.last_progress > self.stalled_after_seconds
 
-    def turned(self) -> None:
+    def iterated(self) -> None:
         """Notes that a loop without lag, such as that of the alerts, went round."""
-        self.last_turn = self.last_progress = time.monotonic()
+        self.last_iteration = self.last_progress = time.monotonic()
 
     def progressed(self) -> None:
         """Notes that a commit went through, or that there was nothing to do."""
@@ -63,10 +63,6 @@ class Health:
 
 def serve_health(health: Health, port: int) -> uvicorn.Server:
     """Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
-
-    Args:
-        health: what the worker keeps up to date.
-        port: TCP port.
 
     Returns:
         The running server; set its `should_exit` to end it.
@@ -89,7 +85,7 @@ def serve_health(health: Health, port: int) -> uvicorn.Server:
         }
         return JSONResponse(body, status_code=503 if problems else 200)
 
-    # Bound here: in its thread a failure would end the server alone, and probes would ask whoever has the port.
+    # Bound before the thread starts: there a failure would end the server alone, and probes would ask another process.
     try:
         listener = socket.create_server(("0.0.0.0", port))
     except OSError as error:

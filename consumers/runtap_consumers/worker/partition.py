@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 
 from runtap_consumers.errors import StoreError, WorkerStoppedError
-from runtap_consumers.kafka.records import Record, fingerprint_of
+from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.grains import Calendar, Key, Rows, SketchBook, rows_of_grain
+from runtap_consumers.projections.grains import Calendar, Rows, SketchBook, rows_of_grain
 from runtap_consumers.projections.lane_marks import LaneMarks
-from runtap_consumers.projections.rollups import (
-    DAY_NS,
-    OPEN_RUNS,
-    RECENT_ERRORS,
-    RECENT_ERRORS_KEPT,
-    ROLLUPS,
-    Changes,
-)
+from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.engine import Store
@@ -36,8 +30,10 @@ from runtap_consumers.store.positions import (
     load_lanes,
     load_positions,
     read_open_run_ids,
+    read_sketches,
 )
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
+from runtap_consumers.units import DAY_NS
 from runtap_consumers.worker.decoding import add_event, decode_records
 from runtap_schemas import EmitterReported, Skipped, Unreadable
 
@@ -45,7 +41,7 @@ logger = structlog.get_logger(__name__)
 
 _ROLLUPS = {rollup.name: rollup for rollup in ROLLUPS}
 _RETENTION_EVERY_NS = 60 * 10**9
-# Ids of 100 bytes each. Beyond, every end looks for its open run in the store.
+# 100 bytes each. Where more are open, every end deletes from `open_runs`, whether it has a row there or not.
 _MAX_OPEN_RUNS_KNOWN = 100_000
 
 
@@ -72,7 +68,11 @@ class Cursor:
 
 
 class Partition:
-    """A partition's positions, marks and sketches, and what a batch makes of them."""
+    """A partition's positions, marks and sketches, and what a batch makes of them.
+
+    Methods raise StoreError where the store does not answer or take a commit, FencedError where another worker has
+    moved a position: forget this object then.
+    """
 
     def __init__(self, number: int, projections: Iterable[str], tools: Tools) -> None:
         self.number = number
@@ -83,12 +83,12 @@ class Partition:
         self._sketches: dict[str, SketchBook] = {}
         self._positions: dict[str, Position] = {}
         self._retention_due_ns = 0
-        # Runs with a row in `open_runs`, `None`: too many. Nearly no end has one, and looking costs a microsecond.
+        # Runs with a row in `open_runs` (`None`: too many): nearly no end has one, and a DELETE for each costs 1 µs.
         self._open_run_ids: set[str] | None = None
-        # Append time of the oldest record that the log still holds, as last seen; 0: not known.
+        # Append time of the oldest record of the log, as last read; 0: not known.
         self.log_start_ns = 0
         self.cursors: list[Cursor] = []
-        # Projections whose fold raised: their position stays, and they stay out until the process ends.
+        # Projections whose fold raised: their positions do not move until the process is started again.
         self.failed: dict[str, Exception] = {}
 
     @property
@@ -106,11 +106,7 @@ class Partition:
         return [(cursor.next_offset, cursor.fingerprint) for cursor in self.cursors]
 
     def load(self, log_start: int) -> None:
-        """Reads positions and marks in one snapshot; a projection that is new here begins at the log's start.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """Reads positions and marks in one snapshot; a projection that is new here begins at the log's start."""
         self._add_missing_positions(log_start)
         with self._tools.store.read() as connection:
             self._positions = load_positions(connection, self.number, self._projections)
@@ -127,7 +123,10 @@ class Partition:
                 self.cursors.append(
                     Cursor([name], position.next_offset, position.fingerprint, position.log_time_ns, marks)
                 )
-        self._sketches = {name: SketchBook(self._sketch_loader(name)) for name in self._positions}
+        self._sketches = {
+            name: SketchBook(partial(read_sketches, self._tools.writer, self.number, position.generation))
+            for name, position in self._positions.items()
+        }
         self._open_run_ids = self._load_open_run_ids() if "runs" in self._positions else None
 
     def _load_open_run_ids(self) -> set[str] | None:
@@ -138,17 +137,16 @@ class Partition:
     def _add_missing_positions(self, log_start: int) -> None:
         add_missing_positions(self._tools.writer, self.number, self._projections, log_start)
 
-    def fold(self, records: Sequence[Record]) -> Commit:
+    def fold(self, records: Sequence[KafkaRecord]) -> Commit:
         """Works out what a batch writes. The marks in memory move; they are right only once the commit is done.
 
         Args:
             records: in the order of the log, beginning at `next_offset` or before.
 
         Raises:
-            StoreError: what the fold needs of the store cannot be read.
             WorkerStoppedError: no projection is left that folds.
         """
-        # Read once for all.
+        # Decoded once for all cursors.
         events = decode_records(records, keeps_labels=self._keeps_labels)
         decoded = events if len(self.cursors) == 1 else list(events)
         commit = Commit(self.number, [])
@@ -182,7 +180,7 @@ class Partition:
         self._add_deletions(commit)
         return commit
 
-    def _sort(self, cursor: Cursor, records: Sequence[Record], decoded: Iterable[Any], commit: Commit) -> Batch:
+    def _sort(self, cursor: Cursor, records: Sequence[KafkaRecord], decoded: Iterable[Any], commit: Commit) -> Batch:
         batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
         take = cursor.marks.take
         dead_letters: list[Row] = []
@@ -211,7 +209,7 @@ class Partition:
             commit.new_rows.append((tables.dead_letters, dead_letters))
         return batch
 
-    def _dead_letter(self, record: Record, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
+    def _dead_letter(self, record: KafkaRecord, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
         topic = self._tools.store.events_topic
         return (
             f"{topic}/{self.number}/{record.offset}/{fingerprint_of(record)}",
@@ -234,7 +232,7 @@ class Partition:
             except StoreError:
                 raise
             except Exception as error:
-                # A fold that raises is a bug: that projection stops, alone, and its position stays.
+                # A bug in one projection must not stop the others.
                 cursor.projections.remove(name)
                 self.failed[name] = error
                 logger.exception(
@@ -274,7 +272,7 @@ class Partition:
         part = Commit(self.number, [])
         for table_name, rows in deltas:
             if rows:
-                # In key order, so that whoever else locks rows of a table meets them in the same order.
+                # In key order: two that lock rows of a table in different orders would deadlock.
                 whole: list[Row] = [(*key, *tail, *rows[key]) for key in sorted(rows)]
                 part.upserts.append((tables.metadata.tables[table_name], whole))
         part.runs, part.runs_generation = changes.runs, self._positions[name].generation
@@ -317,30 +315,15 @@ class Partition:
             commit.deletions += retention.expired_sessions(self.number, generation, moved["sessions"], kept_ns)
 
     def commit(self, commit: Commit) -> None:
-        """Writes what `fold` worked out.
-
-        Raises:
-            FencedError: another worker owns the partition; forget this object.
-            StoreError: nothing was written, or the outcome is unknown; forget this object.
-        """
+        """Writes what `fold` worked out."""
         self._tools.writer.commit(commit)
 
     def begin_incarnation(self, log_start: int, now_ns: int) -> None:
-        """Turns to a log that was made again: its start, with a new incarnation. Figures and marks stay.
-
-        Raises:
-            FencedError: another worker was quicker.
-            StoreError: nothing was written.
-        """
+        """Goes to the start of a log that was made again, with a new incarnation. Figures and marks are kept."""
         self._jump("recreated", list(self._positions.values()), log_start, now_ns, new_incarnation=1)
 
     def skip_lost(self, log_start: int, now_ns: int) -> None:
-        """Steps over what retention deleted before it was read, and records which offsets those were.
-
-        Raises:
-            FencedError: another worker was quicker.
-            StoreError: nothing was written.
-        """
+        """Steps over what retention deleted before it was read, and records which offsets those were."""
         behind = [position for position in self._positions.values() if position.next_offset < log_start]
         self._jump("retention", behind, log_start, now_ns, new_incarnation=0)
 
@@ -358,7 +341,7 @@ class Partition:
                     fingerprint="",
                     log_time_ns=position.log_time_ns,
                     incarnation=incarnation,
-                    # A worker that still follows the old log must be fenced, whatever the new offsets are.
+                    # Else a worker that still reads the old log could commit, once the new one is as long.
                     next_epoch=position.epoch + 1,
                 )
             )
@@ -375,22 +358,6 @@ class Partition:
             )
         commit.new_rows.append((tables.log_incidents, incidents))
         self._tools.writer.commit(commit)
-
-    def _sketch_loader(self, projection: str) -> Any:
-        generation = self._positions[projection].generation
-
-        def load(table_name: str, bucket: int) -> dict[Key, list[bytes | None]]:
-            table = tables.metadata.tables[table_name]
-            keys = [column.name for column in table.primary_key.columns][1:-2]
-            blobs = [column.name for column in table.columns if column.name.endswith("sketch")]
-            rows = self._tools.writer.read(
-                f"SELECT {', '.join(keys + blobs)} FROM {table_name} "
-                "WHERE bucket_ns = ? AND partition = ? AND generation = ?",
-                (bucket, self.number, generation),
-            )
-            return {tuple(row[: len(keys)]): list(row[len(keys) :]) for row in rows}
-
-        return load
 
 
 def _state(position: Position) -> tuple[int, str, bool]:

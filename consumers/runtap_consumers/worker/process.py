@@ -61,8 +61,7 @@ async def run_worker(
     unknown = sorted(set(projections) - set(PROJECTIONS))
     if unknown:
         raise SettingsError(f"there is no projection {', '.join(unknown)}: expected of {', '.join(PROJECTIONS)}")
-    # A batch keeps a hundred thousand objects alive and makes no cycles; with the defaults a third of the fold is spent
-    # looking for some.
+    # A batch keeps 100,000 objects alive and makes no cycles; looking for some takes a third of the fold by default.
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
     stop = asyncio.Event()
@@ -70,10 +69,10 @@ async def run_worker(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     topic = events_topic(settings.topic_prefix)
-    # Looked for first: a store made for a topic that was only misspelt would refuse the right one afterwards.
+    # Before the store is made: one that was made for a misspelt topic would refuse the right one.
     async with TopicEnds(settings, topic) as ends:
         await ends.read()
-    # From here on the worker goes on without Kafka: the client's log is what says why.
+    # From here on only the client's log says why Kafka cannot be reached.
     watch_client_log(is_silent=False)
     health = Health(projections)
     server = serve_health(health, health_port) if health_port is not None else None
@@ -84,8 +83,8 @@ async def run_worker(
             worker = Worker(settings, projections, store, prices, health, stop, side_tasks)
             tasks.append(asyncio.create_task(worker.run(drain), name="projections"))
         if companion is not None:
-            # Beside projections it is their loop that health watches.
-            on_round = _do_nothing if projections else health.turned
+            # Health watches one loop: that of the projections where there are some.
+            on_round = (lambda: None) if projections else health.iterated
             tasks.append(asyncio.create_task(companion(store, stop, on_round), name="companion"))
         await _run_together(tasks, stop, health)
     finally:
@@ -96,15 +95,12 @@ async def run_worker(
     return 1 if health.failed else 0
 
 
-def _do_nothing() -> None: ...
-
-
 async def _run_together(tasks: list[asyncio.Task[None]], stop: asyncio.Event, health: Health) -> None:
     done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    # A drained worker ends its evaluator with it; one that failed ends the other, and the process says why.
+    # Whichever ends, drained or failed, ends the other.
     stop.set()
     if others:
-        health.last_turn = time.monotonic()
+        health.last_iteration = time.monotonic()
         await asyncio.wait(others, timeout=4)
     for task in (*done, *others):
         if not task.done():

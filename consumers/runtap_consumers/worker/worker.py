@@ -15,12 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from runtap_consumers.errors import (
-    FencedError,
-    StoreError,
-    StoreVersionError,
-    WorkerStoppedError,
-)
+from runtap_consumers.errors import FencedError, StoreError, StoreVersionError, WorkerStoppedError
 from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import fingerprint_of
@@ -75,15 +70,7 @@ class Worker:
         stop: asyncio.Event,
         side_tasks: Sequence[SideTask] = (),
     ) -> None:
-        """Args:
-        settings: how to reach Kafka, and how large commits are.
-        projections: names of `runtap_consumers.projections.PROJECTIONS`.
-        store: what is written.
-        prices: what calls cost.
-        health: what is kept up to date.
-        stop: ends the loop.
-        side_tasks: what else runs for as long as the worker does. One that fails ends the worker.
-        """
+        """`stop` ends the loop; `side_tasks` run for as long as the worker does, and one that fails ends it."""
         self._settings = settings
         self._projections = projections
         self._store = store
@@ -151,14 +138,14 @@ class Worker:
             if self._health.is_stalled():
                 raise WorkerStoppedError("; ".join(self._health.problems()))
             for task in [task for task in self._side_tasks if task.done()]:
-                # A side task ends only by failing: its failure is the worker's.
+                # A side task ends only by failing, and ends the worker with it.
                 task.result()
             if moved:
                 continue
             if ends is not None and time.monotonic() - drained_checked > 0.2:
                 drained_checked = time.monotonic()
                 with contextlib.suppress(StoreError):
-                    if await self._in_thread(lambda: self._is_drained(ends)):
+                    if await self._in_thread(self._is_drained, ends):
                         return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _IDLE_SECONDS)
@@ -167,7 +154,7 @@ class Worker:
         return self._reader.is_rebalancing or self._seen_assignment != self._assignments or self._stop.is_set()
 
     async def _refresh_prices(self) -> None:
-        """Turns to other prices where their files have changed: here, between two batches."""
+        """Reads prices again where their files have changed; a batch has one set of prices."""
         if time.monotonic() - self._prices_checked < _REFRESH_PRICES_EVERY_SECONDS:
             return
         self._prices_checked = time.monotonic()
@@ -181,15 +168,13 @@ class Worker:
         if self._seen_assignment == self._assignments:
             return
         self._seen_assignment = self._assignments
-        # Whatever stayed with this worker was sought to Kafka's idea of its position: all of it is loaded again.
+        # Kafka's client has moved all partitions to its own positions, also those that were assigned before: load all.
         self._assigned = {number: Assigned() for number in sorted(self._reader.assigned())}
         self._health.partitions = list(self._assigned)
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
     async def _await_rebalance(self) -> None:
-        """Stays in the group, and waits while that is balanced: what would be loaded now may be
-        another's in a moment.
-        """
+        """Waits, as a member of the group, while it is balanced: what is assigned now may be another's in a moment."""
         try:
             await self._reader.await_rebalance()
         except KafkaError as error:
@@ -197,11 +182,7 @@ class Worker:
             await asyncio.sleep(BACKOFF_SECONDS)
 
     async def _work_on(self, number: int, assigned: Assigned) -> bool:
-        """Polls a partition, and commits what has gathered once it is enough or old enough.
-
-        Returns:
-            Whether something happened; else the loop may rest.
-        """
+        """Polls a partition, and commits what has gathered once it is enough or old enough; whether it did either."""
         if time.monotonic() < assigned.retry_at:
             return False
         try:
@@ -266,24 +247,23 @@ class Worker:
         return len(assigned.records) >= commit_events or time.monotonic() - assigned.since >= longest
 
     async def _load(self, number: int, assigned: Assigned, projections: list[str]) -> None:
-        # Whoever was fenced may have been so by a migration.
+        # It may have been a migration that fenced this worker.
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
         for _ in range(2 + len(self._projections)):
             log_start, _ = await self._reader.log_range(number)
-            await self._in_thread(lambda log_start=log_start: partition.load(log_start))  # type: ignore[misc]
-            # After the position, which others may move beyond an end that was asked before.
+            await self._in_thread(partition.load, log_start)
+            # Asked after loading: another worker may have moved the position beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
-            now_ns = time.time_ns()
             if not await self._is_same_log(number, partition.read_up_to(), log_start, log_end):
-                await self._in_thread(lambda start=log_start, now=now_ns: partition.begin_incarnation(start, now))  # type: ignore[misc]
+                await self._in_thread(partition.begin_incarnation, log_start, time.time_ns())
             elif partition.next_offset < log_start:
-                await self._in_thread(lambda start=log_start, now=now_ns: partition.skip_lost(start, now))  # type: ignore[misc]
+                await self._in_thread(partition.skip_lost, log_start, time.time_ns())
             else:
                 self._reader.seek(number, partition.next_offset)
                 assigned.partition, assigned.records, assigned.checked = partition, [], time.monotonic()
                 return
-        # Read on, it would be a log of which nobody knows whether it is the one that was applied.
+        # Nobody could tell whether what is read next belongs to the log that was applied.
         raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
     async def _read_log_start(self, number: int, assigned: Assigned, partition: Partition) -> None:
@@ -302,7 +282,7 @@ class Worker:
             if next_offset > log_end:
                 return False
             if not fingerprint and next_offset > log_start:
-                # Nothing was read yet, so it began at the log's start; and a log's start never goes back.
+                # The position began at the start of a log, and the start of one log never goes back.
                 return False
             if not fingerprint or next_offset - 1 < log_start:
                 continue
@@ -315,7 +295,6 @@ class Worker:
         assert assigned.partition is not None
         assigned.checked = time.monotonic()
         if not await self._is_same_log(number, assigned.partition.read_up_to(), *await self._reader.log_range(number)):
-            # Loading begins the new incarnation.
             assigned.forget()
 
     async def _commit(self, number: int, assigned: Assigned) -> None:
@@ -323,22 +302,22 @@ class Worker:
         assert partition is not None
         before = partition.read_up_to()
         if any(not fingerprint for _, fingerprint in before):
-            # Nothing of this log was read yet: only the batch can tell whether it is still there or was made again.
+            # Without a fingerprint, only the batch itself can show that the log was made again since it was polled.
             first = await self._reader.record_at(number, records[0].offset)
             if first is not None and fingerprint_of(first) != fingerprint_of(records[0]):
                 assigned.forget()
                 return
-        commit = await self._in_thread(lambda: partition.fold(records))
+        commit = await self._in_thread(partition.fold, records)
         due = time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:
-            # Numbers missing may mean that this is another log, made again at a length beyond our offset.
+            # Missing numbers may mean another log, made again and already longer than our offset.
             if not await self._is_same_log(number, before, *await self._reader.log_range(number)):
                 assigned.forget()
                 return
             assigned.checked = time.monotonic()
             if assigned.checked - assigned.log_start_read > _LOG_START_EVERY_SECONDS:
                 await self._read_log_start(number, assigned, partition)
-        await self._in_thread(lambda: partition.commit(commit))
+        await self._in_thread(partition.commit, commit)
         self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
         self._health.events_applied += len(records)
@@ -352,7 +331,7 @@ class Worker:
         return running
 
     def _update_health(self) -> None:
-        self._health.last_turn = time.monotonic()
+        self._health.last_iteration = time.monotonic()
         lag = 0
         for number, assigned in self._assigned.items():
             end = self._reader.highwater(number)
@@ -376,7 +355,7 @@ class Worker:
                     f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
                 ) from error
             except (KafkaError, TimeoutError):
-                # Kafka is away, which says nothing about the topic.
+                # Kafka cannot be reached, which says nothing about the topic.
                 continue
 
     async def _publish_progress(self) -> None:
@@ -393,8 +372,8 @@ class Worker:
             except (KafkaError, TimeoutError) as error:
                 logger.debug("progress_not_published", reason=repr(error))
 
-    def _start_side_task(self, work: object, name: str) -> None:
-        self._side_tasks.add(asyncio.create_task(work, name=name))  # type: ignore[arg-type]
+    def _start_side_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._side_tasks.add(asyncio.create_task(work, name=name))
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

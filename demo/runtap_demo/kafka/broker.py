@@ -37,14 +37,13 @@ _SETTINGS = {
     # A group's first member need not wait for others; clients may ask for short sessions.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
-    # What runtap relies on.
+    # As in production: a topic that nobody made shows as an error.
     "auto.create.topics.enable": "false",
     "log.message.timestamp.type": "LogAppendTime",
     "unclean.leader.election.enable": "false",
     # A killed node may come back only when its old session has ended: after 9 s by default.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
-    # Small and quick.
     "offsets.topic.num.partitions": "3",
     "transaction.state.log.num.partitions": "1",
     "share.coordinator.state.topic.num.partitions": "1",

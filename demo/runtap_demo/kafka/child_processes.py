@@ -20,7 +20,7 @@ from runtap_demo.errors import ChildEndedError
 
 _LAST_LINES = 15
 
-# Runs between fork and the program, in place of a preexec_fn, which may deadlock in a process with threads. 1 is
+# Runs between fork and the program, instead of a preexec_fn, which may deadlock in a process with threads. 1 is
 # PR_SET_PDEATHSIG, 9 is SIGKILL; the parent may have died before the call.
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
@@ -107,7 +107,7 @@ def end(processes: Iterable[subprocess.Popen[bytes]], timeout_seconds: float) ->
     for process in running:
         if timeout_seconds > 0:
             process.terminate()
-            # A suspended process would never see it.
+            # A suspended process would never see the signal.
             process.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + timeout_seconds
     for process in running:

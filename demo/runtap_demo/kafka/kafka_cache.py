@@ -129,7 +129,7 @@ def kafka_files(console: Console | None = None) -> KafkaFiles:
             _make_checkpoint(KafkaFiles(made), Path(scratch) / "format")
             names = [jar.file_name for jar in listed_jars()]
             (made / _MARKER).write_text(json.dumps({"version": KAFKA_VERSION, "jars": names}))
-            _put_in_place(made, folder)
+            _move_finished(made, folder)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise KafkaJarsMissingError(KAFKA_VERSION, folder, f"{type(error).__name__}: {error}") from error
     return KafkaFiles(folder)
@@ -145,13 +145,13 @@ def _is_complete(folder: Path) -> bool:
     return marker["jars"] == wanted and all((folder / "jars" / name).is_file() for name in wanted)
 
 
-def _put_in_place(made: Path, folder: Path) -> None:
+def _move_finished(made: Path, folder: Path) -> None:
     if folder.exists() and not _is_complete(folder):
         shutil.rmtree(folder)
     try:
         made.rename(folder)
     except OSError:
-        # Another process was quicker; its files are as good.
+        # Another process may have filled the folder first; its files are as good.
         if not _is_complete(folder):
             raise
 

@@ -24,7 +24,7 @@ def free_ports(count: int, besides: Collection[int] = ()) -> list[int]:
 def is_free(port: int) -> bool:
     """Whether a server could listen there now."""
     with socket.socket() as probe:
-        # As servers do: a port on which only old connections linger is free.
+        # Else a port on which only closed connections linger would count as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

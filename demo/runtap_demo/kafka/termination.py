@@ -13,17 +13,15 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """Within it, each of these signals raises SystemExit in the main thread, so that every `with`
-    block ends its part.
-    """
+    """Each of these signals raises SystemExit in the main thread, so that every `with` block ends its part."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        # A second one must not interrupt the cleaning up; whoever is in a hurry has SIGKILL.
+    def exit_in_order(number: int, frame: FrameType | None) -> None:
+        # A second signal would interrupt the cleaning up and leave a Kafka behind.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in _SIGNALS}
+    before = {number: signal.signal(number, exit_in_order) for number in _SIGNALS}
     try:
         yield
     finally:

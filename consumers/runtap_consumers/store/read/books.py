@@ -19,7 +19,7 @@ from runtap_consumers.store.read.emitters import SILENCE_NS, Books, LaneState, R
 from runtap_consumers.store.read.snapshot import Snapshot
 
 _REPORTS_A_PAGE = 50
-# Within so much log time after an emitter's last sign of life, or before now, others must have been heard for a minute.
+# Within so much log time after an emitter's last sign of life, or before now, others must have reported for a minute.
 _WATCHED_NS = 10 * SILENCE_NS
 
 

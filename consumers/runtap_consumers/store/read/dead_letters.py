@@ -33,9 +33,9 @@ def find_dead_letters(snapshot: Snapshot, wanted: str) -> list[Row[Any]]:
     """The dead letter of an id, or those at `partition/offset` (one for each log that had such an offset)."""
     columns = dead_letters.c
     parts = wanted.split("/")
-    is_place = len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts)
+    is_offset = len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts)
     condition = columns.id == wanted
-    if is_place:
+    if is_offset:
         condition = or_(condition, (columns.partition == int(parts[0])) & (columns.log_offset == int(parts[1])))
     return list(snapshot.connection.execute(select(dead_letters).where(condition).order_by(columns.log_time_ns)))
 

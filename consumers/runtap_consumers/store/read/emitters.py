@@ -1,6 +1,6 @@
 """What is known of emitters: what they said, and what projections applied of them.
 
-Plain data and an index of it (`Books`); `figures.ledger` draws the conclusions.
+Plain data and an index of it (`Books`); `figures.completeness` draws the conclusions.
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ def _select_segments(
 
 
 def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
-    """Calls, tokens and money by model and service. A segment has rows of its own: the same key may come more than
-    once.
-    """
+    """Calls, tokens and money by model and service; by segment, so that a key may come more than once."""
     counted = (*_CALL_COUNTS, *TOKEN_CLASSES)
     rows = []
     for table, statement in _select_segments(snapshot, "cost", time_range, service):
@@ -139,7 +137,7 @@ def read_components(
     names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
     for table, statement in _select_segments(snapshot, "performance", time_range, service):
-        # Rows as they are: concatenating sketches is quicker here than in either database.
+        # Not summed by the database: concatenating sketches is quicker here.
         for run_type, name, model, *measures in snapshot.connection.execute(
             statement.add_columns(*(table.c[column] for column in names))
         ):
@@ -184,7 +182,7 @@ def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, st
             groups[row.service, row.fingerprint] = ErrorGroup(**{name: getattr(row, name) for name in names})
         else:
             group.last_at_ns = max(group.last_at_ns, row.last_at_ns)
-            # One service may send messages from one environment only.
+            # The first row may be of an environment that sends no messages.
             group.message = group.message or row.message
     return groups
 

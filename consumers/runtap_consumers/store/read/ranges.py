@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.instants import day_start_ns, hour_start_ns
-from runtap_consumers.projections.rollups import DAY_NS, HOUR_NS, MINUTE_NS, RETENTION_NS, SKEW_AHEAD_NS
+from runtap_consumers.projections.rollups import RETENTION_NS, SKEW_AHEAD_NS
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 
-# Beyond it, hours are too many rows for a page. The last minute is what fast clocks may be ahead.
+# Longer ranges would be too many rows of hours. The minute more: clocks may be that fast.
 MAX_HOURS_NS = 7 * DAY_NS + SKEW_AHEAD_NS
 DEFAULT_NS = DAY_NS
 
@@ -47,7 +48,7 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
     if to_ns - from_ns > MAX_HOURS_NS or from_ns < newest_log_time_ns - RETENTION_NS["hour"] + HOUR_NS:
         first, last = day_start_ns(from_ns, zone), day_start_ns(to_ns - 1, zone, days_later=1)
         return TimeRange(first, last, (Segment("day", first, last),))
-    # A bucket goes when its start is past retention.
+    # A bucket is deleted when its start is past retention.
     if from_ns < newest_log_time_ns - RETENTION_NS["minute"] + MINUTE_NS:
         first, last = hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1)
         return TimeRange(first, last, (Segment("hour", first, last),))

@@ -50,7 +50,7 @@ def stream_runs(
         streams = []
         for statement in selected:
             result = snapshot.connection.execute(statement.limit(limit), execution_options={"yield_per": _ROWS_A_FETCH})
-            # A limit leaves rows behind, and a cursor that is open on the server.
+            # Where a limit ends the reading early, the cursor would remain open on the server.
             cursors.callback(result.close)
             streams.append(_as_mappings(result))
         yield from islice(merge(*streams, key=itemgetter("started_at_ns"), reverse=True), limit)

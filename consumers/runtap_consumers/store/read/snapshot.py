@@ -84,7 +84,7 @@ class Snapshot:
 def open_snapshot(store: Store) -> Iterator[Snapshot]:
     """One state of the store to read from."""
     with store.read() as connection:
-        # Those of a rebuild in the making are no projection's.
+        # A rebuild that is under way has positions, too, under names of its own.
         known = tables.positions.c.projection.in_(PROJECTIONS)
         positions = connection.execute(select(tables.positions).where(known).order_by("projection", "partition")).all()
         generations: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -1,4 +1,4 @@
-"""Reading what the ledger names beside its sums: who the emitters are, why numbers are missing, what befell the log."""
+"""Reading why events are missing, and whose: announced skips, emitter ids in use twice, incidents of the log."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from runtap_consumers.store.read.snapshot import Snapshot
 
 @dataclass
 class LaneFacts:
-    """What a projection knows of all of an emitter's lanes. `gaps` are by partition; `forgotten` gaps are lost for
-    good.
-    """
+    """What a projection knows of an emitter's lanes: `gaps` by partition, and how many numbers are lost for good."""
 
     gaps: dict[int, list[Range]] = field(default_factory=dict)
     marks: dict[int, int] = field(default_factory=dict)
@@ -64,9 +62,7 @@ class Fork:
 
 @dataclass(frozen=True)
 class Incident:
-    """What befell a partition's log, as one projection met it: `recreated`, or `retention` (those
-    offsets went unread).
-    """
+    """An incident of a partition's log, as one projection met it: `recreated`, or `retention` (offsets gone unread)."""
 
     projection: str
     partition: int
@@ -118,9 +114,7 @@ def read_emitter_facts(snapshot: Snapshot) -> tuple[dict[str, EmitterFacts], lis
 
 
 def read_forks(snapshot: Snapshot) -> list[Fork]:
-    """Emitters whose reports are no chain: two have one number, or one names another predecessor
-    than the one there is.
-    """
+    """Emitters whose reports are no chain: two have one number, or one names another predecessor."""
     table = tables.metadata.tables["report_chains"]
     # Each report beside the one before it, in one pass: a join of the table with itself takes twenty times as long.
     in_order: Any = {"partition_by": table.c.emitter, "order_by": (table.c.number, table.c.report_id)}
@@ -149,7 +143,7 @@ def read_forks(snapshot: Snapshot) -> list[Fork]:
 
 
 def read_incidents(snapshot: Snapshot) -> list[Incident]:
-    """What befell the log, oldest first."""
+    """Incidents of the log, oldest first."""
     incidents = tables.log_incidents.c
     statement = select(tables.log_incidents).order_by(incidents.at_ns, incidents.partition, incidents.projection)
     return [_incident(row) for row in snapshot.connection.execute(statement)]

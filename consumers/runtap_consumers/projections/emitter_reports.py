@@ -1,5 +1,5 @@
-"""Ledger: what emitters say of themselves. What became of their events stands in every projection's lane marks; the
-sums are worked out at read (`runtap_consumers.figures.ledger`).
+"""The projection `ledger`: what emitters report of themselves, one row a report. Sums are worked out at read
+(`runtap_consumers.figures.completeness`), with the lane marks of every projection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtap_schemas import EmitterReported
 def fold_ledger(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     """Folds the reports of a batch, and counts the event types that this version does not know."""
     reports = {(report.emitter, report.number): _row(report, log_time) for report, log_time in batch.reports}
-    # Repeats as well: what comes second from two processes under one emitter id looks like one.
+    # Repeats as well: of two processes under one emitter id, the second's reports look like repeats.
     chains = {
         (report.emitter, report.number, report.report_id): [
             report.previous_report_id,
@@ -41,7 +41,7 @@ def _row(report: EmitterReported, log_time_ns: int) -> list[Any]:
         report.host,
         report.process_id,
         log_time_ns,
-        # A fast clock must not claim the future: the broker's clock less the age bounds it.
+        # Bounded by the broker's clock, or an emitter whose clock is fast would vouch for the future.
         min(report.complete_at_ns, log_time_ns - report.complete_age_ns),
         int(report.closing),
         report.captured,
