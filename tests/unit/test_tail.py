@@ -11,8 +11,7 @@ from runtap_consumers.cli.tail import (
     Decoded,
     TailFilter,
     Tokens,
-    describe_alert,
-    describe_event,
+    describe,
     event_types,
     json_line,
 )
@@ -25,7 +24,7 @@ RECORD = Record(3, 17, START_NS, b"key", b"value")
 
 
 def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:
-    return describe_event(event, RECORD, zone).plain
+    return describe(event, RECORD, zone).plain
 
 
 def test_model_call_shows_who_what_how_long_tokens_and_model() -> None:
@@ -40,7 +39,7 @@ def test_unknown_tokens_are_not_shown_as_none() -> None:
 
 
 def test_failed_run_is_red_and_says_why() -> None:
-    line = describe_event(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
+    line = describe(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
     assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order")
     assert [str(span.style) for span in line.spans if "red" in str(span.style)] == ["bold red", "red"]
 
@@ -114,7 +113,7 @@ def test_alert_shows_state_summary_and_sample() -> None:
         summary="checkout (prod): 20 of 30 root runs failed",
         sample_run_id="run-1",
     )
-    line = describe_alert(alert, UTC)
+    line = describe(alert, RECORD, UTC)
     assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
     assert "bold red" in [str(span.style) for span in line.spans]
 

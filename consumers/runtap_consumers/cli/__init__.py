@@ -7,10 +7,9 @@ from importlib.metadata import version
 
 import typer
 
-from runtap_consumers.cli import account, look, operate, prices, rebuild, reprice, streams, work
+from runtap_consumers.cli import dead_letters, look, prices, rebuild, reprice, streams, work
 from runtap_consumers.cli.commands import CommandGroup
-from runtap_consumers.cli.lines import say
-from runtap_consumers.cli.terminal import one_line
+from runtap_consumers.cli.terminal import one_line, say
 from runtap_consumers.errors import InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
 from runtap_schemas.masking import without_passwords
@@ -42,20 +41,13 @@ def _root(
 
 
 for _command in (
-    work.worker,
-    look.report,
-    look.runs,
-    look.sessions,
-    streams.tail,
-    account.ledger,
-    reprice.reprice,
-    rebuild.rebuild,
-    operate.doctor,
+    *(work.worker, look.report, look.runs, look.sessions, streams.tail, look.ledger),
+    *(reprice.reprice, rebuild.rebuild, work.doctor),
 ):
     app.command()(_command)
 app.add_typer(streams.alerts_app, name="alerts")
-app.add_typer(account.dead_letters_app, name="dead-letters")
-app.add_typer(operate.topics_app, name="topics")
+app.add_typer(dead_letters.dead_letters_app, name="dead-letters")
+app.add_typer(work.topics_app, name="topics")
 app.add_typer(work.store_app, name="store")
 app.add_typer(prices.prices_app, name="prices")
 

@@ -15,6 +15,7 @@ PANEL = "Settings (all others: variables RUNTAP_…, or a file .env)"
 # More than any store holds, and far from what a database takes for a number.
 _MOST_ROWS = 1_000_000_000
 Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many; 0: all.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

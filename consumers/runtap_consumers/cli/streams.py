@@ -13,8 +13,9 @@ import typer
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.errors import InputError
-from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import decode_event
+from runtap_schemas.topics import alerts_topic, events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
@@ -39,7 +40,7 @@ def tail(
 ) -> None:
     """The live stream of events, one line each. Ctrl-C ends it."""
     # The Kafka client takes a moment to load, which other commands need not wait for.
-    from runtap_consumers.cli.tail import TailFilter, Tokens, as_json, as_lines, event_types, tail_events
+    from runtap_consumers.cli.tail import TailFilter, Tokens, as_json, as_lines, event_types, follow
 
     known = (*event_types(), *RUN_TYPES)
     unknown = [name for name in types or () if name not in known]
@@ -47,31 +48,24 @@ def tail(
         raise InputError(f"there is no type {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
     if json and tokens:
         raise InputError("--json and --tokens do not go together")
+    show = as_json if json else (Tokens if tokens else as_lines)(settings.zone())
     wanted = TailFilter(session, tuple(types or ()))
-    zone = settings.zone()
-    show = as_json if json else Tokens(zone) if tokens else as_lines(zone)
-    _run(tail_events(settings, wanted, show, from_beginning))
-
-
-@alerts_app.callback()
-def alerts() -> None:
-    """The alerts."""
+    _run(follow(settings, events_topic(settings.topic_prefix), decode_event, show, from_beginning, wanted))
 
 
 @alerts_app.command("tail")
 @takes_settings("bootstrap_servers", "timezone")
 def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
     """Alerts as they are raised, one line each. Ctrl-C ends it."""
-    from runtap_consumers.cli import tail as streams
+    from runtap_consumers.cli.tail import as_json, as_lines, decode_alert, follow
 
-    _run(streams.tail_alerts(settings, json, from_beginning))
+    show = as_json if json else as_lines(settings.zone())
+    _run(follow(settings, alerts_topic(settings.topic_prefix), decode_alert, show, from_beginning))
 
 
 def _run(stream: Coroutine[Any, Any, None]) -> None:
     """Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure."""
     configure_logs("warning")
-    # What keeps the client from connecting is told once, by the error.
-    watch_client_log(is_silent=True)
     try:
         asyncio.run(stream)
     except KeyboardInterrupt:

@@ -45,6 +45,12 @@ class Store:
         """Whether it is one file, for the processes of one machine."""
         return self.engine.dialect.name == "sqlite"
 
+    @property
+    def database(self) -> str:
+        """Which database it is, and its version."""
+        version = ".".join(map(str, self.engine.dialect.server_version_info or ()))
+        return f"{'SQLite' if self.is_sqlite else 'PostgreSQL'} {version}"
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose statements all see one snapshot.

@@ -1,0 +1,174 @@
+"""What `runtap report` and `ledger` show to people, and the columns of the lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from runtap_consumers.cli.printing import Row, money, open_console, print_table
+from runtap_consumers.cli.terminal import print_line
+from runtap_consumers.figures.error_text import error_facts, error_text
+
+# What the report, and the ledger, show of each table; the JSON has all rows.
+_ROWS_OF_REPORT = 15
+_ROWS_OF_LEDGER = 50
+
+COMPONENTS = (
+    "run_type name<16 model<16 count errors success_rate? total_seconds avg_seconds? p50_seconds? p95_seconds "
+    "p99_seconds? first_token_p50_seconds? output_tokens_per_second?"
+)
+COSTS = (
+    "provider? model<28 calls unpriced_calls input_tokens cache_read_tokens? output_tokens reasoning_tokens? cost_usd"
+)
+SERVICE_COSTS = "service<28 environment calls unpriced_calls cost_usd"
+ERROR_GROUPS = "count type<20 what* service<12 last_seen? sample_run_id?"
+LAST_ERRORS = "at name<12? type<20 what* run_id?"
+SESSIONS = (
+    "session_id<24 user_ids<24? status started_at? duration_seconds traces? llm_calls tool_calls? errors input_tokens "
+    "output_tokens cost_usd"
+)
+ALERTS = "at rule? state summary*"
+RUNS = "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd run_id?"
+SUMS = "captured applied in_flight dropped lost quarantined repeats?"
+PROJECTIONS = "projection applied in_flight lost quarantined repeats"
+INCIDENTS = "time<19 projection partition what*"
+NO_RUN = "No such run: nothing was applied yet, or no run fits the filters, or they are past retention."
+NO_SESSION = "No session: give runs one by `with tap.session(…)` or config={'metadata': {'session_id': …}}."
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Prints a report of `runtap_consumers.figures.report.build_report`, the slowest components in total first."""
+    console = console or open_console()
+    console.print(f"[bold]runtap[/]  {_instant(report['range']['from'])} to {_instant(report['range']['to'])}")
+    if report["ledger"]["captured"] == 0 and not report["performance"] and not report["sessions"]:
+        console.print(
+            "There is nothing yet. Attach the handler to a chain (callbacks=[RunTapHandler()]) and keep "
+            "`runtap worker` running; `runtap demo` shows it all with a sample service."
+        )
+        return
+    cost, errors = report["cost"], report["errors"]
+    spent = f"Cost: {money(cost['cost_usd'])} for {cost['calls']:,} calls, {cost['total_tokens']:,} tokens"
+    if cost["unmetered_calls"]:
+        spent += f"; {cost['unmetered_calls']:,} calls without usage"
+    for title, columns, rows in (
+        ("Components, slowest in total first", COMPONENTS, report["performance"]),
+        (spent, COSTS, cost["by_model"]),
+        ("Cost by service", SERVICE_COSTS, cost["by_service"]),
+        (f"Errors: {errors['total']:,}", ERROR_GROUPS, map(_with_text, errors["groups"])),
+        ("Last errors", LAST_ERRORS, map(_with_text, errors["recent"])),
+        ("Sessions, newest first", SESSIONS, report["sessions"]),
+        ("Alerts", ALERTS, report["alerts"]),
+    ):
+        print_table(console, title, columns, rows, _ROWS_OF_REPORT)
+    console.print()
+    if any(row["message"] is None for row in errors["groups"]):
+        console.print("Errors come without their messages, unless a service runs with RUNTAP_ERROR_MESSAGES=true.")
+    if not report["performance"]:
+        console.print("No run ended in this range: --since 7d looks further back.")
+    if report["complete_to"] is None:
+        console.print("Complete to: not known yet; cost, performance, errors and sessions each need a worker.")
+    else:
+        console.print(f"Complete to {_instant(report['complete_to'])}: what is missing before that is counted below.")
+    _print_sums(console, report["ledger"])
+
+
+def shorten_run(run: Row) -> Row:
+    """A run with what its line has room for: a model, and how it went."""
+    return {**run, "model": run["model"] or run["request_model"], "status": run["error_type"] or run["status"]}
+
+
+def print_attribution(figures: dict[str, Any]) -> None:
+    """Prints costs of `runtap_consumers.figures.attribution.build_attribution`."""
+    begin, end = (figures["range"][name][:16].replace("T", " ") for name in ("from", "to"))
+    title = f"Cost by {figures['attribute']}, {begin} to {end}: {money(figures['cost_usd'])}"
+    if not figures["values"]:
+        print_line(open_console(), f"{title}: there was no call in this range.")
+    rows = ({**row, "value": row["value"] or "(none)"} for row in figures["values"])
+    print_table(
+        open_console(),
+        title,
+        "value<40 calls unpriced_calls input_tokens output_tokens cost_usd",
+        rows,
+        _ROWS_OF_LEDGER,
+    )
+
+
+def print_ledger(ledger: dict[str, Any]) -> None:
+    """Prints what `runtap_consumers.figures.ledger_report.build_ledger` returned."""
+    console = open_console()
+    if not ledger["emitters"]:
+        console.print("There is nothing yet: no worker has applied an event.")
+        return
+    print_line(console, f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
+    _print_sums(console, ledger, "at least " if ledger["captured_is_at_least"] else "")
+    for shared in ledger["shared_emitters"]:
+        processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
+        print_line(
+            console,
+            f"Emitter {shared['emitter']} is two processes or more ({processes}): of two events under one number "
+            "only the first counts. A snapshot of a running process was restored more than once: see docs/emitter.md",
+            style="bold red",
+        )
+    if ledger["repeats"]:
+        print_line(console, f"{ledger['repeats']:,} repeats in the log were dropped.")
+    last_heard_first = sorted(ledger["emitters"], key=lambda row: row["last_heard"] or "", reverse=True)
+    skewed, unknown = ledger["skewed_events"], ledger["unknown_event_types"]
+    for title, columns, rows in (
+        ("By service", f"service<16 environment? {SUMS} why*", map(_with_reasons, ledger["services"])),
+        (
+            "By emitter, the one heard last first",
+            f"emitter<12 service<12? state last_heard<19? {SUMS} why?*",
+            map(_with_reasons, last_heard_first),
+        ),
+        ("By projection", PROJECTIONS, ledger["projections"]),
+        ("What happened to the log", INCIDENTS, map(_in_words, reversed(ledger["incidents"]))),
+        ("Times not believed", "service events", ({"service": name, "events": skewed[name]} for name in skewed)),
+        (
+            "Event types not known to this version",
+            "type events",
+            ({"type": name, "events": unknown[name]} for name in unknown),
+        ),
+    ):
+        print_table(console, title, columns, rows, _ROWS_OF_LEDGER)
+
+
+def _print_sums(console: Console, sums: dict[str, Any], at_least: str = "") -> None:
+    dropped = sum(sums["dropped"].values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sums["dropped"].items())
+    line = (
+        f"Events: captured {at_least}{sums['captured']:,} = applied {sums['applied']:,} "
+        f"+ in flight {sums['in_flight']:,} + dropped {dropped:,}{f' ({reasons})' if reasons else ''} "
+        f"+ lost {sums['lost']:,} + unreadable {sums['quarantined']:,}"
+    )
+    print_line(console, line, style="yellow" if dropped or sums["lost"] or sums["quarantined"] else "")
+
+
+def _instant(value: str) -> str:
+    # 2025-06-30T14:00:00.123456+02:00: to the second, offset kept.
+    return f"{value[:10]} {value[11:19]}{value[26:]}"
+
+
+def _with_text(error: Row) -> Row:
+    facts = error_facts(error["category"], error["status_code"], error["code"])
+    return {**error, "what": error_text(facts, error["raised_at"], error["message"])}
+
+
+def _with_reasons(row: Row) -> Row:
+    is_least = row.get("captured_is_at_least", row.get("state") == "vanished")
+    why = [
+        f"{kind}: {reason} {count:,}"
+        for kind, reasons in (("dropped", row["dropped"]), ("lost", row["lost_by_reason"]))
+        for reason, count in reasons.items()
+    ]
+    why += [f"handed over: {row['handed_over']:,}"] if row["handed_over"] else []
+    captured, dropped = f"{'≥ ' if is_least else ''}{row['captured']:,}", sum(row["dropped"].values())
+    return {**row, "captured": captured, "dropped": dropped, "why": ", ".join(why)}
+
+
+def _in_words(incident: Row) -> Row:
+    first, last = incident["first_offset"], incident["last_offset"]
+    what = f"the topic was made again; the log before it was read up to offset {last}"
+    if incident["kind"] == "retention":
+        what = f"retention deleted offsets {first} to {last} ({last - first + 1:,}) before they were read"
+    return {**incident, "time": incident["at"], "what": what}
