@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from runtap_consumers.cli.pages import print_report
+from runtap_consumers.cli.printing import print_report
 from runtap_consumers.errors import StoreError
 from runtap_consumers.figures.report import build_report
 from runtap_consumers.figures.runs import describe_run

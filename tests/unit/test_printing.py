@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtap_consumers.cli import pages
-from runtap_consumers.cli.pages import print_ledger, print_report
-from runtap_consumers.cli.printing import print_list, print_table, show
+from runtap_consumers.cli import printing
+from runtap_consumers.cli.printing import print_ledger, print_list, print_report, print_table
+from runtap_consumers.figures.words import show
 
 AT = "2025-06-20T12:00:00.000000+02:00"
 DURATIONS = {
@@ -132,33 +132,37 @@ def test_errors_without_messages_are_told_by_kind_and_place_and_how_to_have_mess
     assert "RUNTAP_ERROR_MESSAGES" not in text_of(screen)
 
 
-def test_runs_and_sessions_are_printed_whole_however_many() -> None:
-    screen = console(150)
-    print_list(map(pages.shorten_run, [RUN] * 1_203), pages.RUNS, pages.NO_RUN, console=screen)
-    assert text_of(screen).count("12.3 ms") == 1_203
-    assert "$1,234.57" in text_of(screen)
-    screen = console(80)
-    print_list(iter([SESSION] * 501), pages.SESSIONS, pages.NO_SESSION, console=screen)
-    assert text_of(screen).count("ended") == 501
+def test_runs_and_sessions_are_printed_whole_however_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    print_list(map(printing.shorten_run, [RUN] * 1_203), printing.RUNS, printing.NO_RUN)
+    text = capsys.readouterr().out
+    assert text.count("12.3 ms") == 1_203
+    assert "$1,234.57" in text
+    monkeypatch.setenv("COLUMNS", "80")
+    print_list(iter([SESSION] * 501), printing.SESSIONS, printing.NO_SESSION)
+    assert capsys.readouterr().out.count("ended") == 501
 
 
-def test_what_is_not_known_says_so_and_nothing_says_what_to_do() -> None:
+def test_what_is_not_known_says_so_and_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     screen = console(120)
     print_report(report(complete_to=None, performance=[], cost={**COST, "by_model": [], "by_service": []}), screen)
     assert "not known yet" in text_of(screen)
     assert "--since 7d" in text_of(screen)
     screen = console(80)
-    print_list(iter([]), pages.RUNS, pages.NO_RUN, console=screen)
-    print_list(iter([]), pages.SESSIONS, pages.NO_SESSION, console=screen)
+    print_list(iter([]), printing.RUNS, printing.NO_RUN)
+    print_list(iter([]), printing.SESSIONS, printing.NO_SESSION)
+    printed = capsys.readouterr().out
     nothing = {"captured": 0, "applied": 0, "in_flight": 0, "dropped": {}, "lost": 0, "quarantined": 0}
     print_report(report(performance=[], sessions=[], ledger=nothing), screen)
     for part in ("No such run", "tap.session", "runtap worker", "runtap demo"):
-        assert part in text_of(screen)
+        assert part in text_of(screen) + printed
 
 
 def test_columns_of_numbers_are_right_aligned_and_named_as_in_json() -> None:
     screen = console(80)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": "a", "input_tokens": 1_234_567, "cost_usd": None, "sum": "≥ 5", "what": "7 towns", "more": "x"},
         {"name": "bb", "input_tokens": None, "cost_usd": "12.5", "sum": "12", "what": "8", "more": "x"},
     ]

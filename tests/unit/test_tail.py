@@ -9,10 +9,10 @@ import pytest
 
 from runtap_consumers.cli.tail import (
     Decoded,
-    TailFilter,
     Tokens,
     describe,
     event_types,
+    is_wanted,
     json_line,
 )
 from runtap_consumers.kafka.record_tail import Record
@@ -79,24 +79,26 @@ def test_control_codes_and_markup_of_a_service_stay_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("session", "types", "expected"),
     [
-        (TailFilter(), ["call", "chain", "session", "unreadable"]),
-        (TailFilter(session="s-1"), ["session"]),
-        (TailFilter(types=("llm",)), ["call"]),
-        (TailFilter(types=("run.ended",)), ["call", "chain"]),
-        (TailFilter(types=("chain", "session.started")), ["chain", "session"]),
-        (TailFilter(session="s-2", types=("session.started",)), []),
+        (None, (), ["call", "chain", "session", "unreadable"]),
+        ("s-1", (), ["session"]),
+        (None, ("llm",), ["call"]),
+        (None, ("run.ended",), ["call", "chain"]),
+        (None, ("chain", "session.started"), ["chain", "session"]),
+        ("s-2", ("session.started",), []),
     ],
 )
-def test_filter_admits(wanted: TailFilter, expected: list[str]) -> None:
+def test_only_events_of_the_session_and_the_types_are_wanted(
+    session: str | None, types: tuple[str, ...], expected: list[str]
+) -> None:
     events: dict[str, Decoded] = {
         "call": model_call(),
         "chain": chain_end(),
         "session": session_start(),
         "unreadable": Unreadable("cause"),
     }
-    assert [name for name, event in events.items() if wanted.admits(event)] == expected
+    assert [name for name, event in events.items() if is_wanted(event, session, types)] == expected
 
 
 def test_event_types_are_those_of_the_wire() -> None:

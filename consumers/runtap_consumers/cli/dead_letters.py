@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from runtap_consumers.cli.options import JsonLines, Limit, takes_settings
-from runtap_consumers.cli.printing import UNKNOWN, print_list
+from runtap_consumers.cli.printing import print_list
 from runtap_consumers.cli.terminal import json_line, opened, say, visible
 from runtap_consumers.errors import InputError
+from runtap_consumers.figures.words import UNKNOWN
 from runtap_consumers.settings import ConsumerSettings
 
 dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)

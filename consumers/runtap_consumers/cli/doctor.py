@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from enum import Enum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import NamedTuple
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka.client import check_reading
 from runtap_consumers.kafka.groups import read_groups_at_work
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
+from runtap_consumers.pricing.source import load_prices
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store, shown_url
@@ -173,17 +174,13 @@ async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
 def check_prices(settings: ConsumerSettings) -> Finding:
     """Which prices are in force."""
     try:
-        installed = version("genai-prices")
-    except PackageNotFoundError:
-        return _fail("prices", "genai-prices is not installed", "pip install 'runtap[workers]'")
-    from runtap_consumers.pricing.source import load_prices
-
-    try:
         price_set = load_prices(settings).price_set
     except PriceFileError as error:
         return _fail("prices", str(error), "runtap prices check FILE")
     own = f", own prices in {settings.prices}" if settings.prices else ""
-    return _ok("prices", f"genai-prices {installed}, price set {price_set}{own}; newer: runtap prices update")
+    return _ok(
+        "prices", f"genai-prices {version('genai-prices')}, price set {price_set}{own}; newer: runtap prices update"
+    )
 
 
 def check_langsmith(variables: Mapping[str, str]) -> Iterator[Finding]:
@@ -196,17 +193,16 @@ def check_langsmith(variables: Mapping[str, str]) -> Iterator[Finding]:
 
     tracing, key = find("TRACING_V2", "TRACING"), find("API_KEY").strip()
     where = f"project {find('PROJECT') or 'default'}, endpoint {find('ENDPOINT') or 'https://api.smith.langchain.com'}"
-    if not tracing:
-        if key:
-            yield _ok("LangSmith", f"a key is set ({masked(key)}), tracing is off")
-    elif tracing != "true":
-        is_off = tracing.lower() in ("false", "0", "no", "off")
-        advice = "" if is_off else "only LANGSMITH_TRACING=true turns it on"
-        yield (_ok if is_off else _warn)("LangSmith", f"tracing is off (the variable is {tracing!r})", advice)
-    elif key:
+    if tracing == "true" and key:
         yield _ok("LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
-    else:
+    elif tracing == "true":
         yield _warn("LangSmith", f"tracing is on without a key: {where}", "set LANGSMITH_API_KEY")
+    elif tracing or key:
+        is_off = tracing.lower() in ("", "false", "0", "no", "off")
+        detail = f"tracing is off (the variable is {tracing!r}, the key {masked(key) if key else 'not set'})"
+        yield (_ok if is_off else _warn)(
+            "LangSmith", detail, "" if is_off else "only LANGSMITH_TRACING=true turns it on"
+        )
 
 
 def masked(secret: str) -> str:

@@ -13,12 +13,9 @@ from runtap_schemas.masking import mask_log_event
 
 
 def configure_logs(level: str) -> None:
-    """Sends structlog's events, and what libraries log, to standard error as JSON lines.
+    """Sends structlog's events, and what libraries log, to standard error as JSON lines, from a level on.
 
     What keeps the Kafka client from connecting is told by the error, once, and not logged.
-
-    Args:
-        level: least level that is shown: `debug`, `info`, `warning` or `error`.
     """
     import structlog
 

@@ -1,24 +1,35 @@
-"""`runtap report`, `runs`, `sessions` and `ledger`: the figures, as people read them and as JSON."""
+"""`runtap report`, `runs`, `sessions`, `ledger`, `tail`, `alerts tail`: figures and streams, for people and as JSON."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 import time
+from collections.abc import Coroutine
 from contextlib import closing
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from runtap_consumers.cli import pages
-from runtap_consumers.cli.options import JsonLines, Limit, takes_settings
-from runtap_consumers.cli.printing import print_list
+from runtap_consumers.cli import printing
+from runtap_consumers.cli.logs import configure_logs
+from runtap_consumers.cli.options import JsonLines, Limit, check_known, takes_settings
 from runtap_consumers.cli.terminal import write_json
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import decode_event
+from runtap_schemas.topics import alerts_topic, events_topic
+
+RUN_TYPES = ("llm", "chain", "tool", "retriever")
+alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
+Json = Annotated[bool, typer.Option("--json", help="The records as they are, one a line.")]
+FromBeginning = Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest record that is kept.")]
 
 
 @takes_settings("database_url", "timezone")
@@ -52,7 +63,7 @@ def report(
     if json is not None:
         write_json(figures, json)
     else:
-        (pages.print_report if by is None else pages.print_attribution)(figures)
+        (printing.print_report if by is None else printing.print_attribution)(figures)
 
 
 @takes_settings("database_url", "timezone")
@@ -62,7 +73,7 @@ def runs(
     trace: Annotated[str | None, typer.Option(help="Only runs of this trace.")] = None,
     model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
     status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(run_rows.STATUSES)}.")] = None,
-    run_type: Annotated[str | None, typer.Option("--type", help="Only these: llm, chain, tool, retriever.")] = None,
+    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
     since: Since = None,
     limit: Limit = 50,
     json: JsonLines = False,
@@ -72,15 +83,16 @@ def runs(
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
     from runtap_consumers.store.read.snapshot import open_reader
 
-    if status is not None and status not in run_rows.STATUSES:
-        raise InputError(f"there is no status {status!r}: expected one of {', '.join(run_rows.STATUSES)}")
+    check_known("status", [status] if status else [], run_rows.STATUSES)
     wanted = RunFilter(session, trace, model, status, run_type, _instant(since, settings, time.time_ns()))
     with open_reader(settings.database_url) as snapshot:
         boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
         # Closed while the store is open, also when nobody reads the output any more.
         with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
             found = (run_rows.describe_run(row, boundary, settings.zone()) for row in rows)
-            print_list(found if json else map(pages.shorten_run, found), pages.RUNS, pages.NO_RUN, json)
+            printing.print_list(
+                found if json else map(printing.shorten_run, found), printing.RUNS, printing.NO_RUN, json
+            )
 
 
 @takes_settings("database_url", "timezone")
@@ -102,7 +114,7 @@ def sessions(
         complete = read_completeness(snapshot, (PROJECTION,))
         with closing(read_sessions(snapshot, since_ns, service=service, limit=limit or None)) as rows:
             found = (describe_session(row, complete.at_ns, settings.zone()) for row in rows)
-            print_list(found, pages.SESSIONS, pages.NO_SESSION, json)
+            printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json)
 
 
 @takes_settings("database_url", "timezone")
@@ -118,7 +130,60 @@ def ledger(
 
     with open_reader(settings.database_url) as snapshot:
         figures = build_ledger(snapshot, settings.zone())
-    (write_json if json else pages.print_ledger)(figures)
+    (write_json if json else printing.print_ledger)(figures)
+
+
+@takes_settings("bootstrap_servers", "timezone")
+def tail(
+    settings: ConsumerSettings,
+    session: Annotated[str | None, typer.Option(help="Only events of this session.")] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="Only these: an event type (run.ended) or a run type (llm). May be repeated."),
+    ] = None,
+    json: Json = False,
+    from_beginning: FromBeginning = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Only the text of streamed answers, as it comes (RUNTAP_STREAM_TOKENS).")
+    ] = False,
+) -> None:
+    """The live stream of events, one line each. Ctrl-C ends it."""
+    # The Kafka client takes a moment to load, which other commands need not wait for.
+    from runtap_consumers.cli.tail import Tokens, as_json, as_lines, event_types, follow, is_wanted
+
+    wanted_types = types or []
+    check_known("type", wanted_types, (*event_types(), *RUN_TYPES))
+    if json and tokens:
+        raise InputError("--json and --tokens do not go together")
+    show = as_json if json else (Tokens if tokens else as_lines)(settings.zone())
+
+    def show_wanted(record: Any, event: Any) -> None:
+        if is_wanted(event, session, wanted_types):
+            show(record, event)
+
+    _run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, decode_event, show_wanted))
+
+
+@alerts_app.command("tail")
+@takes_settings("bootstrap_servers", "timezone")
+def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
+    """Alerts as they are raised, one line each. Ctrl-C ends it."""
+    from runtap_consumers.cli.tail import as_json, as_lines, decode_alert, follow
+
+    show = as_json if json else as_lines(settings.zone())
+    _run_until_ended(follow(settings, alerts_topic(settings.topic_prefix), from_beginning, decode_alert, show))
+
+
+def _run_until_ended(stream: Coroutine[Any, Any, None]) -> None:
+    """Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure."""
+    configure_logs("warning")
+    try:
+        asyncio.run(stream)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Python flushes at exit once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _instant(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:

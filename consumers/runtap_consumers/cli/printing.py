@@ -1,14 +1,10 @@
-"""Tables for people, of rows as JSON has them: columns are the rows' keys, and keep these names.
-
-A figure's unit, the end of its name, says how it is shown: `cost_usd`, `started_at`, `success_rate`.
-"""
+"""Tables for people, of rows as JSON has them: columns are the rows' keys, and keep these names."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -17,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runtap_consumers.cli.terminal import one_line, print_line, write_lines
+from runtap_consumers.figures import words
+from runtap_consumers.figures.words import Row
 
-UNKNOWN = "–"
 _LONGEST_CELL = 120
 # A table's columns are as wide as its widest row, so all of a page is in memory.
 _ROWS_A_PAGE = 500
@@ -27,8 +24,35 @@ _WIDE = 150
 _PIPE_WIDTH = 200
 _COLUMN = re.compile(r"(?P<name>\w+)(?:<(?P<longest>\d+))?(?P<is_extra>\?)?(?P<is_prose>\*)?")
 _NUMBER = re.compile(r"[≥+-]? ?\$?[\d,.]+(%| m?s| [hm] .*)?")
+# What the report, and the ledger, show of each table; the JSON has all rows.
+_ROWS_OF_REPORT = 15
+_ROWS_OF_LEDGER = 50
 
-Row = Mapping[str, Any]
+COMPONENTS = (
+    "run_type name<16 model<16 count errors success_rate? total_seconds avg_seconds? p50_seconds? p95_seconds "
+    "p99_seconds? first_token_p50_seconds? output_tokens_per_second?"
+)
+COSTS = (
+    "provider? model<28 calls unpriced_calls input_tokens cache_read_tokens? output_tokens reasoning_tokens? cost_usd"
+)
+SERVICE_COSTS = "service<28 environment calls unpriced_calls cost_usd"
+ERROR_GROUPS = "count type<20 what* service<12 last_seen? sample_run_id?"
+LAST_ERRORS = "at name<12? type<20 what* run_id?"
+SESSIONS = (
+    "session_id<24 user_ids<24? status started_at? duration_seconds traces? llm_calls tool_calls? errors input_tokens "
+    "output_tokens cost_usd"
+)
+ALERTS = "at rule? state summary*"
+RUNS = "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd run_id?"
+ATTRIBUTION = "value<40 calls unpriced_calls input_tokens output_tokens cost_usd"
+SERVICES = "service<16 environment? captured applied in_flight dropped lost quarantined repeats? why*"
+EMITTERS = (
+    "emitter<12 service<12? state last_heard<19? captured applied in_flight dropped lost quarantined repeats? why?*"
+)
+PROJECTIONS = "projection applied in_flight lost quarantined repeats"
+INCIDENTS = "time<19 projection partition what*"
+NO_RUN = "No such run: nothing was applied yet, or no run fits the filters, or they are past retention."
+NO_SESSION = "No session: give runs one by `with tap.session(…)` or config={'metadata': {'session_id': …}}."
 
 
 def open_console() -> Console:
@@ -58,7 +82,7 @@ def print_table(
     for name, longest, is_extra, is_prose in _COLUMN.findall(columns):
         if is_extra and console.width < _WIDE:
             continue
-        texts = [show(name, row[name]) for row in all_rows[:most]]
+        texts = [words.show(name, row[name]) for row in all_rows[:most]]
         table.add_column(
             re.sub(r"_(at|seconds|usd)$", "", name).replace("_", "\n", 1).replace("_", " "),
             justify="right" if all(text is None or _NUMBER.fullmatch(text) for text in texts) else "left",
@@ -67,7 +91,7 @@ def print_table(
             max_width=int(longest) * (1 if console.width < _PIPE_WIDTH else 3) if longest else None,
         )
         # A plain string would be read as markup.
-        cells.append([Text(one_line(text or UNKNOWN, _LONGEST_CELL)) for text in texts])
+        cells.append([Text(one_line(text or words.UNKNOWN, _LONGEST_CELL)) for text in texts])
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     if title:
@@ -76,14 +100,12 @@ def print_table(
     console.print(table)
 
 
-def print_list(
-    rows: Iterable[Row], columns: str, nothing: str, as_json: bool = False, console: Console | None = None
-) -> None:
+def print_list(rows: Iterable[Row], columns: str, nothing: str, as_json: bool = False) -> None:
     """Prints all rows, however many, a page at a time; `nothing` where there are none. Or one JSON object a line."""
     if as_json:
         write_lines(rows)
         return
-    console, iterator = console or open_console(), iter(rows)
+    console, iterator = open_console(), iter(rows)
     page = list(islice(iterator, _ROWS_A_PAGE))
     if not page:
         print_line(console, nothing)
@@ -92,39 +114,113 @@ def print_list(
         page = list(islice(iterator, _ROWS_A_PAGE))
 
 
-def show(name: str, value: Any) -> str | None:
-    """A figure as people read it, by the unit at the end of its name; `None` is what is not known."""
-    form = _FORMATS.get(name.rpartition("_")[2])
-    if form is not None and value is not None:
-        return form(value)
-    return f"{value:,}" if isinstance(value, int) else value
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Prints a report of `runtap_consumers.figures.report.build_report`, the slowest components in total first."""
+    console = console or open_console()
+    console.print(f"[bold]runtap[/]  {_instant(report['range']['from'])} to {_instant(report['range']['to'])}")
+    if report["ledger"]["captured"] == 0 and not report["performance"] and not report["sessions"]:
+        console.print(
+            "There is nothing yet. Attach the handler to a chain (callbacks=[RunTapHandler()]) and keep "
+            "`runtap worker` running; `runtap demo` shows it all with a sample service."
+        )
+        return
+    cost, errors = report["cost"], report["errors"]
+    spent = f"Cost: {words.money(cost['cost_usd'])} for {cost['calls']:,} calls, {cost['total_tokens']:,} tokens"
+    if cost["unmetered_calls"]:
+        spent += f"; {cost['unmetered_calls']:,} calls without usage"
+    for title, columns, rows in (
+        ("Components, slowest in total first", COMPONENTS, report["performance"]),
+        (spent, COSTS, cost["by_model"]),
+        ("Cost by service", SERVICE_COSTS, cost["by_service"]),
+        (f"Errors: {errors['total']:,}", ERROR_GROUPS, map(_with_text, errors["groups"])),
+        ("Last errors", LAST_ERRORS, map(_with_text, errors["recent"])),
+        ("Sessions, newest first", SESSIONS, report["sessions"]),
+        ("Alerts", ALERTS, report["alerts"]),
+    ):
+        print_table(console, title, columns, rows, _ROWS_OF_REPORT)
+    console.print()
+    if any(row["message"] is None for row in errors["groups"]):
+        console.print("Errors come without their messages, unless a service runs with RUNTAP_ERROR_MESSAGES=true.")
+    if not report["performance"]:
+        console.print("No run ended in this range: --since 7d looks further back.")
+    if report["complete_to"] is None:
+        console.print("Complete to: not known yet; cost, performance, errors and sessions each need a worker.")
+    else:
+        console.print(f"Complete to {_instant(report['complete_to'])}: what is missing before that is counted below.")
+    _print_sums(console, report["ledger"])
 
 
-def duration(seconds: float) -> str:
-    """A duration to three digits or so."""
-    if seconds < 1:
-        return f"{seconds * 1_000:.3g} ms" if seconds < 0.0995 else f"{seconds * 1_000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} m" if hours else f"{minutes} m {rest:02} s"
+def shorten_run(run: Row) -> Row:
+    """A run with what its line has room for: a model, and how it went."""
+    return {**run, "model": run["model"] or run["request_model"], "status": run["error_type"] or run["status"]}
 
 
-def money(value: str | None) -> str:
-    """An exact decimal of dollars, as a page takes it."""
-    if value is None:
-        return UNKNOWN
-    amount = Decimal(value)
-    return f"${amount:,.2f}" if amount >= 100 or amount == 0 else f"${amount:,.6f}"
+def print_attribution(figures: dict[str, Any]) -> None:
+    """Prints costs of `runtap_consumers.figures.attribution.build_attribution`."""
+    begin, end = (figures["range"][name][:16].replace("T", " ") for name in ("from", "to"))
+    title = f"Cost by {figures['attribute']}, {begin} to {end}: {words.money(figures['cost_usd'])}"
+    if not figures["values"]:
+        print_line(open_console(), f"{title}: there was no call in this range.")
+    rows = ({**row, "value": row["value"] or "(none)"} for row in figures["values"])
+    print_table(open_console(), title, ATTRIBUTION, rows, _ROWS_OF_LEDGER)
 
 
-_FORMATS: dict[str, Callable[[Any], str]] = {
-    "seconds": duration,
-    "usd": money,
-    # 2025-06-30T14:00:00.123456+02:00: what a line of a table takes of it.
-    **dict.fromkeys(("at", "seen"), lambda value: f"{value[5:10]} {value[11:19]}"),
-    "rate": "{:.1%}".format,
-    "second": "{:.1f}".format,
-    "ids": ", ".join,
-}
+def print_ledger(ledger: dict[str, Any]) -> None:
+    """Prints what `runtap_consumers.figures.ledger_report.build_ledger` returned."""
+    console = open_console()
+    if not ledger["emitters"]:
+        console.print("There is nothing yet: no worker has applied an event.")
+        return
+    print_line(console, f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
+    _print_sums(console, ledger, "at least " if ledger["captured_is_at_least"] else "")
+    for shared in ledger["shared_emitters"]:
+        processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
+        print_line(
+            console,
+            f"Emitter {shared['emitter']} is two processes or more ({processes}): of two events under one number "
+            "only the first counts. A snapshot of a running process was restored more than once: see docs/emitter.md",
+            style="bold red",
+        )
+    if ledger["repeats"]:
+        print_line(console, f"{ledger['repeats']:,} repeats in the log were dropped.")
+    last_heard_first = sorted(ledger["emitters"], key=lambda row: row["last_heard"] or "", reverse=True)
+    skewed, unknown = ledger["skewed_events"], ledger["unknown_event_types"]
+    for title, columns, rows in (
+        ("By service", SERVICES, map(_with_reasons, ledger["services"])),
+        ("By emitter, the one heard last first", EMITTERS, map(_with_reasons, last_heard_first)),
+        ("By projection", PROJECTIONS, ledger["projections"]),
+        ("What happened to the log", INCIDENTS, map(_with_time, reversed(ledger["incidents"]))),
+        ("Times not believed", "service events", ({"service": name, "events": skewed[name]} for name in skewed)),
+        ("Unknown event types", "type events", ({"type": name, "events": unknown[name]} for name in unknown)),
+    ):
+        print_table(console, title, columns, rows, _ROWS_OF_LEDGER)
+
+
+def _print_sums(console: Console, sums: dict[str, Any], at_least: str = "") -> None:
+    dropped = sum(sums["dropped"].values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sums["dropped"].items())
+    line = (
+        f"Events: captured {at_least}{sums['captured']:,} = applied {sums['applied']:,} "
+        f"+ in flight {sums['in_flight']:,} + dropped {dropped:,}{f' ({reasons})' if reasons else ''} "
+        f"+ lost {sums['lost']:,} + unreadable {sums['quarantined']:,}"
+    )
+    print_line(console, line, style="yellow" if dropped or sums["lost"] or sums["quarantined"] else "")
+
+
+def _instant(value: str) -> str:
+    # 2025-06-30T14:00:00.123456+02:00: to the second, offset kept.
+    return f"{value[:10]} {value[11:19]}{value[26:]}"
+
+
+def _with_text(error: Row) -> Row:
+    return {**error, "what": words.error_text(*(error[name] for name in words.ERROR_FACTS))}
+
+
+def _with_time(incident: Row) -> Row:
+    return {**incident, "time": incident["at"], "what": words.incident_text(incident)}
+
+
+def _with_reasons(row: Row) -> Row:
+    at_least = "≥ " if row.get("captured_is_at_least", row.get("state") == "vanished") else ""
+    sums = {"captured": f"{at_least}{row['captured']:,}", "dropped": sum(row["dropped"].values())}
+    return {**row, **sums, "why": words.loss_text(row)}

@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 import typer
 
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import check_known, takes_settings
 from runtap_consumers.cli.printing import print_list
 from runtap_consumers.cli.terminal import say
-from runtap_consumers.errors import InputError, KafkaUnavailableError
+from runtap_consumers.errors import KafkaUnavailableError
 from runtap_consumers.instants import EXPECTED, format_instant, local_time, parse_instant
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.projections import PROJECTIONS
@@ -37,8 +37,7 @@ def rebuild(
     Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and goes on
     when it is started again.
     """
-    if projection not in PROJECTIONS:
-        raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
+    check_known("projection", [projection], PROJECTIONS)
     configure_logs("warning" if dry_run else settings.log_level)
     say(asyncio.run(_run(settings, projection, since, dry_run)))
 

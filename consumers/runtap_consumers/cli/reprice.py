@@ -14,9 +14,10 @@ from zoneinfo import ZoneInfo
 import typer
 
 from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.cli.printing import money, open_console, print_table
+from runtap_consumers.cli.printing import open_console, print_table
 from runtap_consumers.cli.terminal import print_line, say
 from runtap_consumers.errors import InputError
+from runtap_consumers.figures.words import money
 from runtap_consumers.instants import EXPECTED, dollars, local_time, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from runtap_consumers.cli.printing import duration
 from runtap_consumers.cli.terminal import one_line, say, visible, visible_json
-from runtap_consumers.figures.error_text import error_facts, error_text
+from runtap_consumers.figures.words import ERROR_FACTS, duration, error_text, show
 from runtap_consumers.instants import local_time
 from runtap_consumers.kafka.record_tail import Record, tail_records
 from runtap_consumers.settings import ConsumerSettings
@@ -22,6 +21,7 @@ from runtap_schemas import (
     Alert,
     AnyEvent,
     EmitterReported,
+    Event,
     RunEnded,
     RunEvent,
     RunNoted,
@@ -34,31 +34,11 @@ from runtap_schemas import (
 )
 
 _STYLES = {"ok": "green", "resolved": "green", "error": "bold red", "firing": "bold red"}
-_OTHER_STYLE = "yellow"
 _TEXT_LENGTH = 160
 
 Decoded = AnyEvent | Skipped | Unreadable | Alert
 Part = str | tuple[str, str]
 Show = Callable[[Record, Decoded], None]
-
-
-class TailFilter(NamedTuple):
-    """Which events to show. Without a filter everything is, also what cannot be read.
-
-    `types` holds event types (`run.ended`) and run types (`llm`); an event of one of them is shown.
-    """
-
-    session: str | None = None
-    types: tuple[str, ...] = ()
-
-    def admits(self, event: Decoded) -> bool:
-        """Whether to show an event."""
-        if self.session is not None and getattr(event, "session_id", None) != self.session:
-            return False
-        return not self.types or bool({_type_of(event), getattr(event, "run_type", None)} & {*self.types})
-
-
-_EVERYTHING = TailFilter()
 
 
 def event_types() -> tuple[str, ...]:
@@ -73,6 +53,16 @@ def _type_of(event: Decoded) -> str:
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
 
 
+def is_wanted(event: Decoded, session: str | None, types: Collection[str]) -> bool:
+    """Whether an event is of a session, and of one of these event types (`run.ended`) or run types (`llm`).
+
+    All are without a session and types, also what cannot be read.
+    """
+    if session is not None and getattr(event, "session_id", None) != session:
+        return False
+    return not types or _type_of(event) in types or getattr(event, "run_type", None) in types
+
+
 def decode_alert(value: bytes | None) -> Alert | Unreadable:
     """Reads a record of the alerts topic."""
     try:
@@ -84,20 +74,11 @@ def decode_alert(value: bytes | None) -> Alert | Unreadable:
 async def follow(
     settings: ConsumerSettings,
     topic: str,
+    from_beginning: bool,
     decode: Callable[[bytes | None], Decoded],
     show: Show,
-    from_beginning: bool,
-    wanted: TailFilter = _EVERYTHING,
 ) -> None:
-    """Shows what comes in a topic, until it is cancelled.
-
-    Args:
-        settings: how to reach Kafka.
-        topic: its name.
-        decode: reads its records.
-        show: what becomes of one: `as_lines`, `as_json` or `Tokens`.
-        from_beginning: begin with the oldest record that is kept.
-        wanted: which to show.
+    """Shows the records of a topic as they come, all that are kept or the next ones, until it is cancelled.
 
     Raises:
         KafkaUnavailableError: the topic cannot be read.
@@ -105,9 +86,7 @@ async def follow(
     # The generator holds a connection: it is closed here, not when it is thrown away.
     async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]
         async for record in records:
-            event = decode(record.value)
-            if wanted.admits(event):
-                show(record, event)
+            show(record, decode(record.value))
 
 
 class _Console(Console):
@@ -177,23 +156,20 @@ def describe(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
 
 
 def _parts_of(event: Decoded, record: Record) -> Iterator[Part]:
+    if isinstance(event, Event):
+        yield event.service or "(unknown service)", "dim"
     match event:
         case Unreadable():
             yield "unreadable", "bold red"
             yield f"partition {record.partition}, offset {record.offset}"
             yield one_line(event.cause, _TEXT_LENGTH), "red"
-            return
         case Alert():
-            yield f"{event.state:8}", _STYLES.get(event.state, _OTHER_STYLE)
+            yield f"{event.state:8}", _STYLES.get(event.state, "yellow")
             yield event.summary
             yield f"sample run {event.sample_run_id}" if event.sample_run_id else "", "dim"
-            return
         case Skipped():
             yield event.emitter or "(unknown service)", "dim"
             yield f"unknown event type {event.type}", "yellow"
-            return
-    yield event.service or "(unknown service)", "dim"
-    match event:
         case EmitterReported():
             dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
             yield f"emitter {event.emitter} on {event.host}", "dim"
@@ -221,16 +197,13 @@ def _parts_of_run(event: RunEvent) -> Iterator[Part]:
         case RunStreamed():
             yield one_line(event.text, _TEXT_LENGTH), "dim"
         case RunEnded():
-            yield event.status, _STYLES.get(event.status, _OTHER_STYLE)
+            yield event.status, _STYLES.get(event.status, "yellow")
             yield duration(event.duration_ns / 1e9)
             if event.usage is not None:
-                taken, given = (
-                    "?" if tokens is None else f"{tokens:,}"
-                    for tokens in (event.usage.input_tokens, event.usage.output_tokens)
-                )
+                used = (event.usage.input_tokens, event.usage.output_tokens)
+                taken, given = (show("tokens", count) or "?" for count in used)
                 yield f"{taken} → {given} tokens"
             yield event.model or event.request_model or "", "blue"
             if (error := event.error) is not None:
-                facts = error_facts(error.category, error.status_code, error.code)
-                said = one_line(error_text(facts, error.raised_at, error.message), _TEXT_LENGTH)
+                said = one_line(error_text(*(getattr(error, name) for name in ERROR_FACTS)), _TEXT_LENGTH)
                 yield f"{error.type}: {said}", "red" if event.status == "error" else "yellow"

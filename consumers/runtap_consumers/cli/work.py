@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import check_known, takes_settings
 from runtap_consumers.cli.terminal import say
-from runtap_consumers.errors import InputError
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 
-ALERTS = "alerts"
+_ALERTS = "alerts"
+_NAMES = (*PROJECTIONS, _ALERTS)
 store_app = typer.Typer(help="The store of the figures.", no_args_is_help=True)
 topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
@@ -24,9 +24,7 @@ def worker(
     settings: ConsumerSettings,
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...", help=f"What to run: {', '.join((*PROJECTIONS, ALERTS))}. All where none is named."
-        ),
+        typer.Argument(metavar="[NAME]...", help=f"What to run: {', '.join(_NAMES)}. All where none is named."),
     ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Stop when caught up with the end that the topic had at the start.")
@@ -36,7 +34,9 @@ def worker(
     ] = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
-    projections, alerts = check_names(names or [])
+    check_known("projection", names or [], _NAMES)
+    alerts = not names or _ALERTS in names
+    projections = tuple(name for name in PROJECTIONS if not names or name in names)
     configure_logs(settings.log_level)
     # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
     from runtap_consumers.alerts.loop import run_alerts
@@ -55,20 +55,6 @@ def worker(
         health_port=health,
     )
     raise typer.Exit(asyncio.run(running))
-
-
-def check_names(names: list[str]) -> tuple[tuple[str, ...], bool]:
-    """Sorts what a worker is to run into projections and the alert evaluator; all where none is named.
-
-    Raises:
-        InputError: there is no such thing.
-    """
-    known = (*PROJECTIONS, ALERTS)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(f"there is no projection {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
-    wanted = names or known
-    return tuple(name for name in PROJECTIONS if name in wanted), ALERTS in wanted
 
 
 @store_app.command()

@@ -19,6 +19,7 @@ from runtap_consumers.figures.ledger import (
     worst_of,
 )
 from runtap_consumers.figures.sessions import describe_session
+from runtap_consumers.figures.words import ERROR_FACTS
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import MINUTE_NS, SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
@@ -43,7 +44,6 @@ from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_a
 SHOWN = ("cost", "performance", "errors", "sessions")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
-_ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
 
 Components = dict[tuple[str, str, str], ComponentFigures]
 
@@ -215,7 +215,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "groups": [
             {
-                **{name: getattr(group, name) for name in ("fingerprint", "type", *_ERROR_FACTS, "run_type")},
+                **{name: getattr(group, name) for name in ("fingerprint", "type", *ERROR_FACTS, "run_type")},
                 "service": group.service,
                 "count": group.count,
                 "first_seen": format_instant(group.first_at_ns, zone),
@@ -226,9 +226,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "recent": [
             {
-                **{
-                    name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *_ERROR_FACTS)
-                },
+                **{name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *ERROR_FACTS)},
                 "at": format_instant(error.at_ns, zone),
                 "service": error.service or None,
             }
