@@ -14,7 +14,7 @@ import structlog
 import typer
 from rich.console import Console
 
-from runtap_consumers.cli.lines import say
+from runtap_consumers.cli.terminal import say
 from runtap_demo.demo import DemoOptions, run_demo
 from runtap_demo.dev import DEFAULT_PORT, run_dev
 from runtap_demo.errors import DemoError

@@ -12,7 +12,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from runtap_consumers.cli.printing import print_report
-from runtap_consumers.errors import StoreError
+from runtap_consumers.errors import KafkaUnavailableError, StoreError
 from runtap_consumers.figures.report import build_report
 from runtap_consumers.figures.runs import describe_run
+from runtap_consumers.kafka.client import client_options, running
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
-from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.store.read.snapshot import open_reader
 from runtap_demo.comparison import Comparison, reported_figures, served_figures
 from runtap_demo.errors import DemoError
 from runtap_demo.kafka.broker import EmbeddedKafka
@@ -177,14 +178,11 @@ class Demo:
     def serve(self) -> None:
         """Runs the sample service to its end, and shows how far everybody is."""
         command = [sys.executable, "-m", "runtap_demo.service", "--seed", str(self._options.seed)]
+        loopback = {"OPENAI_BASE_URL": f"{self._model_server_url}/v1", "OPENAI_API_KEY": "none"}
         if self._options.openai:
             service = self._spawn("service", [*command, *_REAL_API_OPTIONS])
         else:
-            service = self._spawn(
-                "service",
-                command,
-                {"OPENAI_BASE_URL": f"{self._model_server_url}/v1", "OPENAI_API_KEY": "none"},
-            )
+            service = self._spawn("service", command, loopback)
         deadline = time.monotonic() + _SERVICE_TIMEOUT_SECONDS
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
         with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as progress:
@@ -257,7 +255,7 @@ class Demo:
         log = self._folder / f"{name.replace(' ', '-')}.log"
         process = spawn(command, log=log, environment={**self._environment, **(environment or {})})
         self._stack.callback(end, [process], _STOP_TIMEOUT_SECONDS)
-        return Child(name, process, log)
+        return Child(f"The {name}", process, log)
 
     def _drain_worker(self) -> None:
         command = [sys.executable, "-m", "runtap_consumers", "worker", "--drain"]
@@ -282,13 +280,13 @@ class Demo:
             return None
 
     def _report(self) -> dict[str, Any]:
-        with open_store(self._settings.database_url) as store:
+        with closing(open_store(self._settings.database_url)) as store:
             return build_report(store, self._begin_ns, None, None, self._settings.zone(), time.time_ns())
 
     def _reported_figures(self) -> Counter[tuple[str, str]]:
-        with open_store(self._settings.database_url) as store, open_snapshot(store) as snapshot:
-            wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
-            runs = [describe_run(row, None, store.zone) for row in stream_runs(snapshot, wanted, None)]
+        wanted = RunFilter(run_type="llm", status="ok", since_ns=self._begin_ns)
+        with open_reader(self._settings.database_url) as snapshot:
+            runs = [describe_run(row, None, self._settings.zone()) for row in stream_runs(snapshot, wanted, None)]
         return reported_figures(self._report(), runs)
 
     def _delete_topics(self) -> None:
@@ -296,14 +294,10 @@ class Demo:
         names = [topic.name for topic in all_topics(self._settings.topic_prefix)]
         try:
             asyncio.run(asyncio.wait_for(_delete(names, self._settings), _DELETE_TIMEOUT_SECONDS))
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, KafkaUnavailableError, TimeoutError) as error:
             self._console.print(f"These topics are still on your Kafka ({error!r}): {', '.join(names)}")
 
 
 async def _delete(names: list[str], settings: ConsumerSettings) -> None:
-    admin = AIOKafkaAdminClient(**settings.client_options())
-    await admin.start()
-    try:
+    async with running(AIOKafkaAdminClient(**client_options(settings)), settings) as admin:
         await admin.delete_topics(names)
-    finally:
-        await admin.close()

@@ -55,7 +55,7 @@ def _start_worker(settings: ConsumerSettings) -> Child:
         "RUNTAP_SECURITY_PROTOCOL": settings.security_protocol,
     }
     command = [sys.executable, "-m", "runtap_consumers", "worker"]
-    return Child("worker", spawn(command, log=log, environment=environment), log)
+    return Child("The worker", spawn(command, log=log, environment=environment), log)
 
 
 def _explain(settings: ConsumerSettings, port: int, console: Console) -> None:

@@ -3,9 +3,8 @@
 RuntapError
 └── DemoError
     ├── KafkaJarsMissingError    Apache Kafka's jars are not cached and cannot be downloaded
-    ├── BrokerError              an embedded broker did not start, or died
     ├── PortTakenError           somebody else listens on the wished port
-    └── ChildEndedError          a process of the demo ended before its time
+    └── ChildEndedError          a process of the demo, or a broker, ended before its time or did not start
 """
 
 from __future__ import annotations
@@ -34,16 +33,6 @@ class KafkaJarsMissingError(DemoError):
         self.reason = reason
 
 
-class BrokerError(DemoError):
-    """An embedded broker did not start, or died."""
-
-    def __init__(self, node_id: int, what: str, log: Path, last_lines: str) -> None:
-        super().__init__(f"Kafka node {node_id} {what}; the end of its log {log}:\n{last_lines}")
-        self.node_id = node_id
-        self.log = log
-        self.last_lines = last_lines
-
-
 class PortTakenError(DemoError):
     """Somebody else listens on the wished port."""
 
@@ -56,11 +45,9 @@ class PortTakenError(DemoError):
 
 
 class ChildEndedError(DemoError):
-    """A process of the demo ended before its time."""
+    """A process of the demo ended before its time, or did not start."""
 
-    def __init__(self, name: str, exit_code: int, log: Path, last_lines: str) -> None:
-        super().__init__(f"The {name} ended with exit code {exit_code}; the end of its log {log}:\n{last_lines}")
-        self.name = name
-        self.exit_code = exit_code
+    def __init__(self, name: str, what: str, log: Path, last_lines: str) -> None:
+        super().__init__(f"{name} {what}; the end of its log {log}:\n{last_lines}")
         self.log = log
         self.last_lines = last_lines

@@ -18,10 +18,10 @@ import json
 import math
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -56,40 +56,6 @@ _TEXT = (
 _WORDS = _TEXT.split()
 
 
-@dataclass
-class ModelTotals:
-    """What was sent of one model, in answers sent whole. `unmetered_calls` are streams whose client did not ask for
-    usage: it cannot know their tokens, so they are not in the other figures.
-    """
-
-    calls: int = 0
-    unmetered_calls: int = 0
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
-@dataclass
-class Totals:
-    """Everything that the server counts."""
-
-    by_model: dict[str, ModelTotals] = field(default_factory=dict)
-    not_answered: Counter[str] = field(default_factory=Counter)
-
-    def count(self, answer: Answer, metered: bool) -> None:
-        """Counts an answer that was sent whole."""
-        totals = self.by_model.setdefault(answer.model, ModelTotals())
-        totals.calls += 1
-        if not metered:
-            totals.unmetered_calls += 1
-            return
-        totals.input_tokens += answer.input_tokens
-        totals.cached_input_tokens += answer.cached_input_tokens
-        totals.output_tokens += answer.output_tokens
-        totals.reasoning_tokens += answer.reasoning_tokens
-
-
 @dataclass(frozen=True)
 class Answer:
     """One answer, as it will be sent. `tool_call`: name and arguments, instead of text."""
@@ -105,6 +71,12 @@ class Answer:
     reasoning_tokens: int
     first_token_seconds: float
     seconds_per_token: float
+
+    def counts(self, metered: bool) -> dict[str, int]:
+        """What it adds to the totals of its model."""
+        names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+        tokens = {name: getattr(self, name) if metered else 0 for name in names}
+        return {"calls": 1, "unmetered_calls": int(not metered), **tokens}
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -124,10 +96,15 @@ class Answer:
 
 
 class ModelServer:
-    """The routes, the seed and the totals."""
+    """The routes, the seed and the totals of what was sent, in answers sent whole.
+
+    `unmetered_calls` are streams whose client did not ask for usage: it cannot know their tokens, so they are in no
+    other figure.
+    """
 
     def __init__(self, seed: int) -> None:
-        self.totals = Totals()
+        self._by_model: dict[str, Counter[str]] = defaultdict(Counter)
+        self._not_answered: Counter[str] = Counter()
         self._seed = seed
         self._seen: Counter[str] = Counter()
 
@@ -140,14 +117,14 @@ class ModelServer:
         )
 
     async def show_totals(self, request: Request) -> Response:
-        by_model = {model: asdict(totals) for model, totals in sorted(self.totals.by_model.items())}
-        return JSONResponse({"seed": self._seed, "by_model": by_model, "not_answered": self.totals.not_answered})
+        by_model = dict(sorted(self._by_model.items()))
+        return JSONResponse({"seed": self._seed, "by_model": by_model, "not_answered": self._not_answered})
 
     async def complete(self, request: Request) -> Response:
         """Answers one request, or fails it."""
         body = await request.json()
         if body.get("model") not in MODELS:
-            self.totals.not_answered["404"] += 1
+            self._not_answered["404"] += 1
             return _error(404, f"The model `{body.get('model')}` does not exist", "model_not_found")
         digest = hashlib.sha256(f"{self._seed}:{json.dumps(body, sort_keys=True)}".encode()).hexdigest()
         attempt = self._seen[digest]
@@ -158,16 +135,13 @@ class ModelServer:
         answer = _compose(body, random.Random(f"{digest}:{attempt}"))
         if body.get("stream"):
             metered = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(self._stream(answer, metered), media_type="text/event-stream")
-        visible_tokens = answer.output_tokens - answer.reasoning_tokens
-        await asyncio.sleep(answer.first_token_seconds + visible_tokens * answer.seconds_per_token)
-        if await request.is_disconnected():
-            self.totals.not_answered["broken_off"] += 1
-            return Response(status_code=499)
-        return _WholeResponse(self.totals, answer)
+            return StreamingResponse(
+                self._send(answer, _stream(answer, metered), metered), media_type="text/event-stream"
+            )
+        return StreamingResponse(self._send(answer, _whole(answer), metered=True), media_type="application/json")
 
     async def _fail(self, failure: str, request: Request) -> Response:
-        self.totals.not_answered[failure] += 1
+        self._not_answered[failure] += 1
         if failure == "429":
             response = _error(429, "Rate limit reached for requests", "rate_limit_exceeded")
             response.headers["retry-after-ms"] = "60"
@@ -179,48 +153,18 @@ class ModelServer:
             await asyncio.wait_for(request.receive(), _UNANSWERED_SECONDS)
         return _error(504, "Timed out", None)
 
-    async def _stream(self, answer: Answer, metered: bool) -> AsyncIterator[str]:
+    async def _send(self, answer: Answer, pieces: Iterable[tuple[float, str]], metered: bool) -> AsyncIterator[str]:
+        """Sends pieces, each after so many seconds, and counts the answer once the last was handed over."""
         whole = False
         try:
-            await asyncio.sleep(answer.first_token_seconds)
-            for choice in _choices(answer):
-                yield _chunk(answer, [choice], metered)
-                # A word stands for about one token.
-                await asyncio.sleep(answer.seconds_per_token)
-            if metered:
-                yield _chunk(answer, [], metered, usage=answer.usage)
-            yield "data: [DONE]\n\n"
+            for seconds, piece in pieces:
+                await asyncio.sleep(seconds)
+                yield piece
             whole = True
-            self.totals.count(answer, metered)
+            self._by_model[answer.model].update(answer.counts(metered))
         finally:
             if not whole:
-                self.totals.not_answered["broken_off"] += 1
-
-
-class _WholeResponse(JSONResponse):
-    """An answer in one piece, counted when the last byte was handed over."""
-
-    def __init__(self, totals: Totals, answer: Answer) -> None:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.tool_call is not None:
-            message |= {"content": None, "tool_calls": answer.tool_calls}
-        super().__init__(
-            {
-                "id": answer.id,
-                "object": "chat.completion",
-                "created": int(time.time()),
-                "model": answer.model,
-                "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
-                "usage": answer.usage,
-                "service_tier": "default",
-            }
-        )
-        self._totals = totals
-        self._answer = answer
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await super().__call__(scope, receive, send)
-        self._totals.count(self._answer, metered=True)
+                self._not_answered["broken_off"] += 1
 
 
 def _error(status: int, message: str, code: str | None) -> JSONResponse:
@@ -295,6 +239,29 @@ def _fill(schema: dict[str, Any], text: str, dice: random.Random) -> dict[str, A
     return {name: kinds.get(part.get("type"), text[:60]) for name, part in (schema.get("properties") or {}).items()}
 
 
+def _whole(answer: Answer) -> Iterator[tuple[float, str]]:
+    """An answer in one piece."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.tool_call is not None:
+        message |= {"content": None, "tool_calls": answer.tool_calls}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+    visible_tokens = answer.output_tokens - answer.reasoning_tokens
+    seconds = answer.first_token_seconds + visible_tokens * answer.seconds_per_token
+    yield seconds, json.dumps({**_head(answer, "chat.completion"), "choices": [choice], "usage": answer.usage})
+
+
+def _stream(answer: Answer, metered: bool) -> Iterator[tuple[float, str]]:
+    """An answer as server-sent events; a word stands for about one token."""
+    seconds = answer.first_token_seconds
+    for choice in _choices(answer):
+        yield seconds, _chunk(answer, [choice], metered)
+        seconds = answer.seconds_per_token
+    if metered:
+        yield seconds, _chunk(answer, [], metered, usage=answer.usage)
+        seconds = 0
+    yield seconds, "data: [DONE]\n\n"
+
+
 def _choices(answer: Answer) -> list[dict[str, Any]]:
     """The parts of a streamed answer."""
     deltas: list[dict[str, Any]]
@@ -318,17 +285,15 @@ def _choices(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _chunk(answer: Answer, choices: list[dict[str, Any]], metered: bool, usage: dict[str, Any] | None = None) -> str:
-    chunk: dict[str, Any] = {
-        "id": answer.id,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": answer.model,
-        "service_tier": "default",
-        "choices": choices,
-    }
+    chunk = {**_head(answer, "chat.completion.chunk"), "choices": choices}
     if metered:
         chunk["usage"] = usage
     return f"data: {json.dumps(chunk)}\n\n"
+
+
+def _head(answer: Answer, kind: str) -> dict[str, Any]:
+    created = int(time.time())
+    return {"id": answer.id, "object": kind, "created": created, "model": answer.model, "service_tier": "default"}
 
 
 def main() -> None:

@@ -110,7 +110,8 @@ def _ask_model_server(pids: set[int]) -> None:
         body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": f"question {number}"}]}
         request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
-            urllib.request.urlopen(request, timeout=10).close()
+            with urllib.request.urlopen(request, timeout=10) as response:
+                response.read()
         except (urllib.error.HTTPError, TimeoutError):
             # Some requests it fails on purpose.
             continue

@@ -111,7 +111,7 @@ def test_report_runs_and_sessions_are_printed_and_written_as_json(store_of_one_c
     assert json.loads(printed.stdout)["generated_at"].endswith("+05:30")
     page = runtap("report", **where)
     assert page.returncode == 0, page.stderr
-    for part in ("Chat[bold]", "gpt-4o", "$0.000012", "s1", "Complete to", "Events: 0 captured"):
+    for part in ("Chat[bold]", "gpt-4o", "$0.000012", "s1", "Complete to", "Events: captured 0"):
         assert part in page.stdout
     run = json.loads(runtap("runs", "--json", "--limit", "0", **where).stdout)
     assert (run["run_id"], run["status"], run["duration_seconds"]) == ("r1", "ok", 1)

@@ -12,7 +12,6 @@ import yaml
 from typer.main import get_command
 
 from runtap_consumers.cli import app
-from runtap_consumers.cli.work import check_names
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 
@@ -41,8 +40,6 @@ def parse(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_command_of_a_service_is_one_that_the_command_line_takes(name: str) -> None:
     assert parse(OURS[name]["command"])[0] == OURS[name]["command"][0]
-    if name in WORKERS:
-        check_names([OURS[name]["command"][1]])
 
 
 def test_wrong_command_line_is_noticed() -> None:

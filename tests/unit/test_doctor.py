@@ -8,7 +8,6 @@ import pytest
 
 from runtap_consumers.cli.doctor import (
     Finding,
-    LangSmithVariables,
     Level,
     check_langsmith,
     check_prices,
@@ -107,37 +106,28 @@ def test_prices_name_their_version() -> None:
     assert finding.detail.startswith("genai-prices ")
 
 
-@pytest.fixture
-def langsmith(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for space in ("LANGSMITH", "LANGCHAIN"):
-        for name in ("TRACING", "TRACING_V2", "API_KEY", "PROJECT", "ENDPOINT"):
-            monkeypatch.delenv(f"{space}_{name}", raising=False)
-    return monkeypatch
+def test_unset_langsmith_is_not_mentioned() -> None:
+    assert list(check_langsmith({"LANGSMITH_TRACING": ""})) == []
 
 
-def test_unset_langsmith_is_not_mentioned(langsmith: pytest.MonkeyPatch) -> None:
-    assert list(check_langsmith(LangSmithVariables())) == []
-
-
-def test_langsmith_shows_only_the_ends_of_its_key(langsmith: pytest.MonkeyPatch) -> None:
-    langsmith.setenv("LANGCHAIN_TRACING_V2", "true")
-    langsmith.setenv("LANGSMITH_API_KEY", "lsv2_pt_0123456789abcdef")
-    langsmith.setenv("LANGCHAIN_PROJECT", "checkout")
-    (finding,) = check_langsmith(LangSmithVariables())
+def test_langsmith_shows_only_the_ends_of_its_key() -> None:
+    variables = {"LANGCHAIN_TRACING_V2": "true", "LANGSMITH_API_KEY": "lsv2_pt_0123456789abcdef"}
+    (finding,) = check_langsmith({**variables, "LANGCHAIN_PROJECT": "checkout", "LANGSMITH_TRACING": "false"})
     assert finding.level is Level.OK
     assert "key lsv2…cdef, project checkout, endpoint https://api.smith.langchain.com" in finding.detail
     assert "0123" not in finding.detail
 
 
-def test_langsmith_without_key_or_with_another_word_than_true_is_a_warning(langsmith: pytest.MonkeyPatch) -> None:
-    langsmith.setenv("LANGSMITH_TRACING", "true")
-    assert [finding.level for finding in check_langsmith(LangSmithVariables())] == [Level.WARN]
-    langsmith.setenv("LANGSMITH_TRACING", "yes")
-    (finding,) = check_langsmith(LangSmithVariables())
-    assert finding.level is Level.WARN
-    assert "LANGSMITH_TRACING=true" in finding.advice
-    langsmith.setenv("LANGSMITH_TRACING", "false")
-    assert [finding.level for finding in check_langsmith(LangSmithVariables())] == [Level.OK]
+@pytest.mark.parametrize(
+    ("tracing", "level", "advice"),
+    [("true", Level.WARN, "LANGSMITH_API_KEY"), ("yes", Level.WARN, "LANGSMITH_TRACING=true"), ("false", Level.OK, "")],
+)
+def test_langsmith_without_key_or_with_another_word_than_true_is_a_warning(
+    tracing: str, level: Level, advice: str
+) -> None:
+    (finding,) = check_langsmith({"LANGSMITH_TRACING": tracing})
+    assert finding.level is level
+    assert advice in finding.advice
 
 
 @pytest.mark.parametrize("secret", ["", "12345678", "123456789012345"])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtap_consumers.cli.printing import print_report, print_runs, print_sessions
+from runtap_consumers.cli import printing
+from runtap_consumers.cli.printing import print_ledger, print_list, print_report, print_table
+from runtap_consumers.figures.words import show
 
 AT = "2025-06-20T12:00:00.000000+02:00"
 DURATIONS = {
@@ -112,7 +114,7 @@ def test_every_essential_cell_is_readable_at_any_width(width: int) -> None:
         "06-20 12:00:00",
         "12 of 106 failed",
         "Complete to 2025-06-20 12:00:00+02:00",
-        "1 dropped (full 1)",
+        "dropped 1 (full 1)",
     ):
         assert part in text, part
     assert ("01a20c6f-c5b6-70ce-946f-ce1429232e32" in text) == (width >= 150)
@@ -130,25 +132,101 @@ def test_errors_without_messages_are_told_by_kind_and_place_and_how_to_have_mess
     assert "RUNTAP_ERROR_MESSAGES" not in text_of(screen)
 
 
-def test_runs_and_sessions_are_printed_whole_however_many() -> None:
-    screen = console(150)
-    print_runs(iter([RUN] * 1_203), screen)
-    assert text_of(screen).count("12.3 ms") == 1_203
-    assert "$1,234.57" in text_of(screen)
-    screen = console(80)
-    print_sessions(iter([SESSION] * 501), screen)
-    assert text_of(screen).count("ended") == 501
+def test_runs_and_sessions_are_printed_whole_however_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    print_list(map(printing.shorten_run, [RUN] * 1_203), printing.RUNS, printing.NO_RUN)
+    text = capsys.readouterr().out
+    assert text.count("12.3 ms") == 1_203
+    assert "$1,234.57" in text
+    monkeypatch.setenv("COLUMNS", "80")
+    print_list(iter([SESSION] * 501), printing.SESSIONS, printing.NO_SESSION)
+    assert capsys.readouterr().out.count("ended") == 501
 
 
-def test_what_is_not_known_says_so_and_nothing_says_what_to_do() -> None:
+def test_what_is_not_known_says_so_and_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     screen = console(120)
     print_report(report(complete_to=None, performance=[], cost={**COST, "by_model": [], "by_service": []}), screen)
     assert "not known yet" in text_of(screen)
     assert "--since 7d" in text_of(screen)
     screen = console(80)
-    print_runs(iter([]), screen)
-    print_sessions(iter([]), screen)
+    print_list(iter([]), printing.RUNS, printing.NO_RUN)
+    print_list(iter([]), printing.SESSIONS, printing.NO_SESSION)
+    printed = capsys.readouterr().out
     nothing = {"captured": 0, "applied": 0, "in_flight": 0, "dropped": {}, "lost": 0, "quarantined": 0}
     print_report(report(performance=[], sessions=[], ledger=nothing), screen)
     for part in ("No such run", "tap.session", "runtap worker", "runtap demo"):
-        assert part in text_of(screen)
+        assert part in text_of(screen) + printed
+
+
+def test_columns_of_numbers_are_right_aligned_and_named_as_in_json() -> None:
+    screen = console(80)
+    rows: list[dict[str, Any]] = [
+        {"name": "a", "input_tokens": 1_234_567, "cost_usd": None, "sum": "≥ 5", "what": "7 towns", "more": "x"},
+        {"name": "bb", "input_tokens": None, "cost_usd": "12.5", "sum": "12", "what": "8", "more": "x"},
+    ]
+    print_table(screen, None, "name input_tokens cost_usd sum what* more?", rows)
+    assert [line.rstrip() for line in text_of(screen).splitlines()] == [
+        "          input",
+        "name     tokens        cost  sum  what",
+        "a     1,234,567           –  ≥ 5  7 towns",
+        "bb            –  $12.500000   12  8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("duration_seconds", 0.01234, "12.3 ms"),
+        ("duration_seconds", 59.9999, "60.00 s"),
+        ("duration_seconds", 7_384.5, "2 h 03 m"),
+        ("success_rate", 0.5, "50.0%"),
+        ("output_tokens_per_second", 93.12, "93.1"),
+        ("cost_usd", "1234.5678", "$1,234.57"),
+        ("last_seen", AT, "06-20 12:00:00"),
+        ("user_ids", ["u-1", "u-2"], "u-1, u-2"),
+        ("log_time", AT, AT),
+        ("cost_usd", None, None),
+    ],
+)
+def test_the_end_of_a_name_says_how_a_figure_is_shown(name: str, value: Any, shown: str | None) -> None:
+    assert show(name, value) == shown
+
+
+def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    sums = {"captured": 123_456, "applied": 123_450, "in_flight": 2, "lost": 1, "quarantined": 1, "repeats": 9}
+    reasons = {"dropped": {"ring_full": 2}, "lost_by_reason": {"too_large": 1}, "handed_over": 0}
+    emitter = {**sums, **reasons, "emitter": "e" * 32, "service": "checkout", "state": "vanished", "last_heard": AT}
+    service = {**sums, **reasons, "service": "checkout", "environment": "prod", "captured_is_at_least": True}
+    incident = {"projection": "performance", "partition": 7, "at": AT, "kind": "retention"}
+    print_ledger(
+        {
+            **sums,
+            **reasons,
+            "complete_to": AT,
+            "projection": "cost",
+            "captured_is_at_least": True,
+            "services": [service],
+            "emitters": [emitter],
+            "projections": [{**sums, "projection": "performance"}],
+            "shared_emitters": [],
+            "incidents": [{**incident, "first_offset": 1_000, "last_offset": 1_999}],
+            "skewed_events": {"checkout": 3},
+            "unknown_event_types": {},
+        }
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for part in (
+        "captured at least 123,456 = applied 123,450 + in flight 2 + dropped 2 (ring_full 2) + lost 1 + unreadable 1",
+        "checkout ≥ 123,456 123,450 2 2 1 1 dropped:",
+        "eeeeeeeeeee… vanished ≥ 123,456 123,450 2 2 1 1",
+        "performance 123,450 2 1 1 9",
+        "retention deleted offsets",
+    ):
+        assert part in text, part

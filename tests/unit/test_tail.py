@@ -9,11 +9,10 @@ import pytest
 
 from runtap_consumers.cli.tail import (
     Decoded,
-    TailFilter,
     Tokens,
-    describe_alert,
-    describe_event,
+    describe,
     event_types,
+    is_wanted,
     json_line,
 )
 from runtap_consumers.kafka.record_tail import TailedRecord
@@ -25,7 +24,7 @@ RECORD = TailedRecord(3, 17, START_NS, b"key", b"value")
 
 
 def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:
-    return describe_event(event, RECORD, zone).plain
+    return describe(event, RECORD, zone).plain
 
 
 def test_model_call_shows_who_what_how_long_tokens_and_model() -> None:
@@ -40,7 +39,7 @@ def test_unknown_tokens_are_not_shown_as_none() -> None:
 
 
 def test_failed_run_is_red_and_says_why() -> None:
-    line = describe_event(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
+    line = describe(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
     assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order")
     assert [str(span.style) for span in line.spans if "red" in str(span.style)] == ["bold red", "red"]
 
@@ -80,24 +79,26 @@ def test_control_codes_and_markup_of_a_service_stay_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("session", "types", "expected"),
     [
-        (TailFilter(), ["call", "chain", "session", "unreadable"]),
-        (TailFilter(session="s-1"), ["session"]),
-        (TailFilter(types=("llm",)), ["call"]),
-        (TailFilter(types=("run.ended",)), ["call", "chain"]),
-        (TailFilter(types=("chain", "session.started")), ["chain", "session"]),
-        (TailFilter(session="s-2", types=("session.started",)), []),
+        (None, (), ["call", "chain", "session", "unreadable"]),
+        ("s-1", (), ["session"]),
+        (None, ("llm",), ["call"]),
+        (None, ("run.ended",), ["call", "chain"]),
+        (None, ("chain", "session.started"), ["chain", "session"]),
+        ("s-2", ("session.started",), []),
     ],
 )
-def test_filter_admits(wanted: TailFilter, expected: list[str]) -> None:
+def test_only_events_of_the_session_and_the_types_are_wanted(
+    session: str | None, types: tuple[str, ...], expected: list[str]
+) -> None:
     events: dict[str, Decoded] = {
         "call": model_call(),
         "chain": chain_end(),
         "session": session_start(),
         "unreadable": Unreadable("cause"),
     }
-    assert [name for name, event in events.items() if wanted.admits(event)] == expected
+    assert [name for name, event in events.items() if is_wanted(event, session, types)] == expected
 
 
 def test_event_types_are_those_of_the_wire() -> None:
@@ -114,7 +115,7 @@ def test_alert_shows_state_summary_and_sample() -> None:
         summary="checkout (prod): 20 of 30 root runs failed",
         sample_run_id="run-1",
     )
-    line = describe_alert(alert, UTC)
+    line = describe(alert, RECORD, UTC)
     assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
     assert "bold red" in [str(span.style) for span in line.spans]
 

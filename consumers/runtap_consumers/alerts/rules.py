@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
-from runtap_consumers.figures.error_text import error_facts
+from runtap_consumers.figures.words import error_facts
 from runtap_consumers.projections.rollups import RETENTION_NS
 from runtap_consumers.units import HOUR_NS, MINUTE_NS, minute_of
 from runtap_schemas import Alert

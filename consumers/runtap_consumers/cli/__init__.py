@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from runtap_consumers.cli import account, look, operate, prices, rebuild, reprice, streams, work
-from runtap_consumers.cli.commands import CommandGroup
-from runtap_consumers.cli.lines import say
-from runtap_consumers.cli.terminal import one_line
+from runtap_consumers.cli import dead_letters, look, prices, rebuild, reprice, work
+from runtap_consumers.cli.terminal import one_line, say
 from runtap_consumers.errors import InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
 from runtap_schemas.masking import without_passwords
+
+
+class CommandGroup(TyperGroup):
+    """The commands of this package, and after them those that others bring as entry points of `runtap.commands`.
+
+    These are loaded when they are called: what they need may not be installed.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names."""
+        return [*self.commands, *sorted(entry_points(group="runtap.commands").names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, `None` where there is none."""
+        found = None if cmd_name in self.commands else entry_points(group="runtap.commands", name=cmd_name)
+        if not found:
+            return self.commands.get(cmd_name)
+        single = typer.Typer(add_completion=False)
+        try:
+            single.command(cmd_name)(found[cmd_name].load())
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("runtap_"):
+                raise
+            anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+            hint = "Needs the extra: pip install 'runtap\\[demo]'"
+            single.command(cmd_name, help=hint, context_settings=anything, add_help_option=False)(_name_the_extra)
+        return get_command(single)
+
+
+def _name_the_extra(context: typer.Context) -> None:
+    say(f"runtap {context.info_name} needs the extra: pip install 'runtap[demo]'", err=True)
+    raise typer.Exit(2)
+
 
 app = typer.Typer(
     name="runtap",
@@ -42,20 +76,13 @@ def _root(
 
 
 for _command in (
-    work.worker,
-    look.report,
-    look.runs,
-    look.sessions,
-    streams.tail,
-    account.ledger,
-    reprice.reprice,
-    rebuild.rebuild,
-    operate.doctor,
+    *(work.worker, look.report, look.runs, look.sessions, look.tail, look.ledger),
+    *(reprice.reprice, rebuild.rebuild, work.doctor),
 ):
     app.command()(_command)
-app.add_typer(streams.alerts_app, name="alerts")
-app.add_typer(account.dead_letters_app, name="dead-letters")
-app.add_typer(operate.topics_app, name="topics")
+app.add_typer(look.alerts_app, name="alerts")
+app.add_typer(dead_letters.dead_letters_app, name="dead-letters")
+app.add_typer(work.topics_app, name="topics")
 app.add_typer(work.store_app, name="store")
 app.add_typer(prices.prices_app, name="prices")
 

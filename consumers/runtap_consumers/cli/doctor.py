@@ -1,39 +1,40 @@
-"""What `runtap doctor` looks at: settings, Kafka, topics, rights, store, prices, LangSmith; and
-what to do about each.
-"""
+"""What `runtap doctor` looks at: settings, Kafka, topics, rights, store, prices, LangSmith; and what to do about it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import version
 from typing import NamedTuple
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+from rich.text import Text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
+from runtap_consumers.cli.terminal import one_line
 from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
 from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka.client import check_reading
 from runtap_consumers.kafka.groups import read_groups_at_work
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
+from runtap_consumers.pricing.source import load_prices
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.engine import Store, open_store, shown_url
-from runtap_schemas.masking import without_passwords
+from runtap_consumers.store.engine import open_store, shown_url
 from runtap_schemas.topics import events_topic
 
 
 class Level(Enum):
-    """How bad a finding is."""
+    """How bad a finding is, and its colour."""
 
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
+    OK = "green"
+    WARN = "yellow"
+    FAIL = "bold red"
 
 
 class Finding(NamedTuple):
@@ -45,116 +46,84 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-class LangSmithVariables(BaseSettings):
-    """LangSmith's variables, found where its client finds them. Only shown: runtap does not use them."""
-
-    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
-
-    tracing: str | None = Field(
-        default=None,
-        validation_alias=AliasChoices(
-            "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2", "LANGSMITH_TRACING", "LANGCHAIN_TRACING"
-        ),
-    )
-    api_key: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("LANGSMITH_API_KEY", "LANGCHAIN_API_KEY")
-    )
-    project: str = Field(default="default", validation_alias=AliasChoices("LANGSMITH_PROJECT", "LANGCHAIN_PROJECT"))
-    endpoint: str = Field(
-        default="https://api.smith.langchain.com",
-        validation_alias=AliasChoices("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT"),
-    )
+_ok, _warn, _fail = (partial(Finding, level) for level in Level)
 
 
-async def examine(settings: ConsumerSettings) -> AsyncIterator[Finding]:
+def print_finding(finding: Finding) -> int:
+    """Prints a finding; 1 where it is a failure."""
+    console = Console(highlight=False)
+    line = Text(f"{finding.level.name:5}", style=finding.level.value)
+    line.append(f"{finding.subject}: ", style="bold").append(one_line(finding.detail), style="default")
+    console.print(line, soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"      → {one_line(finding.advice)}"), soft_wrap=True)
+    return int(finding.level is Level.FAIL)
+
+
+def examine(settings: ConsumerSettings) -> Iterator[Finding]:
     """Makes all checks, one after the other; a check that cannot reach Kafka or the store takes about five seconds."""
-    for finding in check_settings(settings):
-        yield finding
-    try:
-        cluster = await check_topics(settings)
-    except KafkaUnavailableError as error:
-        yield Finding(Level.FAIL, "Kafka", str(error))
-    else:
-        brokers = f"{cluster.brokers} broker{'s' if cluster.brokers != 1 else ''}"
-        yield Finding(Level.OK, "Kafka", f"{settings.bootstrap_servers}: version {cluster.version}, {brokers}")
-        for topic in cluster.topics:
-            for finding in check_topic(topic, cluster, settings):
-                yield finding
-        if cluster.topics[0].exists:
-            yield await _check_rights(settings)
-    for finding in await asyncio.to_thread(lambda: list(check_store(settings))):
-        yield finding
-    for finding in await check_worker_sets(settings):
-        yield finding
+    yield from check_settings(settings)
+    yield from _check_kafka(settings)
+    yield from check_store(settings)
+    yield from asyncio.run(check_worker_sets(settings))
     yield check_prices(settings)
-    for finding in check_langsmith(LangSmithVariables()):
-        yield finding
+    yield from check_langsmith(os.environ)
 
 
 def check_settings(settings: ConsumerSettings) -> Iterator[Finding]:
     """The settings in force. Values that cannot work have stopped the command before."""
     store = shown_url(make_url(settings.database_url))
     shown = f"Kafka {settings.bootstrap_servers} ({settings.security_protocol}), topics {settings.topic_prefix}.*"
-    yield Finding(Level.OK, "settings", f"{shown}, store {store}")
+    yield _ok("settings", f"{shown}, store {store}")
     if settings.security_protocol == "SASL_PLAINTEXT" and settings.sasl_mechanism == "PLAIN":
-        yield Finding(
-            Level.WARN,
-            "settings",
-            "the password crosses the network in the clear",
-            "RUNTAP_SECURITY_PROTOCOL=SASL_SSL, or RUNTAP_SASL_MECHANISM=SCRAM-SHA-512",
-        )
+        advice = "RUNTAP_SECURITY_PROTOCOL=SASL_SSL, or RUNTAP_SASL_MECHANISM=SCRAM-SHA-512"
+        yield _warn("settings", "the password crosses the network in the clear", advice)
+
+
+def _check_kafka(settings: ConsumerSettings) -> Iterator[Finding]:
+    topic = events_topic(settings.topic_prefix)
+    try:
+        cluster = asyncio.run(check_topics(settings))
+    except KafkaUnavailableError as error:
+        yield _fail("Kafka", str(error))
+        return
+    brokers = f"{cluster.brokers} broker{'s' if cluster.brokers != 1 else ''}"
+    yield _ok("Kafka", f"{settings.bootstrap_servers}: version {cluster.version}, {brokers}")
+    for state in cluster.topics:
+        yield from check_topic(state, cluster, settings)
+    if not cluster.topics[0].exists:
+        return
+    try:
+        asyncio.run(check_reading(settings, topic, f"{settings.topic_prefix}.doctor"))
+        yield _ok("rights", f"{topic} can be read in a consumer group (writing shows only by writing)")
+    except KafkaUnavailableError as error:
+        yield _fail("rights", str(error))
 
 
 def check_topic(topic: TopicState, cluster: ClusterState, settings: ConsumerSettings) -> Iterator[Finding]:
     """Whether a topic exists, and is as runtap would have made it on this cluster."""
     name = topic.topic.name
+    ok, warn, fail = (partial(finding, f"topic {name}") for finding in (_ok, _warn, _fail))
     if not topic.exists:
-        yield Finding(Level.FAIL, f"topic {name}", "does not exist", _create_command(cluster, settings))
+        prefix = [] if settings.topic_prefix == "runtap" else ["--topic-prefix", settings.topic_prefix]
+        replicas = [] if cluster.brokers >= 3 else ["--replication-factor", str(cluster.brokers)]
+        yield fail("does not exist", shlex.join(["runtap", "topics", "create", *prefix, *replicas]))
         return
-    replicas = min(3, cluster.brokers)
     plural = "s" if topic.partitions != 1 else ""
     layout = f"{topic.partitions} partition{plural}, replication factor {topic.replication_factor}"
     if not topic.settings:
-        yield Finding(Level.WARN, f"topic {name}", f"{layout}; its settings may not be read", "grant DESCRIBE_CONFIGS")
+        yield warn(f"{layout}; its settings may not be read", "grant DESCRIBE_CONFIGS")
         return
     differences = topic.differences()
-    for difference in differences:
-        command = ("kafka-configs.sh", "--bootstrap-server", settings.bootstrap_servers, "--alter", "--entity-type")
-        wanted = difference.wanted.removeprefix("at least ")
-        yield Finding(
-            Level.WARN,
-            f"topic {name}",
-            f"{difference.setting} is {difference.found}, wanted {difference.wanted}",
-            shlex.join([*command, "topics", "--entity-name", name, "--add-config", f"{difference.setting}={wanted}"]),
-        )
-    if topic.replication_factor < replicas:
-        yield Finding(
-            Level.WARN,
-            f"topic {name}",
-            f"{layout}: what one broker loses is lost",
-            "kafka-reassign-partitions.sh adds replicas",
-        )
+    for setting, found, wanted in differences:
+        entity = ["--alter", "--entity-type", "topics", "--entity-name", name]
+        change = ["--add-config", f"{setting}={wanted.removeprefix('at least ')}"]
+        advice = ["kafka-configs.sh", "--bootstrap-server", settings.bootstrap_servers, *entity, *change]
+        yield warn(f"{setting} is {found}, wanted {wanted}", shlex.join(advice))
+    if topic.replication_factor < min(3, cluster.brokers):
+        yield warn(f"{layout}: what one broker loses is lost", "kafka-reassign-partitions.sh adds replicas")
     elif not differences:
-        least = topic.settings["min.insync.replicas"]
-        yield Finding(Level.OK, f"topic {name}", f"{layout}, {least} in sync at least, LogAppendTime")
-
-
-def _create_command(cluster: ClusterState, settings: ConsumerSettings) -> str:
-    words = ["runtap", "topics", "create"]
-    if settings.topic_prefix != "runtap":
-        words += ["--topic-prefix", settings.topic_prefix]
-    if cluster.brokers < 3:
-        words += ["--replication-factor", str(cluster.brokers)]
-    return shlex.join(words)
-
-
-async def _check_rights(settings: ConsumerSettings) -> Finding:
-    topic = events_topic(settings.topic_prefix)
-    try:
-        await check_reading(settings, topic, f"{settings.topic_prefix}.doctor")
-    except KafkaUnavailableError as error:
-        return Finding(Level.FAIL, "rights", str(error))
-    return Finding(Level.OK, "rights", f"{topic} can be read in a consumer group (writing shows only by writing)")
+        yield ok(f"{layout}, {topic.settings['min.insync.replicas']} in sync at least, LogAppendTime")
 
 
 def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
@@ -164,38 +133,19 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
     except StoreError as error:
         # A worker makes it at its first start.
         is_missing = str(error).startswith("there is no store")
-        yield Finding(Level.WARN if is_missing else Level.FAIL, "store", str(error))
+        yield (_warn if is_missing else _fail)("store", str(error))
         return
-    try:
-        yield from _check_open_store(store, settings)
-    except SQLAlchemyError as error:
-        yield Finding(Level.FAIL, "store", without_passwords(str(error).splitlines()[0]), "see the database's own log")
-    finally:
-        store.close()
-
-
-def _check_open_store(store: Store, settings: ConsumerSettings) -> Iterator[Finding]:
-    with store.read() as connection:
-        version = connection.exec_driver_sql(store.dialect.version_query).scalar_one()
-    made = format_instant(store.created_at_ns, store.zone)
-    database = f"{store.dialect.title} {version}, store {store.store_id} made {made}"
-    detail = f"{database}, topic {store.events_topic}, days of {store.zone.key}"
-    yield Finding(Level.OK, "store", detail)
+    store.close()
+    made, days = format_instant(store.created_at_ns, store.zone), store.zone.key
+    about = f"store {store.store_id} made {made}, topic {store.events_topic}, days of {days}"
+    yield _ok("store", f"{store.database}, {about}")
     topic = events_topic(settings.topic_prefix)
     if store.events_topic != topic:
-        yield Finding(
-            Level.FAIL,
-            "store",
-            f"it holds the figures of {store.events_topic}, the settings name {topic}",
-            "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL",
-        )
-    if settings.timezone is not None and settings.timezone != store.zone.key:
-        yield Finding(
-            Level.WARN,
-            "store",
-            f"RUNTAP_TIMEZONE is {settings.timezone}, but days were fixed to {store.zone.key} when the store was made",
-            "reports print times in yours; for other days make another store",
-        )
+        advice = "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
+        yield _fail("store", f"it holds the figures of {store.events_topic}, the settings name {topic}", advice)
+    if settings.timezone not in (None, days):
+        detail = f"RUNTAP_TIMEZONE is {settings.timezone}, but days were fixed to {days} when the store was made"
+        yield _warn("store", detail, "reports print times in yours; for other days make another store")
 
 
 async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
@@ -204,16 +154,14 @@ async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
     Nothing where Kafka or the store cannot be reached, which other checks say.
     """
     try:
-        store = await asyncio.to_thread(open_store, settings.database_url)
-        store.close()
-        prefix, suffix = f"{settings.topic_prefix}.", f".{store.store_id}"
+        with closing(open_store(settings.database_url)) as store:
+            prefix, suffix = f"{settings.topic_prefix}.", f".{store.store_id}"
         groups = await read_groups_at_work(settings, prefix, suffix)
     except (KafkaUnavailableError, StoreError):
         return []
     sets = [group.removeprefix(prefix).removesuffix(suffix).split("-") for group in groups]
     return [
-        Finding(
-            Level.WARN,
+        _warn(
             f"projection {name}",
             f"{len(movers)} sets of workers move it: {'; '.join(' '.join(each) for each in movers)}",
             "stop one of them, or give each a store of its own",
@@ -226,42 +174,35 @@ async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
 def check_prices(settings: ConsumerSettings) -> Finding:
     """Which prices are in force."""
     try:
-        installed = version("genai-prices")
-    except PackageNotFoundError:
-        return Finding(Level.FAIL, "prices", "genai-prices is not installed", "pip install 'runtap[workers]'")
-    from runtap_consumers.pricing.source import load_prices
-
-    try:
         price_set = load_prices(settings).price_set
     except PriceFileError as error:
-        return Finding(Level.FAIL, "prices", str(error), "runtap prices check FILE")
+        return _fail("prices", str(error), "runtap prices check FILE")
     own = f", own prices in {settings.prices}" if settings.prices else ""
-    return Finding(
-        Level.OK, "prices", f"genai-prices {installed}, price set {price_set}{own}; newer: runtap prices update"
+    return _ok(
+        "prices", f"genai-prices {version('genai-prices')}, price set {price_set}{own}; newer: runtap prices update"
     )
 
 
-def check_langsmith(variables: LangSmithVariables) -> Iterator[Finding]:
+def check_langsmith(variables: Mapping[str, str]) -> Iterator[Finding]:
     """What LangSmith's tracer, which works beside runtap, would do in a process with these variables."""
-    key = variables.api_key.get_secret_value().strip() if variables.api_key else ""
-    if variables.tracing is None:
-        if key:
-            yield Finding(Level.OK, "LangSmith", f"a key is set ({masked(key)}), tracing is off")
-        return
-    if variables.tracing != "true":
-        is_off = variables.tracing.lower() in ("false", "0", "no", "off")
-        yield Finding(
-            Level.OK if is_off else Level.WARN,
-            "LangSmith",
-            f"tracing is off (the variable is {variables.tracing!r})",
-            "" if is_off else "only LANGSMITH_TRACING=true turns it on",
+
+    def find(*names: str) -> str:
+        """The first that is set, as its client looks for them."""
+        values = (variables.get(f"{space}_{name}") for name in names for space in ("LANGSMITH", "LANGCHAIN"))
+        return next(filter(None, values), "")
+
+    tracing, key = find("TRACING_V2", "TRACING"), find("API_KEY").strip()
+    where = f"project {find('PROJECT') or 'default'}, endpoint {find('ENDPOINT') or 'https://api.smith.langchain.com'}"
+    if tracing == "true" and key:
+        yield _ok("LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
+    elif tracing == "true":
+        yield _warn("LangSmith", f"tracing is on without a key: {where}", "set LANGSMITH_API_KEY")
+    elif tracing or key:
+        is_off = tracing.lower() in ("", "false", "0", "no", "off")
+        detail = f"tracing is off (the variable is {tracing!r}, the key {masked(key) if key else 'not set'})"
+        yield (_ok if is_off else _warn)(
+            "LangSmith", detail, "" if is_off else "only LANGSMITH_TRACING=true turns it on"
         )
-        return
-    where = f"project {variables.project}, endpoint {variables.endpoint}"
-    if key:
-        yield Finding(Level.OK, "LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
-    else:
-        yield Finding(Level.WARN, "LangSmith", f"tracing is on without a key: {where}", "set LANGSMITH_API_KEY")
 
 
 def masked(secret: str) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import sys
 
+from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_schemas.masking import mask_log_event
 
 
 def configure_logs(level: str) -> None:
-    """Sends structlog's events, and what libraries log, to standard error as JSON lines.
+    """Sends structlog's events, and what libraries log, to standard error as JSON lines, from a level on.
 
-    Args:
-        level: least level that is shown: `debug`, `info`, `warning` or `error`.
+    What keeps the Kafka client from connecting is told by the error, once, and not logged.
     """
     import structlog
 
@@ -48,3 +48,4 @@ def configure_logs(level: str) -> None:
     root.setLevel(level.upper())
     # Loaded where a store is opened, it tells of its own plugins.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    watch_client_log(is_silent=True)

@@ -1,29 +1,35 @@
-"""`runtap report`, `runtap runs` and `runtap sessions`: the figures, as people read them and as JSON."""
+"""`runtap report`, `runs`, `sessions`, `ledger`, `tail`, `alerts tail`: figures and streams, for people and as JSON."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Coroutine
+from contextlib import closing
+from typing import Annotated, Any
 
-import orjson
 import typer
 
-from runtap_consumers.cli.lines import write_json, write_lines
-from runtap_consumers.cli.options import Limit, takes_settings
+from runtap_consumers.cli import printing
+from runtap_consumers.cli.logs import configure_logs
+from runtap_consumers.cli.options import JsonLines, Limit, check_known, takes_settings
+from runtap_consumers.cli.terminal import write_json
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.instants import EXPECTED, parse_instant
-from runtap_consumers.private_files import private_opener
 from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas import decode_event
+from runtap_schemas.topics import alerts_topic, events_topic
 
-if TYPE_CHECKING:
-    from runtap_consumers.store.engine import Store
+RUN_TYPES = ("llm", "chain", "tool", "retriever")
+alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="The records as they are, one a line.")]
+FromBeginning = Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest record that is kept.")]
 
 
 @takes_settings("database_url", "timezone")
@@ -40,35 +46,24 @@ def report(
     ] = None,
 ) -> None:
     """Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time."""
-    from runtap_consumers.cli.printing import print_report
-    from runtap_consumers.cli.printing_costs import print_attribution
     from runtap_consumers.figures.attribution import build_attribution
     from runtap_consumers.figures.report import build_report
+    from runtap_consumers.store.engine import open_store
 
     now_ns = time.time_ns()
     since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise InputError(f"the range ends before it begins: --since {since}, --until {until or 'now'}")
-    zone = settings.zone()
-    with _opened(settings) as store:
+    wanted = (since_ns, until_ns, service, settings.zone(), now_ns)
+    with closing(open_store(settings.database_url)) as store:
         if by is None:
-            figures = build_report(store, since_ns, until_ns, service, zone, now_ns)
+            figures = build_report(store, *wanted)
         else:
-            attributes = settings.cost_attributes
-            figures = build_attribution(store, by, attributes, since_ns, until_ns, service, zone, now_ns)
-        if json is None:
-            (print_report if by is None else print_attribution)(figures)
-            return
-    if json == "-":
-        write_json(figures)
-        return
-    try:
-        with open(json, "wb", opener=private_opener) as file:
-            file.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    except OSError as error:
-        raise InputError(
-            f"cannot write {json!r}: {error.strerror}. Name another file, or - for standard output"
-        ) from error
+            figures = build_attribution(store, by, settings.cost_attributes, *wanted)
+    if json is not None:
+        write_json(figures, json)
+    else:
+        (printing.print_report if by is None else printing.print_attribution)(figures)
 
 
 @takes_settings("database_url", "timezone")
@@ -78,31 +73,26 @@ def runs(
     trace: Annotated[str | None, typer.Option(help="Only runs of this trace.")] = None,
     model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
     status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(run_rows.STATUSES)}.")] = None,
-    run_type: Annotated[str | None, typer.Option("--type", help="Only these: llm, chain, tool, retriever.")] = None,
+    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
     since: Since = None,
     limit: Limit = 50,
     json: JsonLines = False,
 ) -> None:
     """The single calls, newest first."""
-    from runtap_consumers.cli.printing import print_runs
     from runtap_consumers.figures.report import read_completeness
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
-    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_reader
 
-    if status is not None and status not in run_rows.STATUSES:
-        raise InputError(f"there is no status {status!r}: expected one of {', '.join(run_rows.STATUSES)}")
-    zone = settings.zone()
+    check_known("status", [status] if status else [], run_rows.STATUSES)
     wanted = RunFilter(session, trace, model, status, run_type, _instant(since, settings, time.time_ns()))
-    with _opened(settings) as store, open_snapshot(store) as snapshot:
-        complete = read_completeness(snapshot, (run_rows.PROJECTION,))
-        boundary = run_rows.abandoned_before(complete.at_ns)
+    with open_reader(settings.database_url) as snapshot:
+        boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
         # Closed while the store is open, also when nobody reads the output any more.
         with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
-            found = (run_rows.describe_run(row, boundary, zone) for row in rows)
-            if json:
-                write_lines(found)
-            else:
-                print_runs(found)
+            found = (run_rows.describe_run(row, boundary, settings.zone()) for row in rows)
+            printing.print_list(
+                found if json else map(printing.shorten_run, found), printing.RUNS, printing.NO_RUN, json
+            )
 
 
 @takes_settings("database_url", "timezone")
@@ -114,33 +104,86 @@ def sessions(
     json: JsonLines = False,
 ) -> None:
     """Sessions: who, how long, how much. The one with the newest event first."""
-    from runtap_consumers.cli.printing import print_sessions
-    from runtap_consumers.figures import sessions as session_rows
     from runtap_consumers.figures.report import read_completeness
+    from runtap_consumers.figures.sessions import PROJECTION, describe_session
     from runtap_consumers.store.read.sessions import read_sessions
-    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_reader
 
-    zone = settings.zone()
     since_ns = _instant(since, settings, time.time_ns()) or 0
-    with _opened(settings) as store, open_snapshot(store) as snapshot:
-        complete = read_completeness(snapshot, (session_rows.PROJECTION,))
+    with open_reader(settings.database_url) as snapshot:
+        complete = read_completeness(snapshot, (PROJECTION,))
         with closing(read_sessions(snapshot, since_ns, service=service, limit=limit or None)) as rows:
-            found = (session_rows.describe_session(row, complete.at_ns, zone) for row in rows)
-            if json:
-                write_lines(found)
-            else:
-                print_sessions(found)
+            found = (describe_session(row, complete.at_ns, settings.zone()) for row in rows)
+            printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json)
 
 
-@contextmanager
-def _opened(settings: ConsumerSettings) -> Iterator[Store]:
-    from runtap_consumers.store.engine import open_store
+@takes_settings("database_url", "timezone")
+def ledger(
+    settings: ConsumerSettings,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
+) -> None:
+    """Where every captured event is: applied, in flight, dropped, lost or unreadable, by service,
+    emitter and reason.
+    """
+    from runtap_consumers.figures.ledger import build_ledger
+    from runtap_consumers.store.read.snapshot import open_reader
 
-    store = open_store(settings.database_url)
+    with open_reader(settings.database_url) as snapshot:
+        figures = build_ledger(snapshot, settings.zone())
+    (write_json if json else printing.print_ledger)(figures)
+
+
+@takes_settings("bootstrap_servers", "timezone")
+def tail(
+    settings: ConsumerSettings,
+    session: Annotated[str | None, typer.Option(help="Only events of this session.")] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="Only these: an event type (run.ended) or a run type (llm). May be repeated."),
+    ] = None,
+    json: Json = False,
+    from_beginning: FromBeginning = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Only the text of streamed answers, as it comes (RUNTAP_STREAM_TOKENS).")
+    ] = False,
+) -> None:
+    """The live stream of events, one line each. Ctrl-C ends it."""
+    # The Kafka client takes a moment to load, which other commands need not wait for.
+    from runtap_consumers.cli.tail import Tokens, as_json, as_lines, event_types, follow, is_wanted
+
+    wanted_types = types or []
+    check_known("type", wanted_types, (*event_types(), *RUN_TYPES))
+    if json and tokens:
+        raise InputError("--json and --tokens do not go together")
+    show = as_json if json else (Tokens if tokens else as_lines)(settings.zone())
+
+    def show_wanted(record: Any, event: Any) -> None:
+        if is_wanted(event, session, wanted_types):
+            show(record, event)
+
+    _run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, decode_event, show_wanted))
+
+
+@alerts_app.command("tail")
+@takes_settings("bootstrap_servers", "timezone")
+def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
+    """Alerts as they are raised, one line each. Ctrl-C ends it."""
+    from runtap_consumers.cli.tail import as_json, as_lines, decode_alert, follow
+
+    show = as_json if json else as_lines(settings.zone())
+    _run_until_ended(follow(settings, alerts_topic(settings.topic_prefix), from_beginning, decode_alert, show))
+
+
+def _run_until_ended(stream: Coroutine[Any, Any, None]) -> None:
+    """Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure."""
+    configure_logs("warning")
     try:
-        yield store
-    finally:
-        store.close()
+        asyncio.run(stream)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Python flushes at exit once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _instant(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any
 
 import typer
 
+from runtap_consumers.errors import InputError
 from runtap_consumers.settings import ConsumerSettings
 
 PANEL = "Settings (all others: variables RUNTAP_…, or a file .env)"
 # More than any store holds, and far from what a database takes for a number.
 _MOST_ROWS = 1_000_000_000
 Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many; 0: all.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises `InputError` where a name is none of those that there are."""
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"there is no {kind} {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

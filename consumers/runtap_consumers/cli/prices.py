@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from runtap_consumers.cli.lines import say, write_lines
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import JsonLines, takes_settings
+from runtap_consumers.cli.printing import print_list
+from runtap_consumers.cli.terminal import say
 from runtap_consumers.errors import InputError
 from runtap_consumers.settings import ConsumerSettings
 
 prices_app = typer.Typer(help="What calls are priced at, and what has no price.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-
-
-@prices_app.callback()
-def prices() -> None:
-    """What calls are priced at, and what has no price."""
+_RATES = "price_class input cache_read cache_write_5m cache_write_1h output reasoning web_search? request"
 
 
 @prices_app.command()
@@ -40,10 +35,9 @@ def show(
     settings: ConsumerSettings,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As calls name it, also `provider/model`.")],
     provider: Annotated[str | None, typer.Option(help="As calls name it; else the model's name decides.")] = None,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Today's prices of a model, by price class, in dollars per million tokens."""
-    from runtap_consumers.cli.printing_costs import print_rates
     from runtap_consumers.pricing.listing import list_rates
     from runtap_consumers.pricing.source import load_prices
 
@@ -56,45 +50,50 @@ def show(
             f"{f': the nearest known are {nearest}' if nearest else ''}. A file in RUNTAP_PRICES can add one"
             f"{'' if provider else '; if one does for a provider, name it with --provider'}"
         )
-    if json:
-        write_lines(found)
-    else:
-        print_rates(found, table.price_set)
+    first = found[0]
+    listed = "the table as runtap corrects it" if first["is_corrected"] else "the table"
+    origin = f"your own terms over {listed}" if first["is_own"] else listed
+    name = " ".join(filter(None, (first["provider"], first["model"])))
+    if not json:
+        say(f"{name}: dollars per million tokens, a thousand searches or requests, from {origin} ({table.price_set})")
+    print_list(found, _RATES, "", json)
 
 
 @prices_app.command()
 @takes_settings("database_url", "prices")
-def unmatched(settings: ConsumerSettings, json: Json = False) -> None:
+def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
     """Models with calls that have usage and no price, with the nearest known names."""
-    from runtap_consumers.cli.printing_costs import print_unmatched
     from runtap_consumers.pricing.source import load_prices
-    from runtap_consumers.store.engine import open_store
-    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_reader
     from runtap_consumers.store.read.unmatched import read_unpriced
 
     sellers = load_prices(settings).sellers
-    store = open_store(settings.database_url)
-    try:
-        with open_snapshot(store) as snapshot:
-            found = [
-                {
-                    "provider": row.provider or None,
-                    "model": row.model or None,
-                    "unpriced_calls": row.calls,
-                    "impossible_calls": row.impossible_calls,
-                    "input_tokens": row.input_tokens,
-                    "output_tokens": row.output_tokens,
-                    "is_known": sellers.find(row.provider, row.model) is not None,
-                    "nearest": sellers.nearest(row.provider, row.model),
-                }
-                for row in read_unpriced(snapshot)
-            ]
-    finally:
-        store.close()
-    if json:
-        write_lines(found)
-    else:
-        print_unmatched(found)
+    with open_reader(settings.database_url) as snapshot:
+        found = [
+            {
+                "provider": row.provider or None,
+                "model": row.model or None,
+                "unpriced_calls": row.calls,
+                "impossible_calls": row.impossible_calls,
+                "input_tokens": row.input_tokens,
+                "output_tokens": row.output_tokens,
+                "is_known": sellers.find(row.provider, row.model) is not None,
+                "nearest": sellers.nearest(row.provider, row.model),
+            }
+            for row in read_unpriced(snapshot)
+        ]
+    columns = "provider model<28 unpriced_calls input_tokens output_tokens advice*"
+    shown = found if json else [{**row, "advice": _advice(row)} for row in found]
+    print_list(shown, columns, "Every call with usage has a price.", json)
+
+
+def _advice(row: dict[str, Any]) -> str:
+    if row["impossible_calls"] == row["unpriced_calls"]:
+        return "their parts exceed their totals: see the single runs"
+    # A known model may still lack a price for what some calls used.
+    if row["is_known"]:
+        return "known by now: runtap reprice"
+    return f"nearest known: {', '.join(row['nearest']) or 'none'}"
 
 
 @prices_app.command()

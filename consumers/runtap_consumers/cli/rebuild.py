@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
-from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.errors import InputError, KafkaUnavailableError
-from runtap_consumers.instants import EXPECTED, format_instant, parse_instant
+from runtap_consumers.cli.options import check_known, takes_settings
+from runtap_consumers.cli.printing import print_list
+from runtap_consumers.cli.terminal import say
+from runtap_consumers.errors import KafkaUnavailableError
+from runtap_consumers.instants import EXPECTED, format_instant, local_time, parse_instant
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
+
+if TYPE_CHECKING:
+    from runtap_consumers.correct.rebuild import FigureDifference
 
 
 @takes_settings("bootstrap_servers", "database_url", "cost_by")
@@ -32,16 +37,12 @@ def rebuild(
     Days of which Kafka does not hold everything any more stay as they are. It may be ended at any moment, and goes on
     when it is started again.
     """
-    if projection not in PROJECTIONS:
-        raise InputError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
+    check_known("projection", [projection], PROJECTIONS)
     configure_logs("warning" if dry_run else settings.log_level)
-    # What keeps the client from connecting is told once, by the error.
-    watch_client_log(is_silent=True)
     say(asyncio.run(_run(settings, projection, since, dry_run)))
 
 
 async def _run(settings: ConsumerSettings, projection: str, since: str | None, dry_run: bool) -> str:
-    from runtap_consumers.cli.printing_rebuild import print_differences
     from runtap_consumers.correct.rebuild import rebuild as run_rebuild
     from runtap_consumers.kafka.errors import KafkaError
     from runtap_consumers.kafka.partition_reader import PartitionReader
@@ -62,7 +63,8 @@ async def _run(settings: ConsumerSettings, projection: str, since: str | None, d
         done = await run_rebuild(store, projection, log, prices, settings, since_ns, is_dry_run=dry_run)
         replaced = f"from {format_instant(done.from_ns, store.zone)} on" if done.from_ns else "all that there is"
         if dry_run:
-            print_differences(projection, done.differences, store.zone)
+            rows = [_difference(one, store.zone) for one in done.differences]
+            print_list(rows, "table day measure before after difference", "A rebuild would change nothing.")
             return f"{replaced}, {done.records:,} records read; no figure has changed."
         return f"{projection} was rebuilt: {replaced}, of {done.records:,} records."
     except (KafkaError, TimeoutError) as error:
@@ -73,3 +75,8 @@ async def _run(settings: ConsumerSettings, projection: str, since: str | None, d
     finally:
         await log.stop()
         store.close()
+
+
+def _difference(difference: FigureDifference, zone: ZoneInfo) -> dict[str, Any]:
+    day = None if difference.day_ns is None else f"{local_time(difference.day_ns, zone):%Y-%m-%d}"
+    return {**difference._asdict(), "day": day, "difference": f"{difference.after - difference.before:+,}"}

@@ -1,19 +1,19 @@
-"""The live stream, one line a record, for people and for programs."""
+"""The live streams, one line a record, for people and for programs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from runtap_consumers.cli.terminal import one_line, visible, visible_json
-from runtap_consumers.figures.error_text import error_facts, error_text
+from runtap_consumers.cli.terminal import one_line, say, visible, visible_json
+from runtap_consumers.figures.words import ERROR_FACTS, duration, error_text, show
 from runtap_consumers.instants import local_time
 from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
@@ -21,6 +21,7 @@ from runtap_schemas import (
     Alert,
     AnyEvent,
     EmitterReported,
+    Event,
     RunEnded,
     RunEvent,
     RunNoted,
@@ -29,105 +30,91 @@ from runtap_schemas import (
     SessionEvent,
     Skipped,
     Unreadable,
-    decode_alert,
-    decode_event,
+    codec,
 )
-from runtap_schemas.topics import alerts_topic, events_topic
 
-_STATUS_STYLES = {"ok": "green", "error": "bold red", "interrupted": "yellow", "cancelled": "yellow"}
-_ALERT_STYLES = {"firing": "bold red", "resolved": "green", "noticed": "yellow"}
+_STYLES = {"ok": "green", "resolved": "green", "error": "bold red", "firing": "bold red"}
 _TEXT_LENGTH = 160
 
-Decoded = AnyEvent | Skipped | Unreadable
+Decoded = AnyEvent | Skipped | Unreadable | Alert
+Part = str | tuple[str, str]
+Show = Callable[[TailedRecord, Decoded], None]
 
 
-class TailFilter(NamedTuple):
-    """Which events to show. Without a filter everything is, also what cannot be read.
-
-    `types` holds event types (`run.ended`) and run types (`llm`); an event of one of them is shown.
-    """
-
-    session: str | None = None
-    types: tuple[str, ...] = ()
-
-    def admits(self, event: Decoded) -> bool:
-        """Whether to show an event."""
-        if self.session is not None and getattr(event, "session_id", None) != self.session:
-            return False
-        return not self.types or bool({type_name(event), getattr(event, "run_type", None)} & {*self.types})
+def event_types() -> tuple[str, ...]:
+    """Names of the event types that this version knows."""
+    kinds: tuple[Any, ...] = AnyEvent.__args__
+    return tuple(str(kind.__struct_config__.tag) for kind in kinds)
 
 
-def type_name(event: Decoded) -> str:
-    """The event type as it stands on the wire; `unreadable` for what is none."""
+def _type_of(event: Decoded) -> str:
     if isinstance(event, Skipped):
         return event.type
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
 
 
-Show = Callable[[TailedRecord, Decoded], None]
+def is_wanted(event: Decoded, session: str | None, types: Collection[str]) -> bool:
+    """Whether an event is of a session, and of one of these event types (`run.ended`) or run types (`llm`).
 
-
-async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
-    """Shows events as they come, until it is cancelled.
-
-    Args:
-        settings: how to reach Kafka.
-        wanted: which events.
-        show: what becomes of one: `as_lines`, `as_json` or `Tokens`.
-        from_beginning: begin with the oldest event that is kept.
-
-    Raises:
-        KafkaUnavailableError: the topic cannot be read.
+    All are without a session and types, also what cannot be read.
     """
-    records = tail_records(settings, events_topic(settings.topic_prefix), from_beginning)
-    # The generator holds a connection: it is closed here, not when it is thrown away.
-    async with aclosing(records) as open_records:  # type: ignore[type-var]
-        async for record in open_records:
-            event = decode_event(record.value)
-            if wanted.admits(event):
-                show(record, event)
+    if session is not None and getattr(event, "session_id", None) != session:
+        return False
+    return not types or _type_of(event) in types or getattr(event, "run_type", None) in types
 
 
-async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_beginning: bool = False) -> None:
-    """Prints alerts as they come, until it is cancelled.
-
-    Args:
-        settings: how to reach Kafka, and the time zone to print in.
-        as_json: print the records as they are, one a line, instead of lines for people.
-        from_beginning: begin with the oldest alert that is kept.
-
-    Raises:
-        KafkaUnavailableError: the topic cannot be read.
-    """
-    console, zone = _open_console(), settings.zone()
-    records = tail_records(settings, alerts_topic(settings.topic_prefix), from_beginning)
-    async with aclosing(records) as open_records:  # type: ignore[type-var]
-        async for record in open_records:
-            alert = _decode_alert(record)
-            if as_json:
-                _write_json(record, alert)
-            elif isinstance(alert, Unreadable):
-                console.print(_unreadable(alert.cause, record, zone), soft_wrap=True)
-            else:
-                console.print(describe_alert(alert, zone), soft_wrap=True)
-
-
-def _decode_alert(record: TailedRecord) -> Alert | Unreadable:
+def decode_alert(value: bytes | None) -> Alert | Unreadable:
+    """Reads a record of the alerts topic."""
     try:
-        return decode_alert(record.value or b"")
+        return codec.decode_alert(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return Unreadable(str(error))
 
 
+async def follow(
+    settings: ConsumerSettings,
+    topic: str,
+    from_beginning: bool,
+    decode: Callable[[bytes | None], Decoded],
+    show: Show,
+) -> None:
+    """Shows the records of a topic as they come, all that are kept or the next ones, until it is cancelled.
+
+    Raises:
+        KafkaUnavailableError: the topic cannot be read.
+    """
+    # The generator holds a connection: it is closed here, not when it is thrown away.
+    async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]
+        async for record in records:
+            show(record, decode(record.value))
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process from in here, with the connection still open.
+        raise BrokenPipeError
+
+
 def as_lines(zone: ZoneInfo) -> Show:
     """A line for people for each event."""
-    console = _open_console()
-    return lambda record, event: console.print(describe_event(event, record, zone), soft_wrap=True)
+    console = _Console(highlight=False)
+    return lambda record, event: console.print(describe(event, record, zone), soft_wrap=True)
 
 
 def as_json(record: TailedRecord, event: Decoded) -> None:
     """The records as they are, one a line."""
-    _write_json(record, event)
+    sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def json_line(record: TailedRecord, event: Decoded) -> bytes:
+    """A record as it is, in one line; of one that cannot be read, where it lies and why."""
+    if isinstance(event, Unreadable):
+        where = {"partition": record.partition, "offset": record.offset}
+        return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **where})
+    line = record.value or b""
+    # Another client's JSON may be laid out over lines.
+    return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
 
 
 class Tokens:
@@ -138,141 +125,85 @@ class Tokens:
         self._run_id: str | None = None
 
     def __call__(self, record: TailedRecord, event: Decoded) -> None:
+        # Not through rich, which takes spaces away from the ends of long lines.
         if isinstance(event, RunStreamed):
             if event.run_id != self._run_id:
                 self._end_line()
                 self._run_id = event.run_id
                 self._show_head(record, msgspec.structs.replace(event, text=""))
-            self._write(visible(event.text, keep="\n\t"))
+            say(event.text, end="")
         elif isinstance(event, RunEnded) and event.run_id == self._run_id:
             self._end_line()
 
     def _end_line(self) -> None:
         if self._run_id is not None:
-            self._write("\n")
+            say("")
             self._run_id = None
 
-    @staticmethod
-    def _write(text: str) -> None:
-        # Not through rich, which takes spaces away from the ends of long lines.
-        sys.stdout.write(text)
-        sys.stdout.flush()
 
+def describe(event: Decoded, record: TailedRecord, zone: ZoneInfo) -> Text:
+    """One line about an event: when, whose, what, how it went.
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would end the process from in here, with the connection still open.
-        raise BrokenPipeError
-
-
-def _open_console() -> Console:
-    return _Console(highlight=False)
-
-
-def _write_json(record: TailedRecord, event: Decoded | Alert) -> None:
-    sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def json_line(record: TailedRecord, event: Decoded | Alert) -> bytes:
-    """A record as it is, in one line; of one that cannot be read, where it lies and why."""
-    if isinstance(event, Unreadable):
-        place = {"partition": record.partition, "offset": record.offset}
-        return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **place})
-    line = record.value or b""
-    # Another client's JSON may be laid out over lines.
-    return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
-
-
-def describe_event(event: Decoded, record: TailedRecord, zone: ZoneInfo) -> Text:
-    """One line about an event: when, whose, what, how it went."""
-    if isinstance(event, Unreadable):
-        return _unreadable(event.cause, record, zone)
-    if isinstance(event, Skipped):
-        return _line(record.log_time_ns, zone, event.emitter, (f"unknown event type {event.type}", "yellow"))
-    if isinstance(event, EmitterReported):
-        return _describe_report(event, zone)
-    if isinstance(event, SessionEvent):
-        user = f"by {event.user_id}" if event.user_id else ""
-        action = type_name(event).removeprefix("session.")
-        return _line(event.at_ns, zone, event.service, (f"session {action}", "cyan"), event.session_id, user)
-    return _describe_run(event, zone)
-
-
-def _describe_run(event: RunEvent, zone: ZoneInfo) -> Text:
-    parts: list[str | tuple[str, str]] = [f"{event.run_type:9}", (event.name or "(unnamed)", "bold")]
-    if isinstance(event, RunStarted):
-        parts += [("started", "dim"), event.request_model or ""]
-    elif isinstance(event, RunEnded):
-        parts += [(event.status, _STATUS_STYLES[event.status]), _duration(event.duration_ns), *_call(event)]
-        if event.error is not None:
-            style = "red" if event.status == "error" else "yellow"
-            error = event.error
-            facts = error_facts(error.category, error.status_code, error.code)
-            parts.append((f"{error.type}: {_shortened(error_text(facts, error.raised_at, error.message))}", style))
-    elif isinstance(event, RunNoted):
-        attempt = f"attempt {event.attempt}" if event.attempt is not None else ""
-        parts += [(event.kind.replace("_", " "), "magenta"), event.note or "", attempt]
-    elif isinstance(event, RunStreamed):
-        parts.append((_shortened(event.text), "dim"))
-    return _line(event.at_ns, zone, event.service, *parts)
-
-
-def _call(event: RunEnded) -> list[str | tuple[str, str]]:
-    """What a model run used, and the model."""
-    parts: list[str | tuple[str, str]] = []
-    if event.usage is not None:
-        taken, given = (
-            "?" if tokens is None else f"{tokens:,}" for tokens in (event.usage.input_tokens, event.usage.output_tokens)
-        )
-        parts.append(f"{taken} → {given} tokens")
-    parts.append((event.model or event.request_model or "", "blue"))
-    return parts
-
-
-def _describe_report(event: EmitterReported, zone: ZoneInfo) -> Text:
-    dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
-    counts = f"{event.captured:,} events, {dropped:,} dropped"
-    who = f"emitter {event.emitter} on {event.host}"
-    style = "yellow" if dropped else "dim"
-    return _line(
-        event.at_ns, zone, event.service, (who, "dim"), ("closing" if event.closing else "", "dim"), (counts, style)
-    )
-
-
-def describe_alert(alert: Alert, zone: ZoneInfo) -> Text:
-    """One line about an alert."""
-    run = f"sample run {alert.sample_run_id}" if alert.sample_run_id else ""
-    return _line(alert.at_ns, zone, None, (f"{alert.state:8}", _ALERT_STYLES[alert.state]), alert.summary, (run, "dim"))
-
-
-def _unreadable(cause: str, record: TailedRecord, zone: ZoneInfo) -> Text:
-    place = f"partition {record.partition}, offset {record.offset}"
-    return _line(record.log_time_ns, zone, None, ("unreadable", "bold red"), place, (_shortened(cause), "red"))
-
-
-def _line(at_ns: int, zone: ZoneInfo, service: str | None, *parts: str | tuple[str, str]) -> Text:
-    """Text is appended as it is: what a service sends is never read as markup or as control codes."""
-    moment = local_time(at_ns, zone)
+    Text is appended as it is: what a service sends is never read as markup or as control codes.
+    """
+    moment = local_time(getattr(event, "at_ns", record.log_time_ns), zone)
     line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
-    for part in (*(() if service is None else ((service or "(unknown service)", "dim"),)), *parts):
+    for part in _parts_of(event, record):
         text, style = (part, "") if isinstance(part, str) else part
         if text:
             line.append("  ").append(visible(text), style=style)
     return line
 
 
-def _shortened(text: str) -> str:
-    line = one_line(text)
-    return line if len(line) <= _TEXT_LENGTH else f"{line[: _TEXT_LENGTH - 1]}…"
+def _parts_of(event: Decoded, record: TailedRecord) -> Iterator[Part]:
+    if isinstance(event, Event):
+        yield event.service or "(unknown service)", "dim"
+    match event:
+        case Unreadable():
+            yield "unreadable", "bold red"
+            yield f"partition {record.partition}, offset {record.offset}"
+            yield one_line(event.cause, _TEXT_LENGTH), "red"
+        case Alert():
+            yield f"{event.state:8}", _STYLES.get(event.state, "yellow")
+            yield event.summary
+            yield f"sample run {event.sample_run_id}" if event.sample_run_id else "", "dim"
+        case Skipped():
+            yield event.emitter or "(unknown service)", "dim"
+            yield f"unknown event type {event.type}", "yellow"
+        case EmitterReported():
+            dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
+            yield f"emitter {event.emitter} on {event.host}", "dim"
+            yield "closing" if event.closing else "", "dim"
+            yield f"{event.captured:,} events, {dropped:,} dropped", "yellow" if dropped else "dim"
+        case SessionEvent():
+            yield _type_of(event).replace(".", " "), "cyan"
+            yield event.session_id
+            yield f"by {event.user_id}" if event.user_id else ""
+        case RunEvent():
+            yield f"{event.run_type:9}"
+            yield event.name or "(unnamed)", "bold"
+            yield from _parts_of_run(event)
 
 
-def _duration(duration_ns: int) -> str:
-    milliseconds = duration_ns / 1e6
-    return f"{milliseconds:.0f} ms" if milliseconds < 1_000 else f"{milliseconds / 1e3:.2f} s"
-
-
-def event_types() -> tuple[str, ...]:
-    """Names of the event types that this version knows."""
-    kinds: tuple[Any, ...] = AnyEvent.__args__
-    return tuple(str(kind.__struct_config__.tag) for kind in kinds)
+def _parts_of_run(event: RunEvent) -> Iterator[Part]:
+    match event:
+        case RunStarted():
+            yield "started", "dim"
+            yield event.request_model or ""
+        case RunNoted():
+            yield event.kind.replace("_", " "), "magenta"
+            yield event.note or ""
+            yield f"attempt {event.attempt}" if event.attempt is not None else ""
+        case RunStreamed():
+            yield one_line(event.text, _TEXT_LENGTH), "dim"
+        case RunEnded():
+            yield event.status, _STYLES.get(event.status, "yellow")
+            yield duration(event.duration_ns / 1e9)
+            if event.usage is not None:
+                used = (event.usage.input_tokens, event.usage.output_tokens)
+                taken, given = (show("tokens", count) or "?" for count in used)
+                yield f"{taken} → {given} tokens"
+            yield event.model or event.request_model or "", "blue"
+            if (error := event.error) is not None:
+                said = one_line(error_text(*(getattr(error, name) for name in ERROR_FACTS)), _TEXT_LENGTH)
+                yield f"{error.type}: {said}", "red" if event.status == "error" else "yellow"

@@ -1,12 +1,24 @@
-"""Stored text on its way to a terminal: what could drive the terminal, or hide in it, is shown as an escape."""
+"""What commands write: text for people, JSON for scripts, files.
+
+Of stored text, what could drive the terminal, or hide in it, is shown as an escape.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
+import orjson
+import typer
 from rich.console import Console
 from rich.text import Text
+
+from runtap_consumers.errors import InputError
+from runtap_consumers.private_files import private_opener
 
 # Control, format (bidi, zero width), surrogate, private use and unassigned characters; line and paragraph separators.
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -32,9 +44,10 @@ def visible(text: str, keep: str = "") -> str:
     )
 
 
-def one_line(text: str) -> str:
-    """A visible text in one line, with one space for any run of white space."""
-    return " ".join(visible(text, keep="\t\n\r").split())
+def one_line(text: str, longest: int | None = None) -> str:
+    """A visible text in one line, with one space for any run of white space; cut where it is longer."""
+    line = " ".join(visible(text, keep="\t\n\r").split())
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def visible_json(line: bytes) -> bytes:
@@ -46,6 +59,43 @@ def visible_json(line: bytes) -> bytes:
     return "".join(
         json.dumps(letter)[1:-1] if letter not in "\n\r\t" and _is_hidden(letter) else letter for letter in text
     ).encode()
+
+
+def say(text: str, err: bool = False, end: str = "\n") -> None:
+    """Prints a text on standard output, or standard error, as all commands do: nothing in it drives the terminal."""
+    typer.echo(visible(text, keep="\n\t") + end, err=err, nl=False)  # noqa: TID251
+
+
+def write_json(value: Mapping[str, Any], file: str = "-") -> None:
+    """Writes one JSON object over lines, to standard output or a file that a person named."""
+    with opened(file) as output:
+        output.write(visible_json(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
+
+
+def write_lines(objects: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line."""
+    for one in objects:
+        sys.stdout.buffer.write(json_line(one))
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """One JSON object in a line."""
+    return visible_json(orjson.dumps(value)) + b"\n"
+
+
+@contextmanager
+def opened(file: str) -> Iterator[BinaryIO]:
+    """A file that a person named for output, readable by its user alone if it is new; -: standard output."""
+    if file == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        with open(file, "wb", opener=private_opener) as output:
+            yield output
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file!r}: {error.strerror}. Name another file, or - for standard output"
+        ) from error
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`runtap worker` and `runtap store`: what keeps the figures."""
+"""`runtap worker`, `store`, `topics` and `doctor`: what keeps the figures, and what it needs before and beside it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from runtap_consumers.cli.lines import say
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import takes_settings
-from runtap_consumers.errors import InputError
-from runtap_consumers.kafka.client_log import watch_client_log
+from runtap_consumers.cli.options import check_known, takes_settings
+from runtap_consumers.cli.terminal import say
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 
-ALERTS = "alerts"
+_ALERTS = "alerts"
+_NAMES = (*PROJECTIONS, _ALERTS)
 store_app = typer.Typer(help="The store of the figures.", no_args_is_help=True)
+topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
 
 @takes_settings("bootstrap_servers", "database_url")
@@ -24,9 +24,7 @@ def worker(
     settings: ConsumerSettings,
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...", help=f"What to run: {', '.join((*PROJECTIONS, ALERTS))}. All where none is named."
-        ),
+        typer.Argument(metavar="[NAME]...", help=f"What to run: {', '.join(_NAMES)}. All where none is named."),
     ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Stop when caught up with the end that the topic had at the start.")
@@ -36,10 +34,10 @@ def worker(
     ] = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
-    projections, alerts = check_names(names or [])
+    check_known("projection", names or [], _NAMES)
+    alerts = not names or _ALERTS in names
+    projections = tuple(name for name in PROJECTIONS if not names or name in names)
     configure_logs(settings.log_level)
-    # What keeps the client from connecting is told once, by the error.
-    watch_client_log(is_silent=True)
     # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
     from runtap_consumers.alerts.loop import run_alerts
     from runtap_consumers.correct.thinning import keep_thinning_reports
@@ -59,25 +57,6 @@ def worker(
     raise typer.Exit(asyncio.run(running))
 
 
-def check_names(names: list[str]) -> tuple[tuple[str, ...], bool]:
-    """Sorts what a worker is to run into projections and the alert evaluator; all where none is named.
-
-    Raises:
-        InputError: there is no such thing.
-    """
-    known = (*PROJECTIONS, ALERTS)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(f"there is no projection {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
-    wanted = names or known
-    return tuple(name for name in PROJECTIONS if name in wanted), ALERTS in wanted
-
-
-@store_app.callback()
-def store() -> None:
-    """The store of the figures."""
-
-
 @store_app.command()
 @takes_settings("database_url")
 def migrate(settings: ConsumerSettings) -> None:
@@ -85,3 +64,40 @@ def migrate(settings: ConsumerSettings) -> None:
     from runtap_consumers.store.engine import migrate_store
 
     say(f"The store is at version {migrate_store(settings.database_url)}.")
+
+
+@topics_app.command()
+@takes_settings("bootstrap_servers", "topic_prefix")
+def create(
+    settings: ConsumerSettings,
+    partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Partitions of the events topic.")] = 6,
+    replication_factor: Annotated[
+        int, typer.Option(min=1, max=9, help="Replicas of each topic; 1 on a single broker.")
+    ] = 3,
+    prints: Annotated[
+        bool, typer.Option("--print", help="Change nothing; print the commands of Kafka's own tool instead.")
+    ] = False,
+) -> None:
+    """Makes the topics that do not exist yet; those that do are left as they are."""
+    from runtap_consumers.kafka.topics import create_topics, print_topics
+
+    if prints:
+        for line in print_topics(settings, partitions, replication_factor):
+            say(line)
+        return
+    configure_logs("warning")
+    for state in asyncio.run(create_topics(settings, partitions, replication_factor)):
+        name, done = state.topic.name, "made" if state.created else "exists"
+        layout = f"{state.partitions} partitions, replication factor {state.replication_factor}"
+        say(f"{name}: {done} ({state.topic.purpose}; {layout})")
+        for difference in state.differences(replication_factor, partitions):
+            say(f"warning: {name}: {difference.setting} is {difference.found}, not {difference.wanted}", err=True)
+
+
+@takes_settings("bootstrap_servers", "database_url")
+def doctor(settings: ConsumerSettings) -> None:
+    """Checks settings, Kafka, topics, store and prices, one by one, and says what to do. Exits with 1 on a failure."""
+    from runtap_consumers.cli.doctor import examine, print_finding
+
+    configure_logs("error")
+    raise typer.Exit(max(map(print_finding, examine(settings))))

@@ -19,6 +19,7 @@ from runtap_consumers.figures.completeness import (
     worst_of,
 )
 from runtap_consumers.figures.sessions import describe_session
+from runtap_consumers.figures.words import ERROR_FACTS
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
@@ -44,7 +45,6 @@ from runtap_consumers.units import MINUTE_NS
 SHOWN = ("cost", "performance", "errors", "sessions")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
-_ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
 
 Components = dict[tuple[str, str, str], ComponentFigures]
 
@@ -216,7 +216,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "groups": [
             {
-                **{name: getattr(group, name) for name in ("fingerprint", "type", *_ERROR_FACTS, "run_type")},
+                **{name: getattr(group, name) for name in ("fingerprint", "type", *ERROR_FACTS, "run_type")},
                 "service": group.service,
                 "count": group.count,
                 "first_seen": format_instant(group.first_at_ns, zone),
@@ -227,9 +227,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "recent": [
             {
-                **{
-                    name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *_ERROR_FACTS)
-                },
+                **{name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *ERROR_FACTS)},
                 "at": format_instant(error.at_ns, zone),
                 "service": error.service or None,
             }

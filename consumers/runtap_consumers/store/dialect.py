@@ -30,7 +30,6 @@ class Dialect:
         skip_locked: the same, without the rows that another transaction has locked.
         row_id: identifies a row within a transaction.
         least, greatest: of two values, `{0}` and `{1}`, of which either may be null.
-        version_query: the database's own version.
     """
 
     title: str
@@ -45,7 +44,6 @@ class Dialect:
     row_id: str
     least: str
     greatest: str
-    version_query: str
 
     def source(self, types: Sequence[str]) -> str:
         """Where the rows of an INSERT come from: one row a parameter set, or one list a column of these types."""
@@ -84,7 +82,6 @@ SQLITE = Dialect(
     # SQLite's two-argument min and max are null where either is.
     least="coalesce(min({0}, {1}), {0}, {1})",
     greatest="coalesce(max({0}, {1}), {0}, {1})",
-    version_query="SELECT sqlite_version()",
 )
 POSTGRES = Dialect(
     title="PostgreSQL",
@@ -103,7 +100,6 @@ POSTGRES = Dialect(
     row_id="ctid",
     least="least({0}, {1})",
     greatest="greatest({0}, {1})",
-    version_query="SHOW server_version",
 )
 _DIALECTS = {"sqlite": SQLITE, "postgresql": POSTGRES}
 

@@ -42,6 +42,12 @@ class Store:
         """The SQL of its database."""
         return dialect_of(self.engine.url)
 
+    @property
+    def database(self) -> str:
+        """Which database it is, and its version."""
+        version = ".".join(map(str, self.engine.dialect.server_version_info or ()))
+        return f"{self.dialect.title} {version}"
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose statements all see one snapshot.

@@ -23,8 +23,8 @@ from typing import Self
 import structlog
 from rich.console import Console
 
-from runtap_demo.errors import BrokerError, PortTakenError
-from runtap_demo.kafka.child_processes import end, last_lines, spawn
+from runtap_demo.errors import PortTakenError
+from runtap_demo.kafka.child_processes import Child, end, last_lines, spawn
 from runtap_demo.kafka.kafka_cache import KafkaFiles, kafka_files
 from runtap_demo.kafka.ports import free_ports, is_free
 
@@ -72,67 +72,67 @@ class Node:
         self.log = folder / "server.log"
         self._files = files
         self._java_options = java_options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._log_start = 0
 
     @property
     def pid(self) -> int:
         """The Java process's id, also after it ended."""
-        assert self._process is not None, "the node was never started"
-        return self._process.pid
+        assert self.process is not None, "the node was never started"
+        return self.process.pid
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
         """The Java process; `None` before the first start."""
-        return self._process
+        return None if self._child is None else self._child.process
 
     def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
         """Starts the node, again or for the first time, and waits until it serves clients.
 
         Raises:
-            BrokerError: it ended, or took longer than `timeout_seconds`.
+            ChildEndedError: it ended, or took longer than `timeout_seconds`.
         """
         self.launch()
         self.wait_until_started(timeout_seconds)
 
     def launch(self) -> None:
         """Starts the node without waiting; a running one is left alone."""
-        if self._process is not None and self._process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             return
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         command = [*self._files.java_command(*self._java_options), "kafka.Kafka", str(self.folder / "node.properties")]
-        self._process = spawn(command, log=self.log, folder=self.folder)
+        process = spawn(command, log=self.log, folder=self.folder)
+        self._child = Child(f"Kafka node {self.node_id}", process, self.log)
 
     def wait_until_started(self, timeout_seconds: float) -> None:
         """Waits until the node says that it has joined the cluster and takes requests.
 
         Raises:
-            BrokerError: it ended, or took longer than `timeout_seconds`.
+            ChildEndedError: it ended, or took longer than `timeout_seconds`.
         """
+        assert self._child is not None
         deadline = time.monotonic() + timeout_seconds
         while True:
-            self.check()
+            self._child.check()
             with self.log.open("rb") as log:
                 log.seek(self._log_start)
                 if _STARTED in log.read():
                     return
             if time.monotonic() > deadline:
-                raise BrokerError(
-                    self.node_id, f"did not start within {timeout_seconds:.0f} s", self.log, last_lines(self.log)
-                )
+                raise self._child.failed(f"did not start within {timeout_seconds:.0f} s")
             time.sleep(0.02)
 
     def check(self) -> None:
         """Raises:
-        BrokerError: the process has ended; with the end of its log.
+        ChildEndedError: the process has ended; with the end of its log.
         """
-        if self._process is not None and (code := self._process.poll()) is not None:
-            raise BrokerError(self.node_id, f"ended with exit code {code}", self.log, last_lines(self.log))
+        if self._child is not None:
+            self._child.check()
 
     def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
         """Ends the node as an operator would, and kills it when that takes longer than `timeout_seconds`."""
-        if self._process is not None:
-            end([self._process], timeout_seconds)
+        if self.process is not None:
+            end([self.process], timeout_seconds)
 
     def kill(self) -> None:
         """Ends the node at once, by SIGKILL."""
@@ -140,13 +140,13 @@ class Node:
 
     def suspend(self) -> None:
         """Stops the node where it is, by SIGSTOP: connections stay open, nothing answers."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets a suspended node go on."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
 
 class EmbeddedKafka:
@@ -195,7 +195,7 @@ class EmbeddedKafka:
         Raises:
             KafkaJarsMissingError: Apache Kafka is not cached and cannot be downloaded.
             PortTakenError: somebody listens on `port`.
-            BrokerError: a node did not start.
+            ChildEndedError: a node did not start.
         """
         files = kafka_files(self._console)
         if not files.aot_cache.exists():
@@ -233,7 +233,7 @@ class EmbeddedKafka:
 
     def check(self) -> None:
         """Raises:
-        BrokerError: a node's process has ended; with the end of its log.
+        ChildEndedError: a node's process has ended; with the end of its log.
         """
         for node in self.nodes:
             node.check()

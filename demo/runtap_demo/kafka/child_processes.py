@@ -79,9 +79,8 @@ class Child:
         """Raises:
         ChildEndedError: it has ended, whatever its exit code.
         """
-        code = self.process.poll()
-        if code is not None:
-            raise ChildEndedError(self.name, code, self.log, last_lines(self.log))
+        if (code := self.process.poll()) is not None:
+            raise self.failed(f"ended with exit code {code}")
 
     def wait(self, timeout_seconds: float) -> None:
         """Waits for its end.
@@ -95,7 +94,11 @@ class Child:
             self.process.kill()
             code = self.process.wait()
         if code != 0:
-            raise ChildEndedError(self.name, code, self.log, last_lines(self.log))
+            raise self.failed(f"ended with exit code {code}")
+
+    def failed(self, what: str) -> ChildEndedError:
+        """The error that says so, with the end of its log."""
+        return ChildEndedError(self.name, what, self.log, last_lines(self.log))
 
 
 def end(processes: Iterable[subprocess.Popen[bytes]], timeout_seconds: float) -> None:

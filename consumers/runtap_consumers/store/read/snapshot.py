@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, fals
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.rollups import GRAINS
 from runtap_consumers.store import tables
-from runtap_consumers.store.engine import Store
+from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.emitters import PositionState
 
 # Which projection writes a table, where it is not the one of the table's name.
@@ -92,6 +92,17 @@ def open_snapshot(store: Store) -> Iterator[Snapshot]:
             generations[row.projection][row.generation].append(row.partition)
         states = (PositionState(row.projection, row.partition, row.begun_at, row.log_time_ns) for row in positions)
         yield Snapshot(connection, tuple(states), dict(generations))
+
+
+@contextmanager
+def open_reader(database_url: str) -> Iterator[Snapshot]:
+    """One state of a store that is opened for it alone.
+
+    Raises:
+        StoreError: there is none, or it cannot be read.
+    """
+    with closing(open_store(database_url)) as store, open_snapshot(store) as snapshot:
+        yield snapshot
 
 
 def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]:

@@ -1,0 +1,23 @@
+"""Records that could not be read, as people and JSON see them."""
+
+from __future__ import annotations
+
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from runtap_consumers.instants import format_instant
+
+
+def describe_letter(row: Any, zone: ZoneInfo) -> dict[str, Any]:
+    """Where a dead letter lay in the log and what was wrong with it, without its bytes."""
+    return {
+        "id": row.id,
+        "partition": row.partition,
+        "offset": row.log_offset,
+        # The Kafka client gives no time for what it cannot decode itself.
+        "log_time": format_instant(row.log_time_ns, zone) if row.log_time_ns else None,
+        "cause": row.cause,
+        "emitter": row.emitter,
+        "sequence": row.sequence,
+        "published": bool(row.published),
+    }
