@@ -7,7 +7,6 @@ from runtap_schemas.codec import (
     decode_event,
     encode_alert,
     encode_event,
-    number_event,
 )
 from runtap_schemas.connection import ConnectionSettings, Settings
 from runtap_schemas.errors import RuntapError, SettingsError
@@ -16,11 +15,12 @@ from runtap_schemas.events import (
     AnyEvent,
     EmitterReported,
     Event,
-    ReplayedLane,
+    LaneAbandoned,
     RunEnded,
     RunError,
     RunEvent,
     RunNoted,
+    RunScored,
     RunStarted,
     RunStreamed,
     SessionEnded,
@@ -29,6 +29,7 @@ from runtap_schemas.events import (
     SkippedRange,
     Usage,
 )
+from runtap_schemas.frame import Frame, decode_frame, emitter_of, encode_frame
 
 __all__ = [
     "Alert",
@@ -36,11 +37,13 @@ __all__ = [
     "ConnectionSettings",
     "EmitterReported",
     "Event",
-    "ReplayedLane",
+    "Frame",
+    "LaneAbandoned",
     "RunEnded",
     "RunError",
     "RunEvent",
     "RunNoted",
+    "RunScored",
     "RunStarted",
     "RunStreamed",
     "RuntapError",
@@ -55,7 +58,9 @@ __all__ = [
     "Usage",
     "decode_alert",
     "decode_event",
+    "decode_frame",
+    "emitter_of",
     "encode_alert",
     "encode_event",
-    "number_event",
+    "encode_frame",
 ]

@@ -1,11 +1,8 @@
-"""The wire contract: one JSON object, one event, one Kafka record.
+"""The wire contract: one event is one JSON object, one line of a frame (`runtap_schemas.frame`).
 
 The structs are both the encoder of the emitter and the decoder of the workers. Limits hold at decoding: what breaks
 one becomes a dead letter, so that no fold can fail on it. The format only grows: a new field has a default, none is
-removed, renamed or retyped, an unknown one is ignored.
-
-`version`, `emitter` and `sequence` are the first three fields of every record and readable in every version: the
-emitter splices them in when it builds a batch (`runtap_schemas.codec.number_event`).
+removed, renamed or retyped, an unknown one is ignored. An event's number and its emitter stand in the frame's header.
 
 Times are integer nanoseconds: `…_at_ns` since the Unix epoch, `…_duration_ns` and `time_to_…` from a monotonic clock.
 """
@@ -30,11 +27,9 @@ MAX_TAGS = 32
 # A provider's word for what went wrong, `rate_limit_exceeded` say: short, and without room for a sentence.
 ERROR_CODE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_STREAMED_LENGTH = 16 * 1024
-# A report repeats these lists every time: half a megabyte where all are full.
-MAX_LANES = 10_000
+# Of a report, which repeats them every time.
 MAX_SKIPPED_RANGES = 1_000
-MAX_REPLAYED_LANES = 2_000
-MAX_ADOPTED_EMITTERS = 1_000
+MAX_PRICE_FACTS = 8
 _MAX_REASONS = 64
 
 # A forged number must not take sums out of 64 bits; JavaScript knows integers up to here.
@@ -50,9 +45,9 @@ Nanoseconds = Annotated[int, Meta(ge=0, le=_INT64_MAX)]
 Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
-# Kafka's are 32 bits.
-Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+LaneNumber = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Rate = Annotated[float, Meta(ge=0, le=1)]
+Score = Annotated[float, Meta(ge=-(10**9), le=10**9)]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$", max_length=35)]
 StreamedText = Annotated[str, Meta(max_length=MAX_STREAMED_LENGTH)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]
@@ -63,6 +58,8 @@ Metadata = Annotated[dict[MetadataText, MetadataValue], Meta(max_length=MAX_META
 Tags = Annotated[list[Name], Meta(max_length=MAX_TAGS)]
 Status = Literal["ok", "error", "interrupted", "cancelled"]
 UsageSource = Literal["response", "stream", "cache", "recorded", "none"]
+ModelSource = Literal["answer", "request"]
+PriceFacts = Annotated[dict[Word, Name], Meta(max_length=MAX_PRICE_FACTS)]
 CountsByKind = Annotated[dict[Word, Count], Meta(max_length=_MAX_REASONS)]
 
 
@@ -106,15 +103,10 @@ class RunError(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
 
 
 class Event(Struct, kw_only=True, gc=False, omit_defaults=True, tag_field="type"):
-    """What every event carries.
-
-    `at_ns` is the instant of capture: the start of a started run, the end of an ended one. `sequence` 0 and an empty
-    emitter mean that the event has no number yet.
+    """What every event carries: `at_ns`, the instant of its capture, the start of a started run, the end of an ended
+    one.
     """
 
-    version: Literal[1] = 1
-    emitter: Annotated[str, Meta(max_length=64)] = ""
-    sequence: Count = 0
     at_ns: Nanoseconds
 
 
@@ -143,9 +135,11 @@ class RunStarted(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.
 class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.ended"):
     """A run ended: every fact about it, on its own. `at_ns` is its end.
 
-    `model` is the answering model, the requested one where the answer named none. `reported_cost_usd` is what the
-    provider itself said the call cost (a decimal). `inputs` and `outputs` are there only where content is captured;
-    `content_bytes` is their original size where they were cut off.
+    `model` is the answering model, the requested one where the answer named none: `model_source` says which.
+    `seller_host` is the host that the client was told to call, where it was told one. `price_facts` are the answer's
+    own words of what changes a price: `inference_geo`, `region`, `speed` and the like. `reported_cost_usd` is what the
+    provider itself said the call cost (a decimal). `root_name` names the root of its trace. `inputs` and `outputs` are
+    there only where content is captured; `content_bytes` is their original size where they were cut off.
     """
 
     status: Status
@@ -155,12 +149,16 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
     provider: Name | None = None
     request_model: Name | None = None
     model: Name | None = None
+    model_source: ModelSource | None = None
+    seller_host: Name | None = None
     service_tier: Word | None = None
+    price_facts: PriceFacts = msgspec.field(default_factory=dict)
     finish_reason: Name | None = None
     usage: Usage | None = None
     usage_source: UsageSource = "none"
     reported_cost_usd: Dollars | None = None
     error: RunError | None = None
+    root_name: Name | None = None
     tags: Tags = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=dict)
     inputs: Raw | UnsetType = UNSET
@@ -207,37 +205,44 @@ class SessionEnded(SessionEvent, kw_only=True, gc=False, omit_defaults=True, tag
     """The service said that a session ended."""
 
 
-class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
-    """Numbers that were given and will never be seen: `first` to `last`, both included."""
+class RunScored(Event, kw_only=True, gc=False, omit_defaults=True, tag="run.scored"):
+    """What somebody or something thought of a run: feedback of a user, or an evaluator's verdict.
 
-    emitter: Identifier
-    partition: Partition
-    first: Count
-    last: Count
+    `key` names what was judged (`helpful`, `correctness`); `score` is a number, `value` a category; `source` is who
+    says so: `user`, `evaluator` or a word of the service's own. `comment` is content: only where that is captured.
+    """
+
+    run_id: Identifier
+    key: Name
+    score: Score | None = None
+    value: Name | None = None
+    source: Word = "user"
+    comment: Text | None = None
+    session_id: Name | None = None
+    user_id: Name | None = None
+    service: Name
+    environment: Name
+
+
+class SkippedRange(Struct, kw_only=True, frozen=True, gc=False):
+    """Numbers of the lane that were given and will never be seen: `first` to `last`, both included."""
+
+    first: LaneNumber
+    last: LaneNumber
     reason: Word
 
 
-class ReplayedLane(Struct, kw_only=True, frozen=True, gc=False):
-    """The last number of another emitter's lane that this emitter sent on its behalf."""
-
-    emitter: Identifier
-    partition: Partition
-    last: Count
-
-
 class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="emitter.reported"):
-    """What an emitter says of itself, cumulative since it began. It counts itself.
+    """What an emitter says of itself, cumulative since it began. It is an event of its lane, and counts itself.
 
-    `captured` are the events that got, or would have got, a number; `dropped` those refused before that, by reason and
-    kind; `superseded` the starts that were not sent since their end says it all. `lanes` holds the last number given
-    by partition (this report's own included). `complete_at_ns` is the capture time of the oldest event held without a
-    number, else the time of the report, and `complete_age_ns` its age by the monotonic clock. `skipped` and `replayed`
-    hold the newest where there are more than fit.
+    Everything captured before it stands before it in the lane or is counted here: captured is the report's own number
+    + `dropped` (refused before a number was given, by reason and kind) + `superseded` (starts that were not sent since
+    their end says it all). `skipped` are numbers that Kafka refused for good, the newest where there are more than fit.
+    `closing`: nothing follows in this lane.
     """
 
-    number: Count
     # Each report's own, and that of the one before: two chains mean two processes under one emitter id.
-    report_id: Identifier | None = None
+    report_id: Identifier
     previous_report_id: Identifier | None = None
     service: Name
     environment: Name
@@ -245,22 +250,37 @@ class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="em
     process_id: Count
     runtap_version: Name
     started_at_ns: Nanoseconds
-    complete_at_ns: Nanoseconds
-    complete_age_ns: Nanoseconds
     closing: bool = False
-    captured: Count
     superseded: Count = 0
     dropped: Annotated[dict[Word, CountsByKind], Meta(max_length=_MAX_REASONS)] = msgspec.field(default_factory=dict)
     content_dropped: Count = 0
-    adopted: Annotated[dict[Identifier, Count], Meta(max_length=MAX_ADOPTED_EMITTERS)] = msgspec.field(
-        default_factory=dict
-    )
-    lanes: Annotated[dict[Partition, Count], Meta(max_length=MAX_LANES)] = msgspec.field(default_factory=dict)
     skipped: Annotated[list[SkippedRange], Meta(max_length=MAX_SKIPPED_RANGES)] = msgspec.field(default_factory=list)
-    replayed: Annotated[list[ReplayedLane], Meta(max_length=MAX_REPLAYED_LANES)] = msgspec.field(default_factory=list)
 
 
-AnyEvent = RunStarted | RunEnded | RunNoted | RunStreamed | SessionStarted | SessionEnded | EmitterReported
+class LaneAbandoned(Event, kw_only=True, gc=False, omit_defaults=True, tag="lane.abandoned"):
+    """Numbers of another emitter's lane that can never be sent: its partition is gone, or they are too old.
+
+    `report` is the newest report among what is given up, with what the emitter itself said of its losses.
+    """
+
+    emitter: Identifier
+    first: LaneNumber
+    last: LaneNumber
+    reason: Word
+    report: EmitterReported | None = None
+
+
+AnyEvent = (
+    RunStarted
+    | RunEnded
+    | RunNoted
+    | RunStreamed
+    | RunScored
+    | SessionStarted
+    | SessionEnded
+    | EmitterReported
+    | LaneAbandoned
+)
 
 
 class Alert(Struct, kw_only=True, gc=False, omit_defaults=True):

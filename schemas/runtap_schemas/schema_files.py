@@ -23,9 +23,9 @@ def schema_of(name: str) -> dict[str, Any]:
     """The schema of one event type (`run.ended`, …) or of `alert`, as it stands on the wire."""
     schema = msgspec.json.schema(SCHEMAS[name])
     definition = schema["$defs"][SCHEMAS[name].__name__]
-    # The sender puts them into every event; only the structs have defaults for them.
-    always = ("version",) if name == "alert" else ("version", "emitter", "sequence")
-    definition["required"] = [*always, *(field for field in definition["required"] if field not in always)]
+    if name == "alert":
+        # Written in front of it, so always there, though the struct has a default for it.
+        definition["required"] = ["version", *definition["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import func, select
-from worker_setting import PARTITIONS, make_events, new_producer, start_worker
+from worker_setting import PARTITIONS, Lane, make_events, new_producer, start_worker
 
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.tables import positions
+from runtap_schemas import Frame, decode_frame
 from runtap_schemas.topics import events_topic
 
 _LOOK_EVERY_SECONDS = 0.005
@@ -59,25 +60,22 @@ async def _send(settings: ConsumerSettings, topic: str, rate: int, seconds: floa
     producer = new_producer(settings)
     await producer.start()
     events = make_events(int(rate * seconds))
+    lanes = [Lane(partition) for partition in range(PARTITIONS)]
     try:
         began, sent = time.monotonic(), 0
         while sent < int(rate * seconds):
-            builders = [producer.create_batch() for _ in range(PARTITIONS)]
             while sent < min((time.monotonic() - began) * rate, rate * seconds):
-                partition, value = next(events)
-                builders[partition].append(key=b"key", value=value, timestamp=None)
+                partition, event = next(events)
+                lanes[partition].events.append(event)
                 sent += 1
-            for partition, builder in enumerate(builders):
-                if builder.record_count():
-                    await producer.send_batch(builder, topic, partition=partition)
+            await asyncio.gather(*(lane.send(producer, topic) for lane in lanes))
             await asyncio.sleep(_SEND_EVERY_SECONDS)
-        await producer.flush()
     finally:
         await producer.stop()
 
 
-async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, list[float]]:
-    """When the broker appended each record, by partition, in seconds."""
+async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, list[tuple[float, int]]]:
+    """When the broker appended each frame, in seconds, and how many events it has, by partition."""
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
     try:
@@ -85,10 +83,13 @@ async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, lis
         consumer.assign(places)
         await consumer.seek_to_beginning(*places)
         ends = await consumer.end_offsets(places)
-        times: dict[int, list[float]] = {number: [] for number in range(PARTITIONS)}
+        times: dict[int, list[tuple[float, int]]] = {number: [] for number in range(PARTITIONS)}
         while any(len(times[place.partition]) < ends[place] for place in places):
             for place, records in (await consumer.getmany(timeout_ms=500)).items():
-                times[place.partition] += [record.timestamp / 1_000 for record in records]
+                for record in records:
+                    frame = decode_frame(record.value)
+                    assert isinstance(frame, Frame), frame
+                    times[place.partition].append((record.timestamp / 1_000, frame.count))
         return times
     finally:
         await consumer.stop()
@@ -128,9 +129,10 @@ def measure_latency(
         cpu, peak = worker.wait()
         store.close()
     latencies = [
-        watch.seen_at[number][bisect_right(watch.offsets[number], offset)] - at
+        latency
         for number, times in appended.items()
-        for offset, at in enumerate(times)
+        for offset, (at, count) in enumerate(times)
+        for latency in [watch.seen_at[number][bisect_right(watch.offsets[number], offset)] - at] * count
     ]
     return latencies, cpu / (time.monotonic() - began), peak
 

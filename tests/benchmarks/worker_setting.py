@@ -24,10 +24,12 @@ from sqlalchemy import make_url
 
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas import RunEnded, Usage, encode_event, number_event
+from runtap_schemas import RunEnded, Usage, emitter_of, encode_event, encode_frame
 from runtap_schemas.topics import events_topic
 
 PARTITIONS = 6
+# About what an emitter under load closes at once.
+FRAME_EVENTS = 200
 PREFIX = "bench"
 TOPIC = events_topic(PREFIX)
 KINDS = ("SQLite", "PostgreSQL")
@@ -38,17 +40,15 @@ def make_events(count: int) -> Iterator[tuple[int, bytes]]:
     """Ended runs of a chat service: half of them model calls, 36 components, 1,000 sessions of 300 users.
 
     Yields:
-        Partition, which all runs of a trace share, and record.
+        Partition, which all runs of an emitter share, and event.
     """
     dice = random.Random(1)
-    lanes = [0] * PARTITIONS
     session, trace_id = 0, ""
     for number in range(count):
         run_id = _run_id(dice)
         if number % 6 == 0:
             session, trace_id = dice.randrange(1_000), run_id
         partition = number // 6 % PARTITIONS
-        lanes[partition] += 1
         at_ns = time.time_ns() - dice.randrange(30 * 10**9)
         duration_ns = int(dice.lognormvariate(20, 1))
         is_call = number % 2 == 0
@@ -71,8 +71,28 @@ def make_events(count: int) -> Iterator[tuple[int, bytes]]:
             metadata={"team": "orders", "region": "eu"},
             **(_call_facts(dice) if is_call else {}),
         )
-        # What the emitter does: a lane a partition, each numbered without a gap.
-        yield partition, number_event(encode_event(event), "emitter-1", lanes[partition])
+        yield partition, encode_event(event)
+
+
+class Lane:
+    """What an emitter does, one a partition: it numbers its events without a gap, and sends a frame at a time."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self._birth = f"{partition:032x}"
+        self._next = 1
+        self.events: list[bytes] = []
+
+    async def send(self, producer: AIOKafkaProducer, topic: str) -> None:
+        """Sends what has gathered as one frame, and waits for its acknowledgement."""
+        if not self.events:
+            return
+        builder = producer.create_batch()
+        value = encode_frame(self._birth, self._next, time.time_ns(), self.events)
+        builder.append(key=emitter_of(self._birth).encode(), value=value, timestamp=None)
+        self._next += len(self.events)
+        self.events = []
+        await (await producer.send_batch(builder, topic, partition=self.partition))
 
 
 def _run_id(dice: random.Random) -> str:
@@ -95,24 +115,23 @@ def new_producer(settings: ConsumerSettings) -> AIOKafkaProducer:
 
 
 async def fill_topic(settings: ConsumerSettings, count: int) -> float:
-    """Writes the events, in batches as the emitter does.
+    """Writes the events, in frames as the emitter does.
 
     Returns:
         Mean size of an event, bytes.
     """
     producer = new_producer(settings)
     await producer.start()
+    lanes = [Lane(partition) for partition in range(PARTITIONS)]
     size = 0
     try:
-        builders = [producer.create_batch() for _ in range(PARTITIONS)]
-        for partition, value in make_events(count):
-            size += len(value)
-            if builders[partition].append(key=b"key", value=value, timestamp=None) is None:
-                await (await producer.send_batch(builders[partition], TOPIC, partition=partition))
-                builders[partition] = producer.create_batch()
-                builders[partition].append(key=b"key", value=value, timestamp=None)
-        for partition, builder in enumerate(builders):
-            await (await producer.send_batch(builder, TOPIC, partition=partition))
+        for partition, event in make_events(count):
+            size += len(event)
+            lanes[partition].events.append(event)
+            if len(lanes[partition].events) == FRAME_EVENTS:
+                await lanes[partition].send(producer, TOPIC)
+        for lane in lanes:
+            await lane.send(producer, TOPIC)
     finally:
         await producer.stop()
     return size / count
