@@ -47,13 +47,13 @@ for _command in (
     look.runs,
     look.sessions,
     streams.tail,
-    account.ledger,
     reprice.reprice,
     rebuild.rebuild,
     operate.doctor,
 ):
     app.command()(_command)
 app.add_typer(streams.alerts_app, name="alerts")
+app.add_typer(account.ledger_app, name="ledger")
 app.add_typer(account.dead_letters_app, name="dead-letters")
 app.add_typer(operate.topics_app, name="topics")
 app.add_typer(work.store_app, name="store")

@@ -24,6 +24,7 @@ from runtap_consumers.settings import ConsumerSettings
 if TYPE_CHECKING:
     from runtap_consumers.store.read.snapshot import Snapshot
 
+ledger_app = typer.Typer(help="Where every captured event is.")
 dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)
 
 
@@ -34,9 +35,11 @@ class ExportFormat(StrEnum):
     RAW = "raw"
 
 
+@ledger_app.callback(invoke_without_command=True)
 @takes_settings("database_url", "timezone")
 def ledger(
     settings: ConsumerSettings,
+    context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
 ) -> None:
     """Where every captured event is: applied, in flight, dropped, lost or unreadable, by service,
@@ -45,12 +48,35 @@ def ledger(
     from runtap_consumers.cli.printing_ledger import print_ledger
     from runtap_consumers.figures.ledger_report import build_ledger
 
+    if context.invoked_subcommand is not None:
+        return
     with _opened(settings) as snapshot:
         figures = build_ledger(snapshot, settings.zone())
     if json:
         write_json(figures)
     else:
         print_ledger(figures)
+
+
+@ledger_app.command()
+@takes_settings("database_url")
+def forget(
+    settings: ConsumerSettings,
+    emitter: Annotated[str, typer.Argument(metavar="EMITTER", help="Its id, as the ledger shows it.")],
+) -> None:
+    """Lets an emitter go whose process will not come back: `complete_to` no longer waits for it."""
+    from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.positions import forget_emitter
+    from runtap_consumers.store.writer import Writer
+
+    store = open_store(settings.database_url)
+    try:
+        with Writer.of(store) as writer:
+            if not forget_emitter(writer, emitter):
+                raise InputError(f"there is no emitter {emitter!r}: `runtap ledger` names those that were heard")
+    finally:
+        store.close()
+    say(f"Emitter {emitter} is forgotten until it is heard again.")
 
 
 @dead_letters_app.callback()
@@ -165,6 +191,7 @@ def _describe(row: Any, zone: ZoneInfo) -> dict[str, Any]:
         "cause": row.cause,
         "emitter": row.emitter,
         "sequence": row.sequence,
+        "events": row.events,
         "published": bool(row.published),
     }
 

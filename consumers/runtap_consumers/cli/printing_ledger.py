@@ -18,6 +18,14 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         console.print("There is nothing yet: no worker has applied an event.")
         return
     print_line(console, f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
+    holder = next((row for row in ledger["emitters"] if row["emitter"] == ledger["held_by"]), None)
+    if holder is not None and holder["state"] == "silent":
+        print_line(
+            console,
+            f"It waits for emitter {holder['emitter']} ({holder['service'] or 'unknown service'}), last heard "
+            f"{holder['last_heard']}: if that process is gone for good, `runtap ledger forget {holder['emitter']}`",
+            style="yellow",
+        )
     at_least = "at least " if ledger["captured_is_at_least"] else ""
     dropped, lost = sum(ledger["dropped"].values()), ledger["lost"]
     print_line(
@@ -26,6 +34,9 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         f"{ledger['in_flight']:,} + dropped {dropped:,} + lost {lost:,} + unreadable {ledger['quarantined']:,}",
         style="yellow" if dropped or lost or ledger["quarantined"] else "",
     )
+    for kind, what in (("foreign", "records of no emitter"), ("impossible", "events with impossible numbers")):
+        if ledger[kind]:
+            print_line(console, f"{ledger[kind]:,} {what}, outside of these sums: see `runtap dead-letters list`")
     for shared in ledger["shared_emitters"]:
         processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
         print_line(
@@ -57,7 +68,7 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         [row["at"], row["projection"], str(row["partition"]), _happened(row)] for row in reversed(ledger["incidents"])
     )
     columns = [Column("At", longest=19), Column("Projection"), Column("Partition", is_number=True)]
-    print_table(console, "What befell the log", [*columns, Column("What", is_prose=True)], incidents, _ROWS_SHOWN)
+    print_table(console, "What happened to the log", [*columns, Column("What", is_prose=True)], incidents, _ROWS_SHOWN)
     counts = [Column("Events", is_number=True)]
     _print_counts("Times not believed", "Service", counts, ledger["skewed_events"])
     _print_counts("Event types not known to this version", "Type", counts, ledger["unknown_event_types"])
@@ -91,7 +102,7 @@ def _print_counts(title: str, key: str, numbers: list[Column], counts: dict[str,
 
 
 def _numbers(row: dict[str, Any]) -> list[str]:
-    at_least = "≥ " if row.get("captured_is_at_least", row.get("state") == "vanished") else ""
+    at_least = "≥ " if row["captured_is_at_least"] else ""
     counts = [row["captured"], row["applied"], row["in_flight"], sum(row["dropped"].values())]
     counts += [row[name] for name in ("lost", "quarantined", "repeats")]
     return [f"{at_least if place == 0 else ''}{count:,}" for place, count in enumerate(counts)]
@@ -100,8 +111,6 @@ def _numbers(row: dict[str, Any]) -> list[str]:
 def _why(row: dict[str, Any]) -> str:
     reasons = [f"dropped: {reason} {count:,}" for reason, count in row["dropped"].items()]
     reasons += [f"lost: {reason} {count:,}" for reason, count in row["lost_by_reason"].items()]
-    if row["handed_over"]:
-        reasons.append(f"handed over: {row['handed_over']:,}")
     return ", ".join(reasons)
 
 
@@ -112,4 +121,6 @@ def _happened(incident: dict[str, Any]) -> str:
             f"retention deleted offsets {incident['first_offset']} to {incident['last_offset']} "
             f"({count:,}) before they were read"
         )
+    if incident["kind"] == "gone":
+        return f"the topic has no such partition any more; it was read up to offset {incident['last_offset']}"
     return f"the topic was made again; the log before it was read up to offset {incident['last_offset']}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,16 +21,18 @@ from runtap_schemas import (
     Alert,
     AnyEvent,
     EmitterReported,
+    LaneAbandoned,
     RunEnded,
     RunEvent,
     RunNoted,
+    RunScored,
     RunStarted,
     RunStreamed,
     SessionEvent,
     Skipped,
     Unreadable,
     decode_alert,
-    decode_event,
+    decode_frame,
 )
 from runtap_schemas.topics import alerts_topic, events_topic
 
@@ -64,7 +66,26 @@ def type_name(event: Decoded) -> str:
     return "unreadable" if isinstance(event, Unreadable) else str(event.__struct_config__.tag)
 
 
-Show = Callable[[Record, Decoded], None]
+class Entry(NamedTuple):
+    """An event and where it lay. `line`: of its frame; the whole record where that is none. `emitter`: if known."""
+
+    record: Record
+    emitter: str | None
+    line: bytes
+    event: Decoded
+
+
+Show = Callable[[Entry], None]
+
+
+def entries_of(record: Record) -> Iterator[Entry]:
+    """The events of a record; the record itself where it is no frame."""
+    frame = decode_frame(record.value)
+    if isinstance(frame, Unreadable):
+        yield Entry(record, frame.emitter, record.value or b"", frame)
+        return
+    for line, event in zip(frame.body.split(b"\n"), frame.events(), strict=False):
+        yield Entry(record, frame.emitter, line, event)
 
 
 async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show, from_beginning: bool = False) -> None:
@@ -83,9 +104,9 @@ async def tail_events(settings: ConsumerSettings, wanted: TailFilter, show: Show
     # The generator holds a connection: it is closed here, not when it is thrown away.
     async with aclosing(records) as open_records:  # type: ignore[type-var]
         async for record in open_records:
-            event = decode_event(record.value)
-            if wanted.admits(event):
-                show(record, event)
+            for entry in entries_of(record):
+                if wanted.admits(entry.event):
+                    show(entry)
 
 
 async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_beginning: bool = False) -> None:
@@ -105,7 +126,7 @@ async def tail_alerts(settings: ConsumerSettings, as_json: bool = False, from_be
         async for record in open_records:
             alert = _decode_alert(record)
             if as_json:
-                _write_json(record, alert)
+                _write_json(json_line(record, record.value or b"", alert))
             elif isinstance(alert, Unreadable):
                 console.print(_unreadable(alert.cause, record, zone), soft_wrap=True)
             else:
@@ -122,12 +143,12 @@ def _decode_alert(record: Record) -> Alert | Unreadable:
 def as_lines(zone: ZoneInfo) -> Show:
     """A line for people for each event."""
     console = _open_console()
-    return lambda record, event: console.print(describe_event(event, record, zone), soft_wrap=True)
+    return lambda entry: console.print(describe_event(entry, zone), soft_wrap=True)
 
 
-def as_json(record: Record, event: Decoded) -> None:
-    """The records as they are, one a line."""
-    _write_json(record, event)
+def as_json(entry: Entry) -> None:
+    """The events as they are, one a line."""
+    _write_json(json_line(entry.record, entry.line, entry.event))
 
 
 class Tokens:
@@ -137,12 +158,13 @@ class Tokens:
         self._show_head = as_lines(zone)
         self._run_id: str | None = None
 
-    def __call__(self, record: Record, event: Decoded) -> None:
+    def __call__(self, entry: Entry) -> None:
+        event = entry.event
         if isinstance(event, RunStreamed):
             if event.run_id != self._run_id:
                 self._end_line()
                 self._run_id = event.run_id
-                self._show_head(record, msgspec.structs.replace(event, text=""))
+                self._show_head(entry._replace(event=msgspec.structs.replace(event, text="")))
             self._write(visible(event.text, keep="\n\t"))
         elif isinstance(event, RunEnded) and event.run_id == self._run_id:
             self._end_line()
@@ -169,29 +191,37 @@ def _open_console() -> Console:
     return _Console(highlight=False)
 
 
-def _write_json(record: Record, event: Decoded | Alert) -> None:
-    sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
+def _write_json(line: bytes) -> None:
+    sys.stdout.buffer.write(visible_json(line) + b"\n")
     sys.stdout.buffer.flush()
 
 
-def json_line(record: Record, event: Decoded | Alert) -> bytes:
-    """A record as it is, in one line; of one that cannot be read, where it lies and why."""
+def json_line(record: Record, line: bytes, event: Decoded | Alert) -> bytes:
+    """A line of a record as it is, or a record that is one; of what cannot be read, where it lies and why."""
     if isinstance(event, Unreadable):
         place = {"partition": record.partition, "offset": record.offset}
         return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **place})
-    line = record.value or b""
     # Another client's JSON may be laid out over lines.
     return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
 
 
-def describe_event(event: Decoded, record: Record, zone: ZoneInfo) -> Text:
+def describe_event(entry: Entry, zone: ZoneInfo) -> Text:
     """One line about an event: when, whose, what, how it went."""
+    record, event = entry.record, entry.event
     if isinstance(event, Unreadable):
         return _unreadable(event.cause, record, zone)
     if isinstance(event, Skipped):
-        return _line(record.log_time_ns, zone, event.emitter, (f"unknown event type {event.type}", "yellow"))
+        return _line(record.log_time_ns, zone, entry.emitter, (f"unknown event type {event.type}", "yellow"))
     if isinstance(event, EmitterReported):
-        return _describe_report(event, zone)
+        return _describe_report(entry.emitter, event, zone)
+    if isinstance(event, LaneAbandoned):
+        numbers = f"numbers {event.first:,} to {event.last:,} of emitter {event.emitter}"
+        return _line(event.at_ns, zone, None, ("given up", "bold red"), numbers, event.reason)
+    if isinstance(event, RunScored):
+        verdict = event.value if event.score is None else f"{event.score:g}"
+        return _line(
+            event.at_ns, zone, event.service, ("scored", "cyan"), event.key, verdict or "", f"by {event.source}"
+        )
     if isinstance(event, SessionEvent):
         user = f"by {event.user_id}" if event.user_id else ""
         action = type_name(event).removeprefix("session.")
@@ -230,10 +260,10 @@ def _call(event: RunEnded) -> list[str | tuple[str, str]]:
     return parts
 
 
-def _describe_report(event: EmitterReported, zone: ZoneInfo) -> Text:
+def _describe_report(emitter: str | None, event: EmitterReported, zone: ZoneInfo) -> Text:
     dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
-    counts = f"{event.captured:,} events, {dropped:,} dropped"
-    who = f"emitter {event.emitter} on {event.host}"
+    counts = f"{dropped:,} events dropped"
+    who = f"emitter {emitter} on {event.host}"
     style = "yellow" if dropped else "dim"
     return _line(
         event.at_ns, zone, event.service, (who, "dim"), ("closing" if event.closing else "", "dim"), (counts, style)

@@ -35,6 +35,10 @@ class Merge(Enum):
     KEEP = "keep"
     # The newcomer is the whole truth: its writer held the old value.
     REPLACE = "replace"
+    # Of the row with the larger `number`.
+    LATER = "later"
+    # The bits of both.
+    OR = "or"
 
 
 @dataclass(frozen=True)
@@ -219,34 +223,35 @@ OPEN_RUNS = Rollup(
 SKIPPED_TYPES = Rollup("skipped_types", ("type",), _sums("count"))
 SKEWED = Rollup("skewed_events", ("service",), _sums("count"))
 
+# What each process said last of itself; an emitter that only its events tell of has a row of number 0, without host.
+# Two processes under one emitter id, a snapshot restored twice, may show as two rows.
 EMITTER_REPORTS = Rollup(
     "emitter_reports",
-    ("emitter", "number"),
+    ("emitter", "host", "process_id"),
     (
-        *(Measure(name, Merge.KEEP, "text") for name in ("service", "environment", "host")),
-        Measure("process_id", Merge.KEEP),
-        Measure("log_time_ns", Merge.KEEP),
-        # Already clamped by the reader: at most the append time less its age.
-        Measure("complete_at_ns", Merge.KEEP),
-        Measure("closing", Merge.KEEP),
-        Measure("captured", Merge.KEEP),
-        Measure("superseded", Merge.KEEP),
-        Measure("content_dropped", Merge.KEEP),
-        # JSON: {reason: {kind: n}}, {emitter: n}, {partition: last}, [{emitter, partition, first, last, reason}], …
-        *(Measure(name, Merge.KEEP, "text") for name in ("dropped", "adopted", "lanes", "skipped", "replayed")),
+        *(Measure(name, Merge.LATER) for name in ("number", "log_time_ns", "closing")),
+        # Skipped: JSON, [{first, last, reason}, …].
+        *(Measure(name, Merge.LATER, "text") for name in ("service", "environment", "skipped")),
     ),
-    integer_keys=("number",),
+    integer_keys=("process_id",),
 )
-# Each report's own id, that of the one before, and who says so: two chains are two processes under one emitter id.
-REPORT_CHAINS = Rollup(
-    "report_chains",
-    ("emitter", "number", "report_id"),
-    (
-        *(Measure(name, Merge.KEEP, "text") for name in ("previous_report_id", "host")),
-        *(Measure(name, Merge.KEEP) for name in ("process_id", "log_time_ns")),
-    ),
-    integer_keys=("number",),
+# What emitters count, by `kind` (dropped, superseded, content_dropped) and reason: a claim that steps back is none.
+EMITTER_COUNTS = Rollup(
+    "emitter_counts",
+    ("emitter", "kind", "reason"),
+    tuple(Measure(name, Merge.MAX) for name in ("total", "log_time_ns")),
 )
+# Numbers that somebody else said will never be sent.
+ABANDONED = Rollup(
+    "abandoned_lanes",
+    ("emitter", "first_number", "last_number"),
+    (Measure("reason", Merge.KEEP, "text"), Measure("log_time_ns", Merge.MIN)),
+    integer_keys=("first_number", "last_number"),
+)
+# In which tens of seconds of a minute of log time somebody reported, a bit each: whoever is silent then is gone.
+REPORT_MINUTES = Rollup("report_minutes", ("bucket_ns",), (Measure("tens", Merge.OR),), integer_keys=("bucket_ns",))
+# What belongs to no lane: records of nobody (`foreign`), events whose number is `impossible`.
+STRAYS = Rollup("strays", ("kind",), _sums("count"))
 
 ROLLUPS = (
     COST,
@@ -264,7 +269,10 @@ ROLLUPS = (
     SKIPPED_TYPES,
     SKEWED,
     EMITTER_REPORTS,
-    REPORT_CHAINS,
+    EMITTER_COUNTS,
+    ABANDONED,
+    REPORT_MINUTES,
+    STRAYS,
 )
 
 # One row of facts an ended run. Rows have no key of their own: the fence is the guarantee that each comes once.

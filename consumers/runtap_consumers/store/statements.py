@@ -19,6 +19,8 @@ _SQLITE_MERGES = {
     Merge.MAX: "coalesce(max({table}.{column}, excluded.{column}), {table}.{column}, excluded.{column})",
     Merge.KEEP: "coalesce({table}.{column}, excluded.{column})",
     Merge.REPLACE: "excluded.{column}",
+    Merge.LATER: ("CASE WHEN excluded.number >= {table}.number THEN excluded.{column} ELSE {table}.{column} END"),
+    Merge.OR: "{table}.{column} | excluded.{column}",
 }
 _POSTGRES_MERGES = {
     **_SQLITE_MERGES,
