@@ -43,6 +43,11 @@ def framed(events: Iterable[Event | bytes], emitter: str, first: int, at_ns: int
     return encode_frame(birth_of(emitter), first, at_ns, lines)
 
 
+def unreadable(emitter: str, first: int, count: int = 1) -> bytes:
+    """A record of a major version that nobody knows yet."""
+    return framed([b"{}"] * count, emitter, first).replace(b'"frame":1', b'"frame":2')
+
+
 @dataclass
 class LogRecord:
     """One record as the worker's Kafka client hands it out."""
