@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from runtap_schemas import (
@@ -14,13 +17,35 @@ from runtap_schemas import (
     SessionEnded,
     SessionStarted,
     Usage,
+    emitter_of,
     encode_event,
-    number_event,
+    encode_frame,
 )
 
 # 2026-03-02 10:00:00 UTC, a Monday.
 START_NS = 1_772_445_600 * 10**9
 SECOND_NS = 10**9
+
+
+def birth_of(emitter: str) -> str:
+    """The birth of an emitter that tests call so."""
+    return sha256(emitter.encode()).hexdigest()[:32]
+
+
+def id_of(emitter: str) -> str:
+    """The id of an emitter that tests call so."""
+    return emitter_of(birth_of(emitter))
+
+
+def framed(events: Iterable[Event | bytes], emitter: str, first: int, at_ns: int | None = None) -> bytes:
+    """The record of events, or of lines as they are, from the number `first` on."""
+    lines = [event if isinstance(event, bytes) else encode_event(event) for event in events]
+    return encode_frame(birth_of(emitter), first, at_ns, lines)
+
+
+def unreadable(emitter: str, first: int, count: int = 1) -> bytes:
+    """A record of a major version that nobody knows yet."""
+    return framed([b"{}"] * count, emitter, first).replace(b'"frame":1', b'"frame":2')
 
 
 @dataclass
@@ -47,9 +72,16 @@ class Log:
         return record
 
     def append(self, event: Event, emitter: str, number: int, log_time_ns: int | None = None) -> LogRecord:
-        """Appends an event under its number."""
-        value = number_event(encode_event(event), emitter, number)
-        return self.append_value(value, event.at_ns if log_time_ns is None else log_time_ns)
+        """Appends an event under its number, in a frame of its own that claims all up to it."""
+        return self.append_frame([event], emitter, number, log_time_ns)
+
+    def append_frame(
+        self, events: Sequence[Event], emitter: str, first: int, log_time_ns: int | None = None, **claim: int | None
+    ) -> LogRecord:
+        """Appends events in a frame. `at_ns`: what it claims, else all up to the newest event."""
+        at_ns = max(event.at_ns for event in events)
+        value = framed(events, emitter, first, claim.get("at_ns", at_ns))
+        return self.append_value(value, at_ns if log_time_ns is None else log_time_ns)
 
     def since(self, offset: int, at_most: int | None = None) -> list[LogRecord]:
         """The records from an offset on."""
@@ -131,20 +163,19 @@ def session_end(at_ns: int = START_NS, session_id: str = "s-1") -> SessionEnded:
     return SessionEnded(at_ns=at_ns, session_id=session_id, user_id="u-7", service="checkout", environment="test")
 
 
-def report(number: int, captured: int, lanes: dict[int, int], at_ns: int = START_NS, **changes: Any) -> EmitterReported:
+_report_ids = itertools.count(1)
+
+
+def report(at_ns: int = START_NS, **changes: Any) -> EmitterReported:
     """What an emitter says of itself."""
     facts: dict[str, Any] = {
         "at_ns": at_ns,
-        "number": number,
+        "report_id": f"report-{next(_report_ids)}",
         "service": "checkout",
         "environment": "test",
         "host": "host-1",
         "process_id": 1,
         "runtap_version": "0",
         "started_at_ns": START_NS,
-        "complete_at_ns": at_ns,
-        "complete_age_ns": 0,
-        "captured": captured,
-        "lanes": lanes,
     }
     return EmitterReported(**{**facts, **changes})

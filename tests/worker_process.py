@@ -13,7 +13,8 @@ from pathlib import Path
 from aiokafka import AIOKafkaProducer
 
 from command_line import call_command
-from runtap_schemas import Event, encode_event, number_event
+from runtap_schemas import Event
+from samples import framed
 
 
 @dataclass
@@ -84,9 +85,10 @@ async def produce(
 def numbered(
     events: Iterable[Event], emitter: str = "e1", partitions: int = 3, first: int = 0
 ) -> list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]]:
-    """Events as records of lanes, round the partitions; `first` events went before."""
+    """Events as records, round the partitions, in each of an emitter of its own; `first` events went before."""
     records: list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]] = []
     for place, event in enumerate(events, start=first):
-        value = number_event(encode_event(event), emitter, place // partitions + 1)
-        records.append((place % partitions, value, []))
+        partition = place % partitions
+        value = framed([event], f"{emitter}/{partition}", place // partitions + 1, event.at_ns)
+        records.append((partition, value, []))
     return records

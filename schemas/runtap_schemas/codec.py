@@ -20,14 +20,15 @@ DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class Unreadable(Struct, frozen=True):
     """What is no event, or no frame, and why.
 
-    Of a whole record, `emitter`, `first` and `count` say whose lane it belongs to, where that could be read: it is
-    quarantined there; else it is foreign.
+    Of a whole record, the others say to which numbers of whose lane it belongs, and what it claims to be complete to,
+    where that could be read: it is quarantined there; else it is foreign.
     """
 
     cause: str
     emitter: str | None = None
     first: int = 0
     count: int = 0
+    at_ns: int | None = None
 
 
 class Skipped(Struct, frozen=True):

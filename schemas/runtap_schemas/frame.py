@@ -111,7 +111,7 @@ def decode_frame(value: bytes | None) -> Frame | Unreadable:
         return Unreadable("the emitter is not the hash of its birth")
     if header.first + header.count - 1 > MAX_COUNT:
         return Unreadable(f"first {header.first} and count {header.count} go beyond {MAX_COUNT}")
-    lane = (header.emitter, header.first, header.count)
+    lane = (header.emitter, header.first, header.count, header.at)
     if type(header.frame) is not int or header.frame != FRAME_VERSION:
         return Unreadable(f"unknown major version {header.frame!r:.50}, known is {FRAME_VERSION}", *lane)
     if not body.endswith(b"\n") or body.count(b"\n") != header.count:

@@ -27,7 +27,7 @@ from runtap_consumers.worker import partition as partitions
 from runtap_consumers.worker import worker as workers
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.worker import Worker
-from samples import model_call
+from samples import id_of, model_call
 from worker_process import numbered, produce
 
 MakeTopic = Callable[..., Awaitable[str]]
@@ -181,7 +181,7 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
     monkeypatch.setattr(partitions, "_RETENTION_EVERY_NS", 0)
     topic = await events_topic(partitions=1)
     settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
-    lanes = "SELECT count(*) FROM lane_marks WHERE emitter = 'long ago'"
+    lanes = f"SELECT count(*) FROM lane_marks WHERE emitter = '{id_of('long ago/0')}'"
     async with running(settings, store, "cost"):
         for first, emitter in enumerate(("long ago", "e1", "e1")):
             event = [model_call(time.time_ns())]
@@ -190,7 +190,7 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
             if emitter == "long ago":
                 # Silent for longer than Kafka keeps anything.
                 with store.engine.begin() as connection:
-                    connection.execute(text("UPDATE lane_marks SET last_log_time_ns = 1"))
+                    connection.execute(text("UPDATE lane_marks SET log_time_ns = 1"))
             await asyncio.sleep(0.2)
         await until(lambda: total(store, lanes) == 0, "forgetting the lane")
 

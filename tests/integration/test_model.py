@@ -34,8 +34,7 @@ from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read.books import read_books
-from runtap_consumers.store.read.emitters import Books
+from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import MINUTE_NS
 from runtap_consumers.worker.health import Health

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from runtap_consumers.errors import FencedError
+from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
@@ -16,22 +17,26 @@ from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker import partition as partitions
 from runtap_consumers.worker.partition import Partition, Tools
-from runtap_schemas import Usage, encode_event, number_event
+from runtap_schemas import Usage, encode_event
 from samples import (
     SECOND_NS,
     START_NS,
     Log,
     chain_end,
     failure,
+    framed,
+    id_of,
     model_call,
     report,
     run_start,
     session_end,
     session_start,
+    unreadable,
 )
 
 ALL = tuple(PROJECTIONS)
@@ -119,7 +124,7 @@ def mixed_log() -> Log:
         )
         log.append(ancestor, "e1", number)
     log.append(session_end(START_NS + 80 * SECOND_NS), "e1", 9)
-    log.append(report(1, 10, {0: 10}, START_NS + 90 * SECOND_NS), "e1", 10)
+    log.append(report(START_NS + 90 * SECOND_NS), "e1", 10)
     return log
 
 
@@ -301,11 +306,11 @@ def test_unreadable_records_are_dead_letters_and_the_partition_goes_on(
     log.append(model_call(START_NS), "e1", 1)
     log.append_value(b"not json")
     log.append_value(None)
-    log.append_value(b'{"version":2,"emitter":"e1","sequence":2,"type":"run.ended"}')
+    log.append_value(unreadable("e1", 2))
     bad_usage = log.append(model_call(START_NS), "e1", 3)
     assert bad_usage.value is not None
     bad_usage.value = bad_usage.value.replace(b'"input_tokens":1000', b'"input_tokens":-1000')
-    log.append_value(b'{"version":1,"emitter":"e1","sequence":4,"type":"run.dreamt"}')
+    log.append_value(framed([b'{"type":"run.dreamt"}'], "e1", 4))
     log.append(model_call(START_NS), "e1", 5)
     apply(worker(tools), log)
     assert one(store, "SELECT calls FROM cost_total") == (2,)
@@ -447,10 +452,10 @@ def test_a_lane_keeps_its_marks_while_the_log_holds_anything_of_it(store: Store,
     apply(partition, log, at_most=1)
     lanes = "SELECT DISTINCT emitter FROM lane_marks ORDER BY 1"
     apply(partition, log, at_most=1)
-    assert rows(store, lanes) == [("e0",), ("e15",)]
+    assert rows(store, lanes) == sorted([(id_of("e0"),), (id_of("e15"),)])
     partition.log_start_ns = START_NS + 2 * DAY_NS
     apply(partition, log)
-    assert rows(store, lanes) == [("e15",), ("e16",)]
+    assert rows(store, lanes) == sorted([(id_of("e15"),), (id_of("e16"),)])
 
 
 def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools: Callable[[], Tools]) -> None:
@@ -471,10 +476,10 @@ def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools:
 
 def test_a_fast_clock_cannot_claim_the_future(store: Store, tools: Callable[[], Tools]) -> None:
     log = Log()
-    fast = report(1, 1, {0: 1}, START_NS + HOUR_NS, complete_age_ns=5 * SECOND_NS)
-    log.append(fast, "e1", 1, log_time_ns=START_NS)
+    log.append(report(START_NS + HOUR_NS), "e1", 1, log_time_ns=START_NS)
     apply(worker(tools, ("ledger",)), log)
-    assert one(store, "SELECT complete_at_ns FROM emitter_reports") == (START_NS - 5 * SECOND_NS,)
+    with open_snapshot(store) as snapshot:
+        assert read_completeness(snapshot, ("ledger",)).at_ns == START_NS
 
 
 def test_names_beyond_the_cap_count_under_other(
@@ -521,13 +526,13 @@ def test_metadata_integers_beyond_64_bits_are_dead_letters_and_stop_nothing(
     store: Store, tools: Callable[[], Tools]
 ) -> None:
     log = Log()
-    value = number_event(encode_event(model_call(START_NS, metadata={"order": 7})), "e1", 1)
-    log.append_value(value.replace(b'"order":7', b'"order":1' + b"0" * 30))
+    line = encode_event(model_call(START_NS, metadata={"order": 7}))
+    log.append_value(framed([line.replace(b'"order":7', b'"order":1' + b"0" * 30)], "e1", 1))
     partition = worker(tools)
     apply(partition, log)
     assert partition.failed == {}
     assert rows(store, "SELECT metadata FROM runs") == []
-    assert one(store, "SELECT emitter, sequence FROM dead_letters") == ("e1", 1)
+    assert one(store, "SELECT emitter, sequence FROM dead_letters") == (id_of("e1"), 1)
 
 
 def test_labels_that_no_projection_reads_are_checked_all_the_same_and_others_have_them(
@@ -535,8 +540,8 @@ def test_labels_that_no_projection_reads_are_checked_all_the_same_and_others_hav
 ) -> None:
     log = Log()
     log.append(model_call(START_NS, tags=["web"], metadata={"team": "red"}), "e1", 1)
-    value = number_event(encode_event(model_call(START_NS, metadata={"team": "red"})), "e1", 2)
-    log.append_value(value.replace(b'"red"', b"null"))
+    line = encode_event(model_call(START_NS, metadata={"team": "red"}))
+    log.append_value(framed([line.replace(b'"red"', b"null")], "e1", 2))
     without_attributes = tools()
     without_attributes.dimensions = Dimensions(lambda _, values: values)
     without_attributes.settings = ConsumerSettings.load()
@@ -545,7 +550,7 @@ def test_labels_that_no_projection_reads_are_checked_all_the_same_and_others_hav
         partition.load(0)
         apply(partition, log)
     assert one(store, "SELECT sum(calls) FROM cost_total") == (1,)
-    assert rows(store, "SELECT emitter, sequence FROM dead_letters") == [("e1", 2)]
+    assert rows(store, "SELECT emitter, sequence FROM dead_letters") == [(id_of("e1"), 2)]
     assert one(store, "SELECT tags, metadata FROM runs") == ('["web"]', '{"team":"red"}')
 
 

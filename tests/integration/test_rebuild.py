@@ -37,11 +37,14 @@ from samples import (
     LogRecord,
     chain_end,
     failure,
+    framed,
+    id_of,
     model_call,
     report,
     run_start,
     session_end,
     session_start,
+    unreadable,
 )
 
 SETTINGS = ConsumerSettings.load(cost_by="metadata.team", commit_events="40")
@@ -141,7 +144,8 @@ class RandomLogs:
 
     def _step(self, place: int, now_ns: int) -> None:
         chance = self.chance
-        partition, emitter = chance.randrange(2), f"e{chance.randrange(3)}"
+        partition = chance.randrange(2)
+        emitter = f"e{partition}{chance.randrange(3)}"
         log = self.logs[partition]
         kind = chance.random()
         if kind < 0.05 and self._repeatable[partition]:
@@ -159,14 +163,15 @@ class RandomLogs:
                 chance.choice(
                     [
                         b"not json",
-                        f'{{"version":1,"emitter":"{emitter}","sequence":{number},"type":"run.ended"}}'.encode(),
-                        f'{{"version":1,"emitter":"{emitter}","sequence":{number},"type":"run.dreamt"}}'.encode(),
+                        unreadable(emitter, number),
+                        framed([b'{"type":"run.ended"}'], emitter, number, now_ns),
+                        framed([b'{"type":"run.dreamt"}'], emitter, number, now_ns),
                     ]
                 ),
                 now_ns,
             )
             return
-        event = self._event(kind, place, now_ns, emitter)
+        event = self._event(kind, place, now_ns)
         if kind > 0.97:
             if kind < 0.99:
                 self._held_back.append((partition, event, emitter, number))
@@ -175,7 +180,7 @@ class RandomLogs:
         if event.at_ns <= now_ns and record.value is not None:
             self._repeatable[partition].append(record.value)
 
-    def _event(self, kind: float, place: int, now_ns: int, emitter: str) -> Any:
+    def _event(self, kind: float, place: int, now_ns: int) -> Any:
         chance = self.chance
         late = chance.choice([0, 0, 0, chance.randrange(12 * HOUR_NS), -2 * HOUR_NS])
         at_ns = now_ns - late
@@ -190,8 +195,7 @@ class RandomLogs:
         if kind < 0.45:
             return chance.choice([session_start, session_end])(now_ns, who["session_id"])
         if kind < 0.55:
-            lanes = {at: self._numbers[emitter, at] for at in (0, 1) if self._numbers[emitter, at]}
-            return report(place, place + 50, lanes, now_ns)
+            return report(now_ns, superseded=place)
         more: dict[str, Any] = chance.choice([{}, {"usage": None}, {"model": "unheard-of", "provider": "nobody"}])
         return model_call(at_ns, run_id=f"r-{place}", name=f"n{place % 3}", metadata={"team": "red"}, **who, **more)
 
@@ -362,9 +366,9 @@ async def test_records_readable_after_an_upgrade_are_counted_once(
         log.append(model_call(START_NS + number * SECOND_NS), "e1", number)
     # Unreadable with a number, foreign to the old version (a gap), and one that stays unreadable.
     new_kind, foreign = log.records[1].value, log.records[2].value
-    log.append_value(b'{"version":1,"emitter":"e1","sequence":6,"type":"run.ended"}')
-    log.append(report(1, 6, {0: 7}, START_NS + 20 * SECOND_NS), "e1", 7)
-    log.records[1].value = b'{"version":1,"emitter":"e1","sequence":2,"type":"run.ended"}'
+    log.append_value(unreadable("e1", 6))
+    log.append(report(START_NS + 20 * SECOND_NS), "e1", 7)
+    log.records[1].value = unreadable("e1", 2)
     log.records[2].value = b"\x01 a codec of the future"
     tools.apply(log)
     ledger = seen(store)
@@ -558,8 +562,8 @@ async def test_what_lands_late_during_a_rebuild_is_judged_by_the_live_marks(stor
     expected = ["old-0", "old-0", "old-1", "old-2", "r-4", "r-5", "r-6", "r-7"]
     assert [run_id for (run_id,) in rows(store, "SELECT run_id FROM runs ORDER BY run_id")] == expected
     assert rows(store, "SELECT emitter, mark, gaps, repeats FROM lane_marks WHERE projection = 'runs' ORDER BY 1") == [
-        ("e1", 7, "[]", 0),
-        ("e2", 1, "[]", 1),
+        (id_of("e2"), 1, "[]", 1),
+        (id_of("e1"), 7, "[]", 0),
     ]
 
 
@@ -637,13 +641,11 @@ async def test_what_can_be_read_at_last_in_days_that_stay_is_not_called_applied(
     log = Log()
     for number in range(1, 9):
         log.append(model_call(START_NS + (number - 1) * 5 * HOUR_NS), "e1", number)
-    log.append(report(1, 8, {0: 9}, START_NS + 36 * HOUR_NS), "e1", 9)
+    log.append(report(START_NS + 36 * HOUR_NS), "e1", 9)
     # Of the day that is not whole, and of the one that is replaced: one with its number, one without.
     readable = {offset: log.records[offset].value for offset in (1, 2, 4, 6)}
     for offset in (1, 4):
-        log.records[
-            offset
-        ].value = f'{{"version":1,"emitter":"e1","sequence":{offset + 1},"type":"run.ended"}}'.encode()
+        log.records[offset].value = unreadable("e1", offset + 1)
     for offset in (2, 6):
         log.records[offset].value = b"\x01 a codec of the future"
     tools.apply(log)

@@ -14,11 +14,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from runtap_consumers.correct.thinning import thin_reports
 from structlog.testing import capture_logs
 
 from partition_setting import WorkerTools, rows
 from runtap_collector.send import sender as sender_module
-from runtap_consumers.correct.thinning import thin_reports
 from runtap_consumers.figures import shared_emitters
 from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.shared_emitters import find_forks, tell_shared_emitters

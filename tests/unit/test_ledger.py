@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runtap_consumers.figures.completeness import work_out_completeness, work_out_ledger, work_out_sums, worst_of
 from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS
-from runtap_consumers.store.read.emitters import SILENCE_NS, Books, LaneState, PositionState, Report
+from runtap_consumers.store.read.books import SILENCE_NS, Books, LaneState, PositionState, Report
 
 PROJECTIONS = ("cost", "ledger")
 PARTITIONS = (0, 1)

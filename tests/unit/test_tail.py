@@ -9,22 +9,38 @@ import pytest
 
 from runtap_consumers.cli.tail import (
     Decoded,
+    Entry,
     Tokens,
     describe,
+    entries_of,
     event_types,
     is_wanted,
     json_line,
 )
 from runtap_consumers.kafka.record_tail import TailedRecord
-from runtap_schemas import Alert, RunNoted, RunStreamed, Skipped, Unreadable, encode_event, number_event
-from samples import START_NS, chain_end, failure, model_call, report, run_start, session_start
+from runtap_schemas import Alert, LaneAbandoned, RunNoted, RunScored, RunStreamed, Skipped, Unreadable, encode_event
+from samples import (
+    START_NS,
+    chain_end,
+    failure,
+    framed,
+    id_of,
+    model_call,
+    report,
+    run_start,
+    session_start,
+)
 
 UTC = ZoneInfo("UTC")
 RECORD = TailedRecord(3, 17, START_NS, b"key", b"value")
 
 
+def entry(event: Decoded) -> Entry:
+    return Entry(RECORD, b"line", event, "emitter-1")
+
+
 def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:
-    return describe(event, RECORD, zone).plain
+    return describe(entry(event), zone).plain
 
 
 def test_model_call_shows_who_what_how_long_tokens_and_model() -> None:
@@ -39,7 +55,7 @@ def test_unknown_tokens_are_not_shown_as_none() -> None:
 
 
 def test_failed_run_is_red_and_says_why() -> None:
-    line = describe(chain_end(status="error", error=failure(), duration_ns=250_000_000), RECORD, UTC)
+    line = describe(entry(chain_end(status="error", error=failure(), duration_ns=250_000_000)), UTC)
     assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order")
     assert [str(span.style) for span in line.spans if "red" in str(span.style)] == ["bold red", "red"]
 
@@ -52,10 +68,15 @@ def test_other_events_have_a_line_each() -> None:
     assert shown(run_start()).endswith("RunnableSequence  started")
     assert shown(RunStreamed(**run_facts(), index=0, text="Hello\nworld")).endswith("Hello world")
     assert shown(session_start()) == "10:00:00.000  checkout  session started  s-1  by u-7"
-    assert shown(report(1, 1_200, {}, dropped={"ring_full": {"note": 3}}, closing=True)).endswith(
-        "on host-1  closing  1,200 events, 3 dropped"
+    assert shown(report(dropped={"ring_full": {"note": 3}}, closing=True)).endswith(
+        "emitter emitter-1 on host-1  closing  3 events dropped"
     )
-    assert shown(Skipped("run.paused", "emitter-1", 4)) == "10:00:00.000  emitter-1  unknown event type run.paused"
+    assert shown(LaneAbandoned(at_ns=START_NS, emitter="e2", first=3, last=1_200, reason="too_old")) == (
+        "10:00:00.000  given up  numbers 3 to 1,200 of emitter e2  too_old"
+    )
+    scored = RunScored(at_ns=START_NS, run_id="r", key="helpful", score=0.5, service="checkout", environment="test")
+    assert shown(scored) == "10:00:00.000  checkout  scored  helpful  0.5  by user"
+    assert shown(Skipped("run.paused")) == "10:00:00.000  emitter-1  unknown event type run.paused"
 
 
 def run_facts() -> dict[str, Any]:
@@ -115,7 +136,7 @@ def test_alert_shows_state_summary_and_sample() -> None:
         summary="checkout (prod): 20 of 30 root runs failed",
         sample_run_id="run-1",
     )
-    line = describe(alert, RECORD, UTC)
+    line = describe(entry(alert), UTC)
     assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
     assert "bold red" in [str(span.style) for span in line.spans]
 
@@ -136,16 +157,28 @@ def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(caps
         streamed("run-1", 2, "!"),
     ]
     for event in events:
-        show(RECORD, event)
+        show(entry(event))
     head = "10:00:00.000  checkout  llm        ChatOpenAI"
     assert capsys.readouterr().out == f"{head}\nHello\nworld\\x1b[2J\n{head}\ntwo\n{head}\n!"
 
 
 def test_json_is_one_line_also_for_what_cannot_be_read_or_is_laid_out() -> None:
-    assert json_line(RECORD._replace(value=b"\xff\n"), Unreadable("not JSON")) == (
+    assert json_line(Entry(RECORD, b"\xff\n", Unreadable("not JSON"))) == (
         b'{"type":"unreadable","cause":"not JSON","partition":3,"offset":17}'
     )
-    laid_out = RECORD._replace(value=b'{\n  "type": "run.paused"\n}')
-    assert json_line(laid_out, Skipped("run.paused", "emitter-1", 1)) == b'{"type":"run.paused"}'
-    value = number_event(encode_event(model_call(name="€")), "emitter-1", 1)
-    assert json_line(RECORD._replace(value=value), model_call()) == value
+    laid_out = b'{\n  "type": "run.paused"\n}'
+    assert json_line(Entry(RECORD, laid_out, Skipped("run.paused"))) == b'{"type":"run.paused"}'
+    line = encode_event(model_call(name="€"))
+    assert json_line(Entry(RECORD, line, model_call())) == line
+
+
+def test_a_record_is_as_many_entries_as_its_frame_has_events() -> None:
+    events = [model_call(), run_start()]
+    record = RECORD._replace(value=framed([events[0], b"nonsense", events[1]], "e1", 7))
+    entries = list(entries_of(record))
+    assert [one.event for one in entries if not isinstance(one.event, Unreadable)] == events
+    assert [one.line for one in entries] == [encode_event(events[0]), b"nonsense", encode_event(events[1])]
+    assert {one.emitter for one in entries} == {id_of("e1")}
+    (foreign,) = entries_of(RECORD)
+    assert isinstance(foreign.event, Unreadable)
+    assert (foreign.emitter, foreign.line) == (None, b"value")

@@ -76,11 +76,12 @@ def _root(
 
 
 for _command in (
-    *(work.worker, look.report, look.runs, look.sessions, look.tail, look.ledger),
+    *(work.worker, look.report, look.runs, look.sessions, look.tail),
     *(reprice.reprice, rebuild.rebuild, work.doctor),
 ):
     app.command()(_command)
 app.add_typer(look.alerts_app, name="alerts")
+app.add_typer(look.ledger_app, name="ledger")
 app.add_typer(dead_letters.dead_letters_app, name="dead-letters")
 app.add_typer(work.topics_app, name="topics")
 app.add_typer(work.store_app, name="store")

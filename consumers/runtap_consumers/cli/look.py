@@ -15,16 +15,16 @@ import typer
 from runtap_consumers.cli import printing
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import JsonLines, Limit, check_known, takes_settings
-from runtap_consumers.cli.terminal import write_json
+from runtap_consumers.cli.terminal import say, write_json
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas import decode_event
 from runtap_schemas.topics import alerts_topic, events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
+ledger_app = typer.Typer(help="Where every captured event is.")
 
 Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
@@ -117,9 +117,11 @@ def sessions(
             printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json)
 
 
+@ledger_app.callback(invoke_without_command=True)
 @takes_settings("database_url", "timezone")
 def ledger(
     settings: ConsumerSettings,
+    context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
 ) -> None:
     """Where every captured event is: applied, in flight, dropped, lost or unreadable, by service,
@@ -128,9 +130,28 @@ def ledger(
     from runtap_consumers.figures.ledger import build_ledger
     from runtap_consumers.store.read.snapshot import open_reader
 
+    if context.invoked_subcommand is not None:
+        return
     with open_reader(settings.database_url) as snapshot:
         figures = build_ledger(snapshot, settings.zone())
     (write_json if json else printing.print_ledger)(figures)
+
+
+@ledger_app.command()
+@takes_settings("database_url")
+def forget(
+    settings: ConsumerSettings,
+    emitter: Annotated[str, typer.Argument(metavar="EMITTER", help="Its id, as the ledger shows it.")],
+) -> None:
+    """Lets an emitter go whose process will not come back: `complete_to` no longer waits for it."""
+    from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.positions import forget_emitter
+    from runtap_consumers.store.writer import Writer
+
+    with open_store(settings.database_url) as store, Writer.of(store) as writer:
+        if not forget_emitter(writer, emitter):
+            raise InputError(f"there is no emitter {emitter!r}: `runtap ledger` names those that were heard")
+    say(f"Emitter {emitter} is forgotten until it is heard again.")
 
 
 @takes_settings("bootstrap_servers", "timezone")
@@ -149,7 +170,7 @@ def tail(
 ) -> None:
     """The live stream of events, one line each. Ctrl-C ends it."""
     # The Kafka client takes a moment to load, which other commands need not wait for.
-    from runtap_consumers.cli.tail import Tokens, as_json, as_lines, event_types, follow, is_wanted
+    from runtap_consumers.cli.tail import Tokens, as_json, as_lines, entries_of, event_types, follow, is_wanted
 
     wanted_types = types or []
     check_known("type", wanted_types, (*event_types(), *RUN_TYPES))
@@ -157,21 +178,21 @@ def tail(
         raise InputError("--json and --tokens do not go together")
     show = as_json if json else (Tokens if tokens else as_lines)(settings.zone())
 
-    def show_wanted(record: Any, event: Any) -> None:
-        if is_wanted(event, session, wanted_types):
-            show(record, event)
+    def show_wanted(entry: Any) -> None:
+        if is_wanted(entry.event, session, wanted_types):
+            show(entry)
 
-    _run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, decode_event, show_wanted))
+    _run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, entries_of, show_wanted))
 
 
 @alerts_app.command("tail")
 @takes_settings("bootstrap_servers", "timezone")
 def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
     """Alerts as they are raised, one line each. Ctrl-C ends it."""
-    from runtap_consumers.cli.tail import as_json, as_lines, decode_alert, follow
+    from runtap_consumers.cli.tail import alert_of, as_json, as_lines, follow
 
     show = as_json if json else as_lines(settings.zone())
-    _run_until_ended(follow(settings, alerts_topic(settings.topic_prefix), from_beginning, decode_alert, show))
+    _run_until_ended(follow(settings, alerts_topic(settings.topic_prefix), from_beginning, alert_of, show))
 
 
 def _run_until_ended(stream: Coroutine[Any, Any, None]) -> None:

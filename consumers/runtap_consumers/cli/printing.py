@@ -172,7 +172,18 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         console.print("There is nothing yet: no worker has applied an event.")
         return
     print_line(console, f"Complete to {ledger['complete_to'] or 'no known instant'}; sums of {ledger['projection']}:")
+    holder = next((row for row in ledger["emitters"] if row["emitter"] == ledger["held_by"]), None)
+    if holder is not None and holder["state"] == "silent":
+        print_line(
+            console,
+            f"It waits for emitter {holder['emitter']} ({holder['service'] or 'unknown service'}), last heard "
+            f"{holder['last_heard']}: if that process is gone for good, `runtap ledger forget {holder['emitter']}`",
+            style="yellow",
+        )
     _print_sums(console, ledger, "at least " if ledger["captured_is_at_least"] else "")
+    for kind, what in (("foreign", "records of no emitter"), ("impossible", "events with impossible numbers")):
+        if ledger[kind]:
+            print_line(console, f"{ledger[kind]:,} {what}, outside of these sums: see `runtap dead-letters list`")
     for shared in ledger["shared_emitters"]:
         processes = ", ".join(f"{one['process_id']} on {one['host']}" for one in shared["processes"])
         print_line(
@@ -221,6 +232,6 @@ def _with_time(incident: Row) -> Row:
 
 
 def _with_reasons(row: Row) -> Row:
-    at_least = "≥ " if row.get("captured_is_at_least", row.get("state") == "vanished") else ""
+    at_least = "≥ " if row["captured_is_at_least"] else ""
     sums = {"captured": f"{at_least}{row['captured']:,}", "dropped": sum(row["dropped"].values())}
     return {**row, **sums, "why": words.loss_text(row)}

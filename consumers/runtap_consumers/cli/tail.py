@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -21,16 +21,18 @@ from runtap_schemas import (
     Alert,
     AnyEvent,
     EmitterReported,
-    Event,
+    LaneAbandoned,
     RunEnded,
     RunEvent,
     RunNoted,
+    RunScored,
     RunStarted,
     RunStreamed,
     SessionEvent,
     Skipped,
     Unreadable,
     codec,
+    decode_frame,
 )
 
 _STYLES = {"ok": "green", "resolved": "green", "error": "bold red", "firing": "bold red"}
@@ -38,7 +40,18 @@ _TEXT_LENGTH = 160
 
 Decoded = AnyEvent | Skipped | Unreadable | Alert
 Part = str | tuple[str, str]
-Show = Callable[[TailedRecord, Decoded], None]
+
+
+class Entry(NamedTuple):
+    """What was read, and where it lay. `line`: of a frame, else the whole record. `emitter`: if known."""
+
+    record: TailedRecord
+    line: bytes
+    event: Decoded
+    emitter: str | None = None
+
+
+Show = Callable[[Entry], None]
 
 
 def event_types() -> tuple[str, ...]:
@@ -63,19 +76,30 @@ def is_wanted(event: Decoded, session: str | None, types: Collection[str]) -> bo
     return not types or _type_of(event) in types or getattr(event, "run_type", None) in types
 
 
-def decode_alert(value: bytes | None) -> Alert | Unreadable:
-    """Reads a record of the alerts topic."""
+def entries_of(record: TailedRecord) -> Iterator[Entry]:
+    """The events of a record of the events topic; the record itself where it is no frame."""
+    frame = decode_frame(record.value)
+    if isinstance(frame, Unreadable):
+        yield Entry(record, record.value or b"", frame, frame.emitter)
+        return
+    for line, event in zip(frame.body.split(b"\n"), frame.events(), strict=False):
+        yield Entry(record, line, event, frame.emitter)
+
+
+def alert_of(record: TailedRecord) -> Iterator[Entry]:
+    """The alert of a record of the alerts topic."""
+    value = record.value or b""
     try:
-        return codec.decode_alert(value or b"")
+        yield Entry(record, value, codec.decode_alert(value))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Unreadable(str(error))
+        yield Entry(record, value, Unreadable(str(error)))
 
 
 async def follow(
     settings: ConsumerSettings,
     topic: str,
     from_beginning: bool,
-    decode: Callable[[bytes | None], Decoded],
+    read: Callable[[TailedRecord], Iterable[Entry]],
     show: Show,
 ) -> None:
     """Shows the records of a topic as they come, all that are kept or the next ones, until it is cancelled.
@@ -86,7 +110,8 @@ async def follow(
     # The generator holds a connection: it is closed here, not when it is thrown away.
     async with aclosing(tail_records(settings, topic, from_beginning)) as records:  # type: ignore[type-var]
         async for record in records:
-            show(record, decode(record.value))
+            for entry in read(record):
+                show(entry)
 
 
 class _Console(Console):
@@ -98,21 +123,21 @@ class _Console(Console):
 def as_lines(zone: ZoneInfo) -> Show:
     """A line for people for each event."""
     console = _Console(highlight=False)
-    return lambda record, event: console.print(describe(event, record, zone), soft_wrap=True)
+    return lambda entry: console.print(describe(entry, zone), soft_wrap=True)
 
 
-def as_json(record: TailedRecord, event: Decoded) -> None:
-    """The records as they are, one a line."""
-    sys.stdout.buffer.write(visible_json(json_line(record, event)) + b"\n")
+def as_json(entry: Entry) -> None:
+    """Events and alerts as they are, one a line."""
+    sys.stdout.buffer.write(visible_json(json_line(entry)) + b"\n")
     sys.stdout.buffer.flush()
 
 
-def json_line(record: TailedRecord, event: Decoded) -> bytes:
-    """A record as it is, in one line; of one that cannot be read, where it lies and why."""
+def json_line(entry: Entry) -> bytes:
+    """What was read as it is, in one line; of what cannot be read, where it lies and why."""
+    record, line, event, _ = entry
     if isinstance(event, Unreadable):
         where = {"partition": record.partition, "offset": record.offset}
         return msgspec.json.encode({"type": "unreadable", "cause": event.cause, **where})
-    line = record.value or b""
     # Another client's JSON may be laid out over lines.
     return line if b"\n" not in line else msgspec.json.format(line, indent=-1)
 
@@ -124,13 +149,14 @@ class Tokens:
         self._show_head = as_lines(zone)
         self._run_id: str | None = None
 
-    def __call__(self, record: TailedRecord, event: Decoded) -> None:
+    def __call__(self, entry: Entry) -> None:
+        event = entry.event
         # Not through rich, which takes spaces away from the ends of long lines.
         if isinstance(event, RunStreamed):
             if event.run_id != self._run_id:
                 self._end_line()
                 self._run_id = event.run_id
-                self._show_head(record, msgspec.structs.replace(event, text=""))
+                self._show_head(entry._replace(event=msgspec.structs.replace(event, text="")))
             say(event.text, end="")
         elif isinstance(event, RunEnded) and event.run_id == self._run_id:
             self._end_line()
@@ -141,22 +167,23 @@ class Tokens:
             self._run_id = None
 
 
-def describe(event: Decoded, record: TailedRecord, zone: ZoneInfo) -> Text:
+def describe(entry: Entry, zone: ZoneInfo) -> Text:
     """One line about an event: when, whose, what, how it went.
 
     Text is appended as it is: what a service sends is never read as markup or as control codes.
     """
-    moment = local_time(getattr(event, "at_ns", record.log_time_ns), zone)
+    moment = local_time(getattr(entry.event, "at_ns", entry.record.log_time_ns), zone)
     line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
-    for part in _parts_of(event, record):
+    for part in _parts_of(entry):
         text, style = (part, "") if isinstance(part, str) else part
         if text:
             line.append("  ").append(visible(text), style=style)
     return line
 
 
-def _parts_of(event: Decoded, record: TailedRecord) -> Iterator[Part]:
-    if isinstance(event, Event):
+def _parts_of(entry: Entry) -> Iterator[Part]:
+    record, _, event, emitter = entry
+    if hasattr(event, "service") and not isinstance(event, Alert):
         yield event.service or "(unknown service)", "dim"
     match event:
         case Unreadable():
@@ -168,13 +195,22 @@ def _parts_of(event: Decoded, record: TailedRecord) -> Iterator[Part]:
             yield event.summary
             yield f"sample run {event.sample_run_id}" if event.sample_run_id else "", "dim"
         case Skipped():
-            yield event.emitter or "(unknown service)", "dim"
+            yield emitter or "(unknown service)", "dim"
             yield f"unknown event type {event.type}", "yellow"
         case EmitterReported():
             dropped = sum(sum(kinds.values()) for kinds in event.dropped.values())
-            yield f"emitter {event.emitter} on {event.host}", "dim"
+            yield f"emitter {emitter} on {event.host}", "dim"
             yield "closing" if event.closing else "", "dim"
-            yield f"{event.captured:,} events, {dropped:,} dropped", "yellow" if dropped else "dim"
+            yield f"{dropped:,} events dropped", "yellow" if dropped else "dim"
+        case LaneAbandoned():
+            yield "given up", "bold red"
+            yield f"numbers {event.first:,} to {event.last:,} of emitter {event.emitter}"
+            yield event.reason
+        case RunScored():
+            yield "scored", "cyan"
+            yield event.key
+            yield (event.value or "") if event.score is None else f"{event.score:g}"
+            yield f"by {event.source}", "dim"
         case SessionEvent():
             yield _type_of(event).replace(".", " "), "cyan"
             yield event.session_id

@@ -40,7 +40,6 @@ def worker(
     configure_logs(settings.log_level)
     # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
     from runtap_consumers.alerts.loop import run_alerts
-    from runtap_consumers.correct.thinning import keep_thinning_reports
     from runtap_consumers.figures.shared_emitters import tell_shared_emitters
     from runtap_consumers.pricing.source import PriceSource
     from runtap_consumers.worker.process import run_worker
@@ -50,7 +49,7 @@ def worker(
         projections,
         PriceSource(settings),
         companion=(lambda store, stop, on_round: run_alerts(store, settings, stop, on_round)) if alerts else None,
-        side_tasks=(keep_thinning_reports, tell_shared_emitters) if "ledger" in projections else (),
+        side_tasks=(tell_shared_emitters,) if "ledger" in projections else (),
         drain=drain,
         health_port=health,
     )

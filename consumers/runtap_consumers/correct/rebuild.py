@@ -32,11 +32,12 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import HOUR_NS, MINUTE_NS
+from runtap_consumers.worker.decoding import count_events
 from runtap_consumers.worker.partition import Tools
 
 _ATTEMPTS = 5
-# Of all partitions together, which bounds memory.
-_RECORDS_HELD, _LEAST_RECORDS_A_BATCH = 60_000, 500
+# Of all partitions together: bounds memory.
+_EVENTS_HELD, _LEAST_EVENTS_A_BATCH = 60_000, 500
 _IDLE_SECONDS = 0.02
 
 _logger = structlog.get_logger(__name__)
@@ -120,6 +121,10 @@ def first_whole_day(zone: ZoneInfo, at_ns: int) -> int:
     return day if day >= at_ns else calendar.day_of(day + 36 * HOUR_NS)
 
 
+def _count(records: list[KafkaRecord]) -> int:
+    return sum(map(count_events, records))
+
+
 class _Rebuild:
     """One attempt: from the beginning, or from where an earlier process was ended."""
 
@@ -149,7 +154,7 @@ class _Rebuild:
             raise RebuildError(f"{projection} has no figures yet: `runtap worker {projection}` makes them")
         self._basis = self._basis_of(live)
         settings = self._tools.settings
-        self._at_most = min(settings.commit_events, max(_RECORDS_HELD // len(live), _LEAST_RECORDS_A_BATCH))
+        self._at_most = min(settings.commit_events, max(_EVENTS_HELD // len(live), _LEAST_EVENTS_A_BATCH))
         starts = {number: await self._log_start(number) for number in live}
         name = statements.find_rebuild(read, projection, self._basis)
         if name is None:
@@ -198,14 +203,16 @@ class _Rebuild:
     async def _read_and_fold(self) -> bool:
         has_moved = False
         for number, reading in self._readings.items():
-            room = self._at_most - len(reading.waiting)
+            held = _count(reading.waiting)
+            # Frames are about as large as those before.
+            room = (self._at_most - held) // max(held // max(len(reading.waiting), 1), 1)
             polled = await self._log.poll(number, reading.next_offset, room) if room > 0 else []
             if polled:
                 reading.waiting += polled
                 reading.next_offset = polled[-1].offset + 1
             due = self._due(number)
-            # Small commits cost several times as much an event.
-            if due and (len(due) >= self._at_most // 2 or not polled):
+            # Small batches cost several times as much an event.
+            if due and (_count(due) >= self._at_most // 2 or not polled):
                 reading.refold.commit(reading.refold.fold(due))
                 self._let_go(number, due)
             has_moved |= bool(polled or due)

@@ -28,11 +28,14 @@ _OLDER = {
     "session_costs": _OF_OLDER_SESSIONS,
     "runs": "ended_at_ns < {from_ns}",
     "open_runs": "started_at_ns < {from_ns}",
-    "emitter_reports": "log_time_ns < {from_ns}",
-    "report_chains": "log_time_ns < {from_ns}",
+    # What live workers noted at an emitter's first event is met by no rebuild.
+    "emitter_reports": "(log_time_ns < {from_ns} OR number = 0)",
+    "emitter_counts": "log_time_ns < {from_ns}",
+    "abandoned_lanes": "log_time_ns < {from_ns}",
     # Counts without a time can be told apart only where the log has all of it.
     "skipped_types": "{from_ns} > 0",
     "skewed_events": "{from_ns} > 0",
+    "strays": "{from_ns} > 0",
 }
 # Positions, and what live workers announce to the alert evaluator, are no figures.
 _NOT_FIGURES = ("positions", "touched_minutes")
@@ -85,9 +88,9 @@ def _days_of(table: Table) -> Table | None:
 
 def read_positions(query: Query, name: str, lock: str = "") -> dict[int, Position]:
     """Positions by partition. `lock`: SQL at the end of the statement."""
-    columns = ", ".join(column.name for column in tables.positions.columns)
-    rows = query(f"SELECT {columns} FROM positions WHERE projection = ? ORDER BY partition{lock}", (name,))
-    return {partition: Position(projection, *others) for projection, partition, *others in rows}
+    columns = ", ".join(name for name in Position.__annotations__ if name != "projection")
+    rows = query(f"SELECT partition, {columns} FROM positions WHERE projection = ? ORDER BY partition{lock}", (name,))
+    return {partition: Position(name, *others) for partition, *others in rows}
 
 
 def lock_positions(writer: Writer, name: str) -> dict[int, Position]:
@@ -100,10 +103,10 @@ def lock_positions(writer: Writer, name: str) -> dict[int, Position]:
 def read_unreadable(query: Query, partition: int) -> dict[str, set[int]]:
     """Numbers of events that could not be read, by emitter."""
     found: dict[str, set[int]] = defaultdict(set)
-    for emitter, number in query(
-        "SELECT emitter, sequence FROM dead_letters WHERE partition = ? AND sequence IS NOT NULL", (partition,)
+    for emitter, first, count in query(
+        "SELECT emitter, sequence, events FROM dead_letters WHERE partition = ? AND sequence IS NOT NULL", (partition,)
     ):
-        found[emitter].add(number)
+        found[emitter].update(range(first, first + count))
     return found
 
 
@@ -151,8 +154,8 @@ def switch_rows(writer: Writer, projection: str, sides: Sides, log_time_ns: int)
         sides: the rows.
         log_time_ns: of the live workers.
     """
-    # Live workers delete expired buckets of this generation, too; one that the rebuild filled again since holds a part.
-    for statement, parameters in retention.expired_buckets(projection, sides.partition, log_time_ns, 0):
+    # Live workers delete in all generations; a bucket that the rebuild still filled afterwards is half there.
+    for statement, parameters in retention.expired_buckets(projection, sides.partition, log_time_ns):
         writer.execute(statement, parameters)
     for table in tables_of(projection):
         names = [column.name for column in table.columns]

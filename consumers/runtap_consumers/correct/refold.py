@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
 
 from runtap_consumers.correct.rebuild_statements import read_unreadable
 from runtap_consumers.errors import FencedError
@@ -13,6 +16,7 @@ from runtap_consumers.projections.rollups import TOUCHED_MINUTES, Changes
 from runtap_consumers.store.positions import lane_row, load_lanes
 from runtap_consumers.store.writer import Commit, Row
 from runtap_consumers.worker.partition import Partition, Tools
+from runtap_schemas import Frame, Unreadable
 
 Ranges = list[tuple[int, int]]
 _NO_END = 2**63 - 1
@@ -71,19 +75,37 @@ class _RetainedMarks(LaneMarks):
     def __init__(
         self, begun_at: int, made: dict[str, LaneMark], live: dict[str, LaneMark], unreadable: dict[str, set[int]]
     ) -> None:
-        # Numbers before the first that live workers met are repeats to them; later ones may still arrive.
-        begun = {
-            name: LaneMark(lane.first_at_ns, lane.last_log_time_ns, mark=lane.before) for name, lane in live.items()
-        }
+        # Numbers from before live workers' first are repeats to them; all later ones may still land late.
+        begun = {name: LaneMark(lane.first_at_ns, 0, mark=lane.before) for name, lane in live.items()}
         super().__init__(begun_at, begun | made)
         self._live, self._unreadable = live, unreadable
 
-    def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
-        counts = (log_time_ns if self.is_by_log_time else believed_time(at_ns, log_time_ns)) >= self.from_ns
-        if not counts and self._is_missing(emitter, number):
-            # The figures that are kept do not have it: taken here, the ledger would call it applied.
-            return False
-        return super().take(emitter, number, at_ns, log_time_ns, quarantined) and counts
+    def take(self, frame: Frame | Unreadable, events: Sequence[Any], log_time_ns: int) -> Sequence[int] | None:
+        emitter, first = frame.emitter, frame.first
+        assert emitter is not None
+        live = self._live.get(emitter)
+        if live is not None and not live.can_reach(first, log_time_ns):
+            # To live workers it belonged to no lane; here it may be the first that the log still holds of it.
+            return None
+        instants = [log_time_ns] * frame.count
+        if not self.is_by_log_time and isinstance(frame, Frame):
+            captured = (getattr(event, "at_ns", None) for event in events)
+            instants = [log_time_ns if at is None else believed_time(at, log_time_ns) for at in captured]
+        if min(instants) >= self.from_ns:
+            return super().take(frame, events, log_time_ns)
+        new: list[int] = []
+        for number, instant in enumerate(instants, first):
+            counts = instant >= self.from_ns
+            if not counts and self._is_missing(emitter, number):
+                # The figures that stay do not have it: taken here, the ledger would call it applied.
+                continue
+            event = events[number - first : number - first + 1]
+            if super().take(replace(frame, first=number, count=1), event, log_time_ns):
+                if counts:
+                    new.append(number)
+                elif isinstance(frame, Unreadable) or isinstance(event[0], Unreadable):
+                    self.quarantine(emitter, 1)
+        return new
 
     def _is_missing(self, emitter: str, number: int) -> bool:
         lane = self._live.get(emitter)
@@ -111,12 +133,13 @@ def join_lanes(live: LaneMark | None, made: LaneMark, unreadable: Iterable[int])
     known = [number for number in unreadable if number <= live.mark]
     # Dead letters do not say which of them a rebuild could read; without the projection `ledger` there are none.
     still_unreadable = max(len(known), live.quarantined) - sum(not _lies_in(number, not_met) for number in known)
-    return replace(
+    return dataclasses.replace(
         live,
         mark=mark,
         gaps=gaps,
         quarantined=min(still_unreadable + made.quarantined, live.quarantined + _count(missing) - _count(gaps)),
-        last_log_time_ns=max(live.last_log_time_ns, made.last_log_time_ns),
+        log_time_ns=max(live.log_time_ns, made.log_time_ns),
+        at_ns=max(live.at_ns, made.at_ns),
     )
 
 

@@ -1,28 +1,23 @@
 """The ledger and `complete_to`, worked out at read from what emitters said and what projections applied.
 
 Pure functions: `work_out_ledger` (where every captured event is) and `work_out_completeness` (before which instant
-nothing is missing that is not counted). Lanes belong to one projection each, so both are worked out per projection.
+nothing is missing that is not counted). Marks belong to one projection each, so both are worked out per projection.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from operator import itemgetter
 from typing import Any
 
-from runtap_consumers.store.read.emitters import SILENCE_NS, Books
-
-# Emitters report every 10 s: log time in which nobody did was an outage, and does not count as anybody's silence.
-_OUTAGE_NS = 30 * 10**9
+from runtap_consumers.projections.rollups import LANE_RETENTION_NS
+from runtap_consumers.store.read.books import SILENCE_NS, Books, LaneKey, Range
 
 
 @dataclass
 class Sums:
-    """Where captured events are. `captured` = `applied` + `in_flight` + dropped + `lost` + `quarantined` +
-    `superseded`, once events that one emitter adopted of another are set off.
+    """Where captured events are: `captured` = `applied` + `in_flight` + dropped + `lost` + `quarantined` +
+    `superseded`.
     """
 
     captured: int = 0
@@ -32,15 +27,12 @@ class Sums:
     quarantined: int = 0
     superseded: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    repeats: int = 0
 
     def add(self, other: Sums) -> None:
-        """Adds another emitter's sums."""
-        self.captured += other.captured
-        self.applied += other.applied
-        self.in_flight += other.in_flight
-        self.lost += other.lost
-        self.quarantined += other.quarantined
-        self.superseded += other.superseded
+        """Adds another lane's, or emitter's, sums."""
+        for name in ("captured", "applied", "in_flight", "lost", "quarantined", "superseded", "repeats"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
@@ -54,37 +46,54 @@ class Sums:
 class Completeness:
     """`at_ns`: before that instant nothing is missing that is not counted; `None` when nothing is known.
 
-    `silent`: emitters that left it without a closing report.
+    `silent`: emitters that left it without a closing report, since they vanished, were forgotten, or wrote to a
+    partition that is gone. `held_by`: the emitter whose newest frame it is; `None`: it is a partition's.
     """
 
     at_ns: int | None
     silent: tuple[str, ...] = ()
+    held_by: str | None = None
+
+
+def is_caught_up(books: Books, projection: str, key: LaneKey) -> bool:
+    """Whether a projection has read all that was there when a lane's largest number was heard: what it has not met of
+    it will not come, but for a frame that was sent again.
+    """
+    return books.read_to_ns(projection, key[0]) > books.said[key][1]
+
+
+def lost_ranges(books: Books, projection: str, key: LaneKey) -> list[Range]:
+    """The numbers of a lane that a projection has not met, and nobody expects any more."""
+    lane, (said, _) = books.lanes.get(projection, {}).get(key), books.said[key]
+    mark, gaps = (lane.mark, lane.gaps) if lane else (0, [])
+    return [*gaps, (mark + 1, said)] if said > mark and is_caught_up(books, projection, key) else list(gaps)
+
+
+def work_out_lane(books: Books, projection: str, key: LaneKey) -> Sums:
+    """What became of a lane's numbers in a projection. No term is ever negative."""
+    lane, (said, _) = books.lanes.get(projection, {}).get(key), books.said[key]
+    lost = sum(last - first + 1 for first, last in lost_ranges(books, projection, key))
+    if lane is None:
+        position = books.positions.get((projection, key[0]))
+        if lost and position is not None and position.begun_at > 0:
+            # The log had lost it before the projection began.
+            return Sums()
+        return Sums(captured=said, in_flight=said - lost, lost=lost)
+    gaps = sum(last - first + 1 for first, last in lane.gaps) + lane.forgotten
+    captured, lost = said - lane.before, lost + lane.forgotten
+    applied = lane.mark - gaps - lane.quarantined - lane.before
+    in_flight = captured - applied - lost - lane.quarantined
+    return Sums(captured, applied, in_flight, lost, lane.quarantined, repeats=lane.repeats)
 
 
 def work_out_sums(books: Books, projection: str, emitter: str) -> Sums:
-    """The ledger of one emitter in one projection. No term is ever negative."""
-    report = books.newest.get(emitter)
-    lanes = books.lanes_of(projection, emitter)
-    said = report.lanes if report else {}
-    tops = lost = applied = before = quarantined = 0
-    for partition in {*lanes, *said}:
-        lane = lanes.get(partition)
-        mark = lane.mark if lane else 0
-        top = max(said.get(partition, 0), mark)
-        tops += top
-        lost += books.announced(emitter, partition, mark, top)
-        if lane:
-            lost += lane.missing
-            applied += lane.mark - lane.missing - lane.quarantined - lane.before
-            before += lane.before
-            quarantined += lane.quarantined
-    dropped = dict(report.dropped) if report else {}
-    superseded = report.superseded if report else 0
-    set_off = books.handed.get(emitter, 0) - (sum(report.adopted.values()) if report else 0)
-    unnumbered = sum(dropped.values()) + superseded + set_off
-    captured = max(report.captured if report else 0, tops + unnumbered) - before
-    in_flight = captured - applied - lost - quarantined - unnumbered
-    return Sums(captured, applied, in_flight, lost, quarantined, superseded, dropped)
+    """The ledger of one emitter in one projection."""
+    known = books.emitters[emitter]
+    refused = sum(known.dropped.values()) + known.superseded
+    sums = Sums(captured=refused, superseded=known.superseded, dropped=dict(known.dropped))
+    for key in books.keys_of[emitter]:
+        sums.add(work_out_lane(books, projection, key))
+    return sums
 
 
 def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]:
@@ -114,7 +123,7 @@ def worst_of(ledger: dict[str, Sums]) -> Sums:
 def describe_sums(sums: Sums) -> dict[str, Any]:
     """Where captured events are, as the report and the ledger show it."""
     return {
-        # A start that its end made superfluous is not sent, and no loss.
+        # Starts that were not sent since their ends say it all are nobody's loss.
         "captured": sums.captured - sums.superseded,
         "applied": sums.applied,
         "in_flight": sums.in_flight,
@@ -126,70 +135,38 @@ def describe_sums(sums: Sums) -> dict[str, Any]:
 
 def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:
     """`complete_to` of figures that come from several projections: that of the one furthest behind."""
-    parts = [_completeness_of(books, projection) for projection in projections]
-    silent = tuple(sorted({emitter for part in parts for emitter in part.silent}))
-    instants = [part.at_ns for part in parts if part.at_ns is not None]
-    return Completeness(min(instants) if instants and len(instants) == len(parts) else None, silent)
+    instants: list[tuple[int, str | None]] = []
+    silent: set[str] = set()
+    for projection in projections:
+        for partition in {number for _, number in books.positions}:
+            if not books.is_gone(projection, partition):
+                instants.append((books.read_to_ns(projection, partition), None))
+        for key in books.lane_keys:
+            at_ns = _claimed_to_ns(books, projection, key)
+            if at_ns is not None:
+                instants.append((at_ns, key[1]))
+            elif not books.emitters[key[1]].is_closed:
+                silent.add(key[1])
+    at_ns, held_by = min(instants, default=(0, None), key=lambda instant: instant[0])
+    return Completeness(at_ns or None, tuple(sorted(silent)), held_by)
 
 
-def _completeness_of(books: Books, projection: str) -> Completeness:
-    still_open: list[int] = []
-    closed: list[int] = []
-    silent: list[str] = []
-    for emitter in books.last_heard_ns:
-        covered = books.covered_reports(projection, emitter)
-        # A clock that was set back must not reopen what was already called complete.
-        instant = max((report.complete_at_ns for report in covered), default=None)
-        if instant is not None and covered[-1].closing:
-            closed.append(instant)
-        elif _has_left(books, projection, emitter):
-            silent.append(emitter)
-        elif instant is not None:
-            still_open.append(instant)
-        elif emitter in books.first_at_ns:
-            still_open.append(books.first_at_ns[emitter])
-        else:
-            # Only a report names it, and no projection has applied that: nothing can be said.
-            return Completeness(None)
-    # Once all are closed nothing is missing up to the last closing.
-    at_ns = min(still_open) if still_open else max(closed, default=None)
-    return Completeness(at_ns, tuple(silent))
-
-
-def witnesses_of_silence(books: Books, emitter: str) -> set[tuple[str, int]]:
-    """Which of `books.report_times` show that others went on after an emitter's last sign of life.
-
-    Without the rest of them the emitter is as silent as with it: a minute of log time in steps that are no outage.
-    """
-    heard = books.last_heard_ns[emitter]
-    witnesses: set[tuple[str, int]] = set()
-    kept_ns, pending, seen_ns = heard, None, 0
-    times = books.report_times
-    for index in range(bisect_right(times, heard, key=itemgetter(1)), len(times)):
-        other, at_ns = times[index]
-        if other == emitter:
-            continue
-        if at_ns - kept_ns > _OUTAGE_NS and pending is not None:
-            witnesses.add(pending)
-            seen_ns += pending[1] - kept_ns if pending[1] - kept_ns <= _OUTAGE_NS else 0
-            kept_ns = pending[1]
-            if seen_ns >= SILENCE_NS:
-                return witnesses
-        pending = (other, at_ns)
-    if pending is not None:
-        witnesses.add(pending)
-    return witnesses
-
-
-def _has_left(books: Books, projection: str, emitter: str) -> bool:
-    if books.is_closed(emitter):
-        return False
-    heard = books.last_heard_ns[emitter]
-    # In a partition in which the projection lags, the emitter may have gone on.
-    for partition in books.partitions[emitter]:
-        position = books.positions.get((projection, partition))
-        if position is None or position.log_time_ns < heard + SILENCE_NS:
-            return False
-    later = (at for other, at in books.report_times if other != emitter and at > heard)
-    steps = (after - earlier for earlier, after in pairwise([heard, *later]))
-    return sum(step for step in steps if step <= _OUTAGE_NS) >= SILENCE_NS
+def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
+    """Up to where a lane is complete in a projection; `None`: it no longer counts."""
+    emitter, lane = books.emitters[key[1]], books.lanes.get(projection, {}).get(key)
+    read_to_ns = books.read_to_ns(projection, key[0])
+    if books.is_gone(projection, key[0]):
+        return None
+    if emitter.is_closed and (is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0])):
+        return None
+    if not emitter.is_closed:
+        heard_ns = books.heard_ns[key]
+        # What is older than the marks of a lane live is never sent again.
+        silent_ns = min(books.watched.get(key, heard_ns + LANE_RETENTION_NS), heard_ns + LANE_RETENTION_NS)
+        if emitter.forgotten_ns >= heard_ns or read_to_ns >= max(silent_ns, heard_ns + SILENCE_NS):
+            return None
+    if lane is not None:
+        # Events of a clock that is fast count at their log time.
+        return min(int(lane.at_ns), int(lane.log_time_ns))
+    # Not met here: what it captured first may be missing.
+    return int(min(lanes[key].first_at_ns for lanes in books.lanes.values() if key in lanes))

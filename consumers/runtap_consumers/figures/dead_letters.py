@@ -19,5 +19,6 @@ def describe_letter(row: Any, zone: ZoneInfo) -> dict[str, Any]:
         "cause": row.cause,
         "emitter": row.emitter,
         "sequence": row.sequence,
+        "events": row.events,
         "published": bool(row.published),
     }

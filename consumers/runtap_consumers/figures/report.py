@@ -24,8 +24,7 @@ from runtap_consumers.instants import average_dollars, dollars, format_instant, 
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.books import read_books
-from runtap_consumers.store.read.emitters import Books
+from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
     CostRow,
@@ -67,7 +66,7 @@ def build_report(
     begin_ns = (now_ns if until is None else until) - DEFAULT_NS if since is None else since
     with open_snapshot(store) as snapshot:
         time_range = snap_range(begin_ns, end_ns, snapshot.newest_log_time_ns, store.zone)
-        books = read_books(snapshot, SHOWN)
+        books = read_books(snapshot)
         complete = work_out_completeness(books, SHOWN)
         elapsed_ns = min(time_range.to_ns, max(now_ns, time_range.from_ns + MINUTE_NS)) - time_range.from_ns
         components = read_components(snapshot, time_range, service)
@@ -99,7 +98,7 @@ def build_report(
 
 def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Completeness:
     """`complete_to` of figures of some projections, with the emitters that fell silent."""
-    return work_out_completeness(read_books(snapshot, projections), projections)
+    return work_out_completeness(read_books(snapshot), projections)
 
 
 def _cost_section(rows: list[CostRow]) -> dict[str, Any]:
@@ -237,4 +236,4 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
 
 
 def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
-    return describe_sums(worst_of(work_out_ledger(books, snapshot.projections)))
+    return {**describe_sums(worst_of(work_out_ledger(books, snapshot.projections))), **books.strays}

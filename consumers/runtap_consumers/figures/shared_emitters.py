@@ -9,7 +9,7 @@ import structlog
 
 from runtap_consumers.errors import StoreError
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.losses import Fork, read_forks
+from runtap_consumers.store.read.books import Shared, read_shared_emitters
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 # Looking takes 0.15 s where 200 emitters have reported for an hour.
@@ -25,21 +25,21 @@ async def tell_shared_emitters(store: Store) -> None:
         # At random, so that the workers of one store do not look all at once.
         await asyncio.sleep(LOOK_EVERY_SECONDS * random.uniform(0.5, 1.5))
         try:
-            forks = await asyncio.to_thread(find_forks, store)
+            found = await asyncio.to_thread(find_shared, store)
         except StoreError as error:
             _logger.warning("shared_emitters_not_looked_for", reason=str(error))
             continue
-        for fork in forks:
-            if fork.emitter not in told:
-                told.add(fork.emitter)
-                _logger.error("emitter_shared", emitter=fork.emitter, processes=fork.processes)
+        for shared in found:
+            if shared.emitter not in told:
+                told.add(shared.emitter)
+                _logger.error("emitter_shared", emitter=shared.emitter, processes=shared.processes)
 
 
-def find_forks(store: Store) -> list[Fork]:
+def find_shared(store: Store) -> list[Shared]:
     """Emitters that are more than one process.
 
     Raises:
         StoreError: the store cannot be read.
     """
     with open_snapshot(store) as snapshot:
-        return read_forks(snapshot)
+        return read_shared_emitters(snapshot)

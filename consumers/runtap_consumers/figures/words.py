@@ -68,7 +68,7 @@ def loss_text(row: Row) -> str:
     """Why events of a row of the ledger were not applied."""
     reasons = [f"dropped: {reason} {count:,}" for reason, count in row["dropped"].items()]
     reasons += [f"lost: {reason} {count:,}" for reason, count in row["lost_by_reason"].items()]
-    return ", ".join(reasons + ([f"handed over: {row['handed_over']:,}"] if row["handed_over"] else []))
+    return ", ".join(reasons)
 
 
 def incident_text(incident: Row) -> str:
@@ -76,4 +76,6 @@ def incident_text(incident: Row) -> str:
     first, last = incident["first_offset"], incident["last_offset"]
     if incident["kind"] == "retention":
         return f"retention deleted offsets {first} to {last} ({last - first + 1:,}) before they were read"
+    if incident["kind"] == "gone":
+        return f"the topic has no such partition any more; it was read up to offset {last}"
     return f"the topic was made again; the log before it was read up to offset {last}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -16,7 +17,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from runtap_consumers.kafka.client import METADATA_MAX_AGE_MS, START_SECONDS, abandon, partitions_of, translated, within
-from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord
+from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord, fingerprint_of
 from runtap_consumers.settings import ConsumerSettings
 
 logger = structlog.get_logger(__name__)
@@ -224,6 +225,38 @@ class PartitionReader:
                 return UndecodableRecord(offset, 0, repr(error))
         records = polled.get(topic_partition, ())
         return records[0] if records and records[0].offset == offset else None
+
+    async def log_start_time(self, partition: int) -> int:
+        """When the oldest record was appended that the log still holds, Unix nanoseconds; now where it holds none, 0
+        where that is not known.
+
+        Raises:
+            KafkaError: Kafka did not say.
+        """
+        log_start, log_end = await self.log_range(partition)
+        if log_start == log_end:
+            return time.time_ns()
+        record = await self.record_at(partition, log_start)
+        return 0 if record is None else record.timestamp * 1_000_000
+
+    async def is_same_log(self, partition: int, positions: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
+        """Compares the log with what was read of it: its end, and the record before each next offset.
+
+        Raises:
+            KafkaError: Kafka did not say.
+        """
+        for next_offset, fingerprint in positions:
+            if next_offset > log_end:
+                return False
+            if not fingerprint and next_offset > log_start:
+                # Nothing was read yet, so it began at the log's start; and a log's start never goes back.
+                return False
+            if not fingerprint or next_offset - 1 < log_start:
+                continue
+            record = await self.record_at(partition, next_offset - 1)
+            if record is not None and fingerprint_of(record) != fingerprint:
+                return False
+        return True
 
     async def publish_progress(self, offsets: dict[int, int]) -> None:
         """Commits offsets to Kafka, for lag tools only: nothing of runtap reads them. Not while the group is balanced:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from operator import add, attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS, SKEW_BEHIND_NS, TOKEN_CLASSES
 from runtap_consumers.units import PICODOLLARS, minute_of
-from runtap_schemas import EmitterReported, RunEnded, RunEvent, RunNoted, RunStarted, SessionEvent, Usage
+from runtap_schemas import (
+    EmitterReported,
+    LaneAbandoned,
+    RunEnded,
+    RunEvent,
+    RunNoted,
+    RunScored,
+    RunStarted,
+    SessionEvent,
+    Usage,
+)
 
 # No call costs that much: more is a mistake in its usage, and would take sums beyond 64 bits.
 MAX_CALL_PICODOLLARS = 10_000 * PICODOLLARS
@@ -57,6 +67,18 @@ class Prices(Protocol):
         """Prices one call."""
 
 
+class Report(NamedTuple):
+    """What an emitter said of itself, under which number of its lane and when. Of one that came again, `is_new` is
+    false.
+    """
+
+    emitter: str
+    number: int
+    event: EmitterReported
+    log_time_ns: int
+    is_new: bool = True
+
+
 class Call(Struct, gc=False):
     """An ended model run and what it cost. `measures` are in the order of `rollups.COST_MEASURES`."""
 
@@ -75,8 +97,9 @@ class Batch:
     """The new events of a batch.
 
     An event comes with its instant: the capture time, or the log time where that was not believed. `ended` is capped
-    (see `dimensions`), `kinds` the same by kind, `ended_uncapped` the same events as they came. `skipped_types` are
-    events of types unknown here, `skewed_services` the services of events whose time was not believed.
+    (see `dimensions`), `kinds` the same by kind, `ended_uncapped` the same events as they came. `newcomers` are events
+    of emitters met for the first time, `strays` counts what belongs to no lane. `skipped_types` are events of types
+    unknown here, `skewed_services` the services of events whose time was not believed.
     """
 
     prices: Prices
@@ -87,12 +110,14 @@ class Batch:
     started: list[tuple[RunStarted, int]] = field(default_factory=list)
     noted: list[tuple[RunNoted, int]] = field(default_factory=list)
     sessions: list[tuple[SessionEvent, int]] = field(default_factory=list)
-    reports: list[tuple[EmitterReported, int]] = field(default_factory=list)
-    repeated_reports: list[tuple[EmitterReported, int]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    abandoned: list[tuple[LaneAbandoned, int]] = field(default_factory=list)
+    newcomers: list[tuple[str, Any, int]] = field(default_factory=list)
+    strays: Counter[str] = field(default_factory=Counter)
     skipped_types: list[str] = field(default_factory=list)
     skewed_services: list[str] = field(default_factory=list)
 
-    def instant_of(self, event: RunEvent | SessionEvent, log_time_ns: int) -> int:
+    def instant_of(self, event: RunEvent | SessionEvent | RunScored, log_time_ns: int) -> int:
         """The instant at which an event counts; where that is not its own, it counts as skewed, too."""
         at_ns = believed_time(event.at_ns, log_time_ns)
         if at_ns != event.at_ns:

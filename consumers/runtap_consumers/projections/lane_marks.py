@@ -1,17 +1,24 @@
 """The lane rule: which events of a lane are new, which are repeats, which are missing.
 
-A lane is one emitter's events for one partition, numbered 1, 2, 3 … The log holds a lane in order, with repeats, some
-of them a thousand numbers late. One number a lane, the mark, tells them apart; gaps are kept so that what lands late is
-still counted. Marks belong to (projection, partition, emitter) and outlive the topic.
+A lane is one emitter's events, numbered 1, 2, 3 … and sent in frames to one partition. The log holds it in order, with
+repeats, some of them a thousand numbers late. One number a lane, the mark, tells them apart; gaps are kept so that what
+lands late is still counted. Marks belong to (projection, partition, emitter) and outlive the topic.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
+
+from runtap_schemas import Frame, Unreadable
 
 MAX_GAPS = 64
+# No process captures more. A number further ahead is nobody's: taken for a leap, it would make repeats of all to come.
+MOST_EVENTS_A_SECOND = 100_000
+_GRACE_SECONDS = 60
 _first = itemgetter(0)
 
 
@@ -19,35 +26,47 @@ _first = itemgetter(0)
 class LaneMark:
     """What one projection knows of one lane.
 
-    `before` are numbers that lay before the log began when the projection first read it; `forgotten` those of gaps
-    beyond `MAX_GAPS` ranges, which are lost for good; `quarantined` numbers whose record could not be read.
+    `first_at_ns`: nothing that the emitter captured before it is to come, as its first frame said (0: not known);
+    `at_ns`: up to where the newest frame applied claims that everything is in, or counted (0: not known);
+    `log_time_ns`: when the newest frame was appended. `before` are numbers that the log no longer held when the
+    projection first read it; `forgotten` those of gaps beyond `MAX_GAPS` ranges, which are lost for good; `quarantined`
+    numbers whose event could not be read. `is_shared`: 1 where two processes number events under this emitter id.
     """
 
     first_at_ns: int
-    last_log_time_ns: int
+    log_time_ns: int
     mark: int = 0
     gaps: list[tuple[int, int]] = field(default_factory=list)
     before: int = 0
     forgotten: int = 0
     quarantined: int = 0
     repeats: int = 0
+    at_ns: int = 0
+    is_shared: int = 0
 
-    def take(self, number: int) -> bool:
-        """Decides on the next number of the lane: whether its event is new; a repeat is counted."""
-        if number == self.mark + 1:
-            self.mark = number
-            return True
-        if number > self.mark:
-            self._add_gap(len(self.gaps), (self.mark + 1, number - 1))
-            self.mark = number
-            return True
-        return self._fill(number)
+    def can_reach(self, number: int, log_time_ns: int) -> bool:
+        """Whether a process may have come to a number by then."""
+        seconds = max(log_time_ns - self.log_time_ns, 0) // 10**9 + _GRACE_SECONDS
+        return number <= self.mark + MOST_EVENTS_A_SECOND * seconds
+
+    def take(self, first: int, last: int) -> Sequence[int]:
+        """Decides on numbers of the lane: returns those that are new, and counts the others as repeats."""
+        if first > self.mark:
+            if first > self.mark + 1:
+                self._add_gap(len(self.gaps), (self.mark + 1, first - 1))
+            self.mark = last
+            return range(first, last + 1)
+        new = [number for number in range(first, min(last, self.mark) + 1) if self._fill(number)] if self.gaps else []
+        if last > self.mark:
+            new += range(self.mark + 1, last + 1)
+            self.mark = last
+        self.repeats += last - first + 1 - len(new)
+        return new
 
     def _fill(self, number: int) -> bool:
         # Gaps are in order and apart: only the last one that begins at or before the number can hold it.
         index = bisect_right(self.gaps, number, key=_first) - 1
         if index < 0 or self.gaps[index][1] < number:
-            self.repeats += 1
             return False
         first, last = self.gaps.pop(index)
         if number < last:
@@ -73,22 +92,47 @@ class LaneMarks:
         self.changed: set[str] = set()
         self.opened_gap = False
 
-    def take(self, emitter: str, number: int, at_ns: int, log_time_ns: int, quarantined: bool = False) -> bool:
-        """Decides whether a record is new.
+    def take(self, frame: Frame | Unreadable, events: Sequence[Any], log_time_ns: int) -> Sequence[int] | None:
+        """Decides on a frame.
 
-        `at_ns` is when it was captured, the log time where that is not known; `quarantined` records cannot be read.
+        Args:
+            frame: one that names its lane.
+            events: what is in it; nothing of one that cannot be read.
+            log_time_ns: when the broker appended it.
+
+        Returns:
+            The numbers that are new; `None`: no lane gets so far in the time that has passed.
         """
+        emitter, first, at_ns = frame.emitter, frame.first, frame.at_ns
+        assert emitter is not None
+        last = first + frame.count - 1
         lane = self.lanes.get(emitter)
         if lane is None:
-            lane = self.lanes[emitter] = LaneMark(first_at_ns=min(at_ns, log_time_ns), last_log_time_ns=log_time_ns)
-            if self._begun_at > 0:
-                lane.before = lane.mark = number - 1
+            lane = LaneMark(_oldest(at_ns, events, log_time_ns), log_time_ns)
+            # Of a lane first met so far on that nobody can have lost as much, this log never held the beginning.
+            if self._begun_at > 0 or first > MOST_EVENTS_A_SECOND * _GRACE_SECONDS:
+                lane.before = lane.mark = first - 1
+            self.lanes[emitter] = lane
+        if not lane.can_reach(first, log_time_ns):
+            return None
         self.changed.add(emitter)
-        if number > lane.mark + 1:
-            self.opened_gap = True
-        if log_time_ns > lane.last_log_time_ns:
-            lane.last_log_time_ns = log_time_ns
-        is_new = lane.take(number)
-        if is_new and quarantined:
-            lane.quarantined += 1
-        return is_new
+        lane.log_time_ns = max(lane.log_time_ns, log_time_ns)
+        self.opened_gap |= first > lane.mark + 1
+        new = lane.take(first, last)
+        if at_ns is not None and at_ns > lane.at_ns:
+            if not new and lane.at_ns and not lane.forgotten:
+                # A process never goes back in its lane: this one came to the same numbers later.
+                lane.is_shared = 1
+            lane.at_ns = at_ns
+        return new
+
+    def quarantine(self, emitter: str, count: int) -> None:
+        """Counts new numbers of a lane as unreadable."""
+        self.lanes[emitter].quarantined += count
+
+
+def _oldest(at_ns: int | None, events: Sequence[Any], log_time_ns: int) -> int:
+    if at_ns is None:
+        return 0
+    captured: list[int] = [event.at_ns for event in events if getattr(event, "at_ns", None) is not None]
+    return min([at_ns, log_time_ns, *captured])

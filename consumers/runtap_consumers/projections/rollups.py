@@ -34,6 +34,10 @@ class Merge(Enum):
     KEEP = "keep"
     # The new value replaces the old one, which it contains.
     REPLACE = "replace"
+    # Of the row with the larger `number`.
+    LATER = "later"
+    # The bits of both.
+    OR = "or"
 
 
 @dataclass(frozen=True)
@@ -203,26 +207,35 @@ OPEN_RUNS = Rollup(
 SKIPPED_TYPES = Rollup("skipped_types", ("type",), _sums("count"))
 SKEWED = Rollup("skewed_events", ("service",), _sums("count"))
 
+# What each process said last of itself; an emitter that only its events tell of has a row of number 0, without host.
+# Two processes under one emitter id, a snapshot restored twice, may show as two rows.
 EMITTER_REPORTS = Rollup(
     "emitter_reports",
-    ("emitter", "number"),
+    ("emitter", "host", "process_id"),
     (
-        *_kept("service", "environment", "host"),
-        # `complete_at_ns` is at most the append time less the report's age.
-        *_kept("process_id", "log_time_ns", "complete_at_ns", "closing", kind="integer"),
-        *_kept("captured", "superseded", "content_dropped", kind="integer"),
-        # JSON: {reason: {kind: n}}, {emitter: n}, {partition: last}, [{emitter, partition, first, last, reason}], …
-        *_kept("dropped", "adopted", "lanes", "skipped", "replayed"),
+        *(Measure(name, Merge.LATER) for name in ("number", "log_time_ns", "closing")),
+        # Skipped: JSON, [{first, last, reason}, …].
+        *(Measure(name, Merge.LATER, "text") for name in ("service", "environment", "skipped")),
     ),
-    integer_keys=("number",),
+    integer_keys=("process_id",),
 )
-# Each report's own id, that of the one before, and who says so: two chains are two processes under one emitter id.
-REPORT_CHAINS = Rollup(
-    "report_chains",
-    ("emitter", "number", "report_id"),
-    (*_kept("previous_report_id", "host"), *_kept("process_id", "log_time_ns", kind="integer")),
-    integer_keys=("number",),
+# What emitters count, by `kind` (dropped, superseded, content_dropped) and reason: a claim that steps back is none.
+EMITTER_COUNTS = Rollup(
+    "emitter_counts",
+    ("emitter", "kind", "reason"),
+    tuple(Measure(name, Merge.MAX) for name in ("total", "log_time_ns")),
 )
+# Numbers that somebody else said will never be sent.
+ABANDONED = Rollup(
+    "abandoned_lanes",
+    ("emitter", "first_number", "last_number"),
+    (Measure("reason", Merge.KEEP, "text"), Measure("log_time_ns", Merge.MIN)),
+    integer_keys=("first_number", "last_number"),
+)
+# In which tens of seconds of a minute of log time somebody reported, a bit each: whoever is silent then is gone.
+REPORT_MINUTES = Rollup("report_minutes", ("bucket_ns",), (Measure("tens", Merge.OR),), integer_keys=("bucket_ns",))
+# What belongs to no lane: records of nobody (`foreign`), events whose number is `impossible`.
+STRAYS = Rollup("strays", ("kind",), _sums("count"))
 
 ROLLUPS = (
     COST,
@@ -240,7 +253,10 @@ ROLLUPS = (
     SKIPPED_TYPES,
     SKEWED,
     EMITTER_REPORTS,
-    REPORT_CHAINS,
+    EMITTER_COUNTS,
+    ABANDONED,
+    REPORT_MINUTES,
+    STRAYS,
 )
 
 

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy import Connection, select
 
+from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.lane_marks import LaneMark
 from runtap_consumers.store import tables
 from runtap_consumers.store.tables import lane_marks, positions
 from runtap_consumers.store.writer import Writer
+
+_LANE_COLUMNS = [column.name for column in lane_marks.columns][3:]
 
 
 class Position(NamedTuple):
@@ -45,9 +48,9 @@ def read_next_offset(writer: Writer, projection: str, partition: int) -> int:
 
 def read_least_offsets(writer: Writer, projections: Sequence[str]) -> dict[int, int]:
     """By partition, up to where all of these projections have come. For the thread that writes."""
-    names = ", ".join("?" * len(projections))
     rows = writer.read(
-        f"SELECT partition, count(*), min(next_offset) FROM positions WHERE projection IN ({names}) GROUP BY partition",
+        "SELECT partition, count(*), min(next_offset) FROM positions "
+        f"WHERE projection IN ({_marks(projections)}) GROUP BY partition",
         projections,
     )
     return {partition: offset for partition, count, offset in rows if count == len(projections)}
@@ -57,7 +60,7 @@ def add_missing_positions(writer: Writer, partition: int, projections: Iterable[
     """Makes the positions of projections that are new in a partition: they begin at the log's start."""
     statement = (
         f"INSERT INTO positions ({', '.join(column.name for column in positions.columns)}) "
-        "VALUES (?, ?, ?, 1, 1, 0, ?, '', 0) ON CONFLICT DO NOTHING"
+        "VALUES (?, ?, ?, 1, 1, 0, ?, '', 0, 0) ON CONFLICT DO NOTHING"
     )
     with writer.transaction():
         rows = writer.query("SELECT projection FROM positions WHERE partition = ?", (partition,))
@@ -92,32 +95,61 @@ def load_lanes(connection: Connection, partition: int, projection: str) -> dict[
         select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
     )
     return {
-        row.emitter: LaneMark(
-            first_at_ns=row.first_at_ns,
-            last_log_time_ns=row.last_log_time_ns,
-            mark=row.mark,
-            gaps=[(first, last) for first, last in orjson.loads(row.gaps)],
-            before=row.before,
-            forgotten=row.forgotten,
-            quarantined=row.quarantined,
-            repeats=row.repeats,
-        )
+        row.emitter: LaneMark(**{**{name: getattr(row, name) for name in _LANE_COLUMNS}, "gaps": ranges_of(row.gaps)})
         for row in rows
     }
 
 
+def ranges_of(gaps: str) -> list[tuple[int, int]]:
+    """The ranges of a lane's gaps, as they are stored."""
+    return [(first, last) for first, last in orjson.loads(gaps)]
+
+
 def lane_row(projection: str, partition: int, emitter: str, lane: LaneMark) -> tuple[str | int, ...]:
     """A lane as `lane_marks` holds it, in the order of its columns."""
-    return (
-        projection,
-        partition,
-        emitter,
-        lane.mark,
-        orjson.dumps(lane.gaps).decode(),
-        lane.before,
-        lane.forgotten,
-        lane.quarantined,
-        lane.repeats,
-        lane.first_at_ns,
-        lane.last_log_time_ns,
+    facts = {name: getattr(lane, name) for name in _LANE_COLUMNS}
+    return (projection, partition, emitter, *{**facts, "gaps": orjson.dumps(lane.gaps).decode()}.values())
+
+
+def note_caught_up(writer: Writer, partition: int, projection: str, next_offset: int, epoch: int, at_ns: int) -> None:
+    """Notes, inside a transaction, that a projection has read all that was appended to a partition before an instant.
+
+    Raises:
+        FencedError: another worker has moved the position.
+    """
+    changed = writer.execute(
+        "UPDATE positions SET caught_up_at_ns = ? WHERE projection = ? AND partition = ? AND next_offset = ? "
+        "AND epoch = ?",
+        (at_ns, projection, partition, next_offset, epoch),
     )
+    if changed != 1:
+        raise FencedError(f"{projection}/{partition}: the position is no longer {next_offset}", projection)
+
+
+def note_gone_partitions(writer: Writer, projections: Sequence[str], partitions: Sequence[int], now_ns: int) -> None:
+    """Records that partitions with positions are no longer there."""
+    chosen = f"projection IN ({_marks(projections)}) AND partition IN ({_marks(partitions)})"
+    with writer.transaction():
+        writer.execute(
+            "INSERT INTO log_incidents (projection, partition, incarnation, first_offset, kind, last_offset, at_ns) "
+            f"SELECT projection, partition, incarnation, next_offset, 'gone', next_offset - 1, CAST(? AS BIGINT) "
+            f"FROM positions WHERE {chosen} ON CONFLICT DO NOTHING",
+            (now_ns, *projections, *partitions),
+        )
+
+
+def forget_emitter(writer: Writer, emitter: str) -> bool:
+    """Notes that nothing is expected of an emitter that was heard up to now; whether there is one."""
+    with writer.transaction():
+        return bool(
+            writer.execute(
+                "INSERT INTO forgotten_emitters (emitter, heard_at_ns) "
+                "SELECT emitter, max(log_time_ns) FROM lane_marks WHERE emitter = ? GROUP BY emitter "
+                "ON CONFLICT (emitter) DO UPDATE SET heard_at_ns = excluded.heard_at_ns",
+                (emitter,),
+            )
+        )
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

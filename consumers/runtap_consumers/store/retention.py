@@ -1,13 +1,11 @@
-"""What a partition's owner deletes inside its commit, by log time; and which reports of emitters go (`thinning`)."""
+"""What a partition's owner deletes inside its commit, by log time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS
 from runtap_consumers.store.dialect import Dialect
-from runtap_consumers.store.writer import Writer
 
 Deletion = tuple[str, tuple[Any, ...]]
 
@@ -20,13 +18,9 @@ OWNERS = {
 _SESSION_TABLES = ("session_users", "session_costs")
 
 
-def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
-    """Deletes a projection's rollup rows past their grain's retention, and lanes that were silent for 14 days.
-
-    `log_start_ns`: when the oldest record that the log still holds was appended. Lanes that are in the log keep their
-    marks, or their events would count again where it is read from its start.
-    """
-    deletions: list[Deletion] = [
+def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[Deletion]:
+    """Deletes the rollup rows of a partition past their grain's retention, by its log time."""
+    return [
         (
             f"DELETE FROM {rollup.table_name(grain)} WHERE bucket_ns < ? AND partition = ?",
             (log_time_ns - kept_ns, partition),
@@ -36,21 +30,32 @@ def expired_buckets(projection: str, partition: int, log_time_ns: int, log_start
         for grain, kept_ns in rollup.grains.items()
         if kept_ns is not None
     ]
-    deletions.append(
+
+
+def expired_lanes(partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
+    """Deletes lanes that were silent for 14 days, in all projections together, with what was said of their emitters.
+
+    Args:
+        partition: whose lanes.
+        log_time_ns: up to where the partition was read by anybody.
+        log_start_ns: when the oldest record that the log still holds was appended. Lanes that are in the log keep their
+            marks, or their events would count again where it is read from its start.
+    """
+    silent_ns = log_time_ns - LANE_RETENTION_NS
+    horizon = min(silent_ns, log_start_ns)
+    is_unknown = "emitter NOT IN (SELECT emitter FROM lane_marks)"
+    heard = "SELECT emitter FROM lane_marks WHERE partition = ? AND log_time_ns >= ?"
+    return [
         (
-            "DELETE FROM lane_marks WHERE projection = ? AND partition = ? AND last_log_time_ns < ?",
-            (projection, partition, min(log_time_ns - LANE_RETENTION_NS, log_start_ns)),
-        )
-    )
-    if projection == "ledger":
-        deletions += [
-            (
-                f"DELETE FROM {table} WHERE partition = ? AND log_time_ns < ?",
-                (partition, log_time_ns - LANE_RETENTION_NS),
-            )
-            for table in ("emitter_reports", "report_chains")
-        ]
-    return deletions
+            f"DELETE FROM lane_marks WHERE partition = ? AND log_time_ns < ? AND emitter NOT IN ({heard})",
+            (partition, horizon, partition, horizon),
+        ),
+        ("DELETE FROM report_minutes WHERE partition = ? AND bucket_ns < ?", (partition, silent_ns)),
+        *(
+            (f"DELETE FROM {table} WHERE partition = ? AND log_time_ns < ? AND {is_unknown}", (partition, silent_ns))
+            for table in ("emitter_reports", "emitter_counts", "abandoned_lanes")
+        ),
+    ]
 
 
 def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: Dialect) -> list[Deletion]:
@@ -93,36 +98,4 @@ def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletio
     return (
         f"DELETE FROM recent_errors WHERE partition = ? AND generation = ? AND at_ns < ({newest})",
         (partition, generation, partition, generation, kept - 1),
-    )
-
-
-class OldReport(NamedTuple):
-    """What decides whether a report of an emitter may go."""
-
-    number: int
-    log_time_ns: int
-    complete_at_ns: int
-
-
-def read_old_reports(writer: Writer, emitter: str, below: int, before_ns: int, at_most: int) -> list[OldReport]:
-    """An emitter's reports that close nothing, in order: numbers under `below`, log times before `before_ns`."""
-    rows = writer.read(
-        "SELECT number, min(log_time_ns), max(complete_at_ns) FROM emitter_reports "
-        "WHERE emitter = ? AND number < ? AND log_time_ns < ? AND closing = 0 GROUP BY number ORDER BY number LIMIT ?",
-        (emitter, below, before_ns, at_most),
-    )
-    return [OldReport(*row) for row in rows]
-
-
-def delete_reports(writer: Writer, emitter: str, numbers: list[int], evidence: Collection[int] = ()) -> int:
-    """Deletes some reports of an emitter, inside a transaction; returns how many.
-
-    The ids of numbers in `evidence` are kept: they show that two processes report under one emitter id.
-    """
-    ids = [number for number in numbers if number not in evidence]
-    placeholders = ",".join("?" * len(ids))
-    writer.execute(f"DELETE FROM report_chains WHERE emitter = ? AND number IN ({placeholders})", (emitter, *ids))
-    placeholders = ",".join("?" * len(numbers))
-    return writer.execute(
-        f"DELETE FROM emitter_reports WHERE emitter = ? AND number IN ({placeholders})", (emitter, *numbers)
     )

@@ -23,6 +23,8 @@ def upsert_statement(table: Table, dialect: Dialect) -> str:
         Merge.MAX: dialect.greatest,
         Merge.KEEP: "coalesce({0}, {1})",
         Merge.REPLACE: "{1}",
+        Merge.LATER: f"CASE WHEN excluded.number >= {table.name}.number THEN {{1}} ELSE {{0}} END",
+        Merge.OR: "{0} | {1}",
     }
     changes = ", ".join(
         f"{column.name} = "

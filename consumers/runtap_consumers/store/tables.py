@@ -56,7 +56,6 @@ runs = _table(
     # Answers every filter of `runtap runs` inside the index, in time order.
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
 )
-Index("emitter_reports_at", metadata.tables["emitter_reports"].c.log_time_ns)
 Index("sessions_last", metadata.tables["sessions"].c.last_at_ns)
 Index("recent_errors_last", metadata.tables["recent_errors"].c.partition, metadata.tables["recent_errors"].c.at_ns)
 
@@ -80,7 +79,8 @@ store = _table(
 )
 
 # One row a projection and partition; the truth about what has been applied. `begun_at` is the offset at which the row
-# was made, `fingerprint` the hash of the record before `next_offset` ('' where there is none).
+# was made, `fingerprint` the hash of the record before `next_offset` ('' where there is none). `caught_up_at_ns`: all
+# that was appended before then has been read.
 positions = _table(
     "positions",
     _text("projection", primary_key=True),
@@ -92,10 +92,12 @@ positions = _table(
     _bigint("begun_at"),
     _text("fingerprint"),
     _bigint("log_time_ns"),
+    _bigint("caught_up_at_ns", server_default="0"),
 )
 
 # Marks and gaps belong to (projection, partition, emitter), across incarnations. `gaps` is JSON, [[first, last], …];
-# `forgotten` counts the numbers of gaps beyond the 64 ranges kept: lost, and no longer to be filled.
+# `forgotten` counts the numbers of gaps beyond the 64 ranges kept: lost, and no longer to be filled. The columns are
+# those of `projections.lane_marks.LaneMark`.
 lane_marks = _table(
     "lane_marks",
     _text("projection", primary_key=True),
@@ -108,11 +110,21 @@ lane_marks = _table(
     _bigint("quarantined"),
     _bigint("repeats"),
     _bigint("first_at_ns"),
-    _bigint("last_log_time_ns"),
+    _bigint("log_time_ns"),
+    _bigint("at_ns"),
+    _bigint("is_shared"),
     sqlite_with_rowid=False,
 )
 
-# Incidents of a partition's log: `recreated` (a new incarnation) or `retention` (offsets first..last gone unread).
+# Emitters that somebody let go: they hold `complete_to` no longer, unless they are heard after `heard_at_ns`.
+forgotten_emitters = _table(
+    "forgotten_emitters",
+    _text("emitter", primary_key=True),
+    _bigint("heard_at_ns"),
+)
+
+# Incidents of a partition's log: `recreated` (a new incarnation), `retention` (offsets first..last gone unread), or
+# `gone` (the topic has no such partition any more; over once the position moves).
 log_incidents = _table(
     "log_incidents",
     _text("projection", primary_key=True),
@@ -124,7 +136,8 @@ log_incidents = _table(
     _bigint("at_ns"),
 )
 
-# Records that could not be read, also sent to the dead-letters topic. `id`: topic, partition, offset, hash of bytes.
+# Records, or single lines of them, that could not be read, also sent to the dead-letters topic. `id`: topic, partition,
+# offset, hash of the record's bytes, and the line's number. `sequence` is the first of its `events` numbers in a lane.
 dead_letters = _table(
     "dead_letters",
     _text("id", primary_key=True),
@@ -134,6 +147,7 @@ dead_letters = _table(
     _text("cause"),
     Column("emitter", Text),
     Column("sequence", _INTEGER),
+    _bigint("events", server_default="1"),
     Column("key", LargeBinary),
     Column("value", LargeBinary),
     _bigint("published"),

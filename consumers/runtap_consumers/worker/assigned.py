@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from runtap_consumers.kafka.records import KafkaRecord
+from runtap_consumers.worker.decoding import count_events
 from runtap_consumers.worker.partition import Partition
 
 BACKOFF_SECONDS = 0.2
@@ -23,12 +24,16 @@ class LogUnsettledError(Exception):
 
 @dataclass
 class Assigned:
-    """An assigned partition. `partition` is `None` until it is loaded."""
+    """A partition in hand. `partition` is `None` until it is loaded; `events`: how many `records` hold."""
 
     partition: Partition | None = None
     records: list[KafkaRecord] = field(default_factory=list)
+    events: int = 0
+    # As last polled: what is asked for is counted in records.
+    events_a_record: int = 1
     since: float = 0.0
     checked: float = 0.0
+    end_noted: float = -math.inf
     log_start_read: float = -math.inf
     # Failures in a row, and how many of them were fences.
     failures: int = 0
@@ -38,8 +43,22 @@ class Assigned:
     def forget(self) -> None:
         """Throws all memory away: what counts stands in the store."""
         self.partition = None
-        self.records = []
-        self.log_start_read = -math.inf
+        self.let_go()
+        self.log_start_read = self.end_noted = -math.inf
+
+    def hold(self, polled: list[KafkaRecord]) -> None:
+        """Adds what was polled to what will be committed together."""
+        if polled:
+            if not self.records:
+                self.since = time.monotonic()
+            events = sum(map(count_events, polled))
+            self.records += polled
+            self.events += events
+            self.events_a_record = max(events // len(polled), 1)
+
+    def let_go(self) -> None:
+        """Drops the records in hand."""
+        self.records, self.events = [], 0
 
     def back_off(self, *, is_fenced: bool = False) -> None:
         """Delays the next attempt, longer after each failure in a row."""

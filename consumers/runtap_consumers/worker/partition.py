@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -29,13 +28,13 @@ from runtap_consumers.store.positions import (
     lane_row,
     load_lanes,
     load_positions,
+    note_caught_up,
     read_open_run_ids,
     read_sketches,
 )
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
 from runtap_consumers.units import DAY_NS
-from runtap_consumers.worker.decoding import add_event, decode_records
-from runtap_schemas import EmitterReported, Skipped, Unreadable
+from runtap_consumers.worker.decoding import Decoded, decode_records, sort_records
 
 logger = structlog.get_logger(__name__)
 
@@ -180,49 +179,19 @@ class Partition:
         self._add_deletions(commit)
         return commit
 
-    def _sort(self, cursor: Cursor, records: Sequence[KafkaRecord], decoded: Iterable[Any], commit: Commit) -> Batch:
+    def _sort(
+        self, cursor: Cursor, records: Sequence[KafkaRecord], decoded: Iterable[Decoded], commit: Commit
+    ) -> Batch:
         batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
-        take = cursor.marks.take
-        dead_letters: list[Row] = []
-        for record, event in zip(records, decoded, strict=True):
-            if record.offset < cursor.next_offset:
-                continue
-            log_time = record.timestamp * 1_000_000
-            if log_time > batch.log_time_ns:
-                batch.log_time_ns = log_time
-            kind = type(event)
-            if kind is Unreadable:
-                if event.emitter is None or event.sequence is None:
-                    is_new = True
-                else:
-                    is_new = take(event.emitter, event.sequence, log_time, log_time, quarantined=True)
-                if is_new:
-                    dead_letters.append(self._dead_letter(record, event, log_time))
-                continue
-            at_ns = log_time if kind is Skipped else event.at_ns
-            if take(event.emitter, event.sequence, at_ns, log_time):
-                add_event(batch, event, log_time)
-            elif kind is EmitterReported:
-                batch.repeated_reports.append((event, log_time))
+        place = f"{self._tools.store.events_topic}/{self.number}"
+        pairs = zip(records, decoded, strict=True)
+        unread = ((record, one) for record, one in pairs if record.offset >= cursor.next_offset)
+        letters = sort_records(batch, cursor.marks, unread)
         self._tools.dimensions.cap(batch)
-        if "ledger" in cursor.projections and dead_letters:
-            commit.new_rows.append((tables.dead_letters, dead_letters))
+        if "ledger" in cursor.projections and letters:
+            rows: list[Row] = [letter.row(place, self.number) for letter in letters]
+            commit.new_rows.append((tables.dead_letters, rows))
         return batch
-
-    def _dead_letter(self, record: KafkaRecord, event: Unreadable, log_time_ns: int) -> tuple[Any, ...]:
-        topic = self._tools.store.events_topic
-        return (
-            f"{topic}/{self.number}/{record.offset}/{fingerprint_of(record)}",
-            self.number,
-            record.offset,
-            log_time_ns,
-            event.cause,
-            event.emitter,
-            event.sequence,
-            record.key,
-            record.value,
-            0,
-        )
 
     def _fold_projections(self, cursor: Cursor, batch: Batch, commit: Commit) -> None:
         for name in list(cursor.projections):
@@ -308,7 +277,8 @@ class Partition:
             return
         self._retention_due_ns = log_time_ns + _RETENTION_EVERY_NS
         for name, at_ns in moved.items():
-            commit.deletions += retention.expired_buckets(name, self.number, at_ns, self.log_start_ns)
+            commit.deletions += retention.expired_buckets(name, self.number, at_ns)
+        commit.deletions += retention.expired_lanes(self.number, log_time_ns, self.log_start_ns)
         if "sessions" in moved:
             kept_ns = int(settings.sessions_retention_days * DAY_NS)
             generation = self._positions["sessions"].generation
@@ -317,6 +287,20 @@ class Partition:
     def commit(self, commit: Commit) -> None:
         """Writes what `fold` worked out."""
         self._tools.writer.commit(commit)
+
+    def note_caught_up(self, at_ns: int) -> None:
+        """Notes that all that was appended before an instant has been read, by projections at the log's end.
+
+        Raises:
+            FencedError: another worker owns the partition; forget this object.
+            StoreError: nothing was written.
+        """
+        writer = self._tools.writer
+        with writer.transaction():
+            for cursor in self.cursors:
+                for name in cursor.projections:
+                    epoch = self._positions[name].epoch
+                    note_caught_up(writer, self.number, name, cursor.next_offset, epoch, at_ns)
 
     def begin_incarnation(self, log_start: int, now_ns: int) -> None:
         """Goes to the start of a log that was made again, with a new incarnation. Figures and marks are kept."""

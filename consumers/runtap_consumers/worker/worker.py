@@ -24,7 +24,7 @@ from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.positions import read_least_offsets
+from runtap_consumers.store.positions import note_gone_partitions, read_least_offsets
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.assigned import BACKOFF_SECONDS, FENCES_OF_A_REBALANCE, Assigned, LogUnsettledError
 from runtap_consumers.worker.dead_letters import keep_publishing_dead_letters
@@ -36,8 +36,12 @@ logger = structlog.get_logger(__name__)
 _IDLE_SECONDS = 0.02
 # How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
 _PATIENCE_BEHIND = 4
-# How often a running partition's log is compared with what was read of it, and the topic is looked for.
+# How often a running partition's log is compared with what was read of it, and the topic is looked for; and where
+# nothing comes, how often it is noted that nothing is there.
 _SAME_LOG_EVERY_SECONDS = 10.0
+_NOTE_END_EVERY_SECONDS = 5.0
+# Between this machine's clock and a broker's.
+_CLOCKS_DIFFER_NS = 10 * 10**9
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
 _LOG_START_EVERY_SECONDS = 3_600.0
@@ -92,6 +96,7 @@ class Worker:
         self._assignments = 0
         self._seen_assignment = -1
         self._assigned: dict[int, Assigned] = {}
+        self._gone: list[int] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._more_side_tasks = side_tasks
@@ -223,28 +228,27 @@ class Worker:
 
     async def _poll(self, number: int, assigned: Assigned) -> int:
         assert assigned.partition is not None
-        room = self._settings.commit_events - len(assigned.records)
+        room = self._settings.commit_events - assigned.events
         if room <= 0:
             return 0
         following = assigned.records[-1].offset + 1 if assigned.records else assigned.partition.next_offset
-        polled = await self._reader.poll(number, following, room)
+        polled = await self._reader.poll(number, following, max(room // assigned.events_a_record, 1))
         if self._seen_assignment != self._assignments:
             return 0
-        if polled:
-            if not assigned.records:
-                assigned.since = time.monotonic()
-            assigned.records += polled
-        elif not assigned.records and time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS:
-            await self._check_log(number, assigned)
+        assigned.hold(polled)
+        if not assigned.records and time.monotonic() - assigned.end_noted > _NOTE_END_EVERY_SECONDS:
+            await self._note_caught_up(number, assigned, assigned.partition)
         return len(polled)
 
     def _is_due(self, number: int, assigned: Assigned) -> bool:
         commit_events, longest = self._settings.commit_events, self._settings.commit_seconds
         end = self._reader.highwater(number)
-        if assigned.partition is not None and end is not None and end - assigned.partition.next_offset >= commit_events:
-            # Far behind: a whole commit is on its way, and costs half as much an event as several small ones.
-            longest *= _PATIENCE_BEHIND
-        return len(assigned.records) >= commit_events or time.monotonic() - assigned.since >= longest
+        if assigned.partition is not None and end is not None:
+            behind = (end - assigned.partition.next_offset) * assigned.events_a_record
+            if behind >= commit_events:
+                # A whole commit is on its way, and costs half as much an event as several small ones.
+                longest *= _PATIENCE_BEHIND
+        return assigned.events >= commit_events or time.monotonic() - assigned.since >= longest
 
     async def _load(self, number: int, assigned: Assigned, projections: list[str]) -> None:
         # It may have been a migration that fenced this worker.
@@ -255,47 +259,32 @@ class Worker:
             await self._in_thread(partition.load, log_start)
             # Asked after loading: another worker may have moved the position beyond an end that was asked before.
             _, log_end = await self._reader.log_range(number)
-            if not await self._is_same_log(number, partition.read_up_to(), log_start, log_end):
+            if not await self._reader.is_same_log(number, partition.read_up_to(), log_start, log_end):
                 await self._in_thread(partition.begin_incarnation, log_start, time.time_ns())
             elif partition.next_offset < log_start:
                 await self._in_thread(partition.skip_lost, log_start, time.time_ns())
             else:
                 self._reader.seek(number, partition.next_offset)
-                assigned.partition, assigned.records, assigned.checked = partition, [], time.monotonic()
+                assigned.partition, assigned.checked = partition, time.monotonic()
+                assigned.let_go()
                 return
         # Nobody could tell whether what is read next belongs to the log that was applied.
         raise LogUnsettledError(f"partition {number} was another log at each of several looks")
 
-    async def _read_log_start(self, number: int, assigned: Assigned, partition: Partition) -> None:
-        """Looks how far back the log goes. It only ever moves forward, so an old answer is a safe one."""
+    async def _note_caught_up(self, number: int, assigned: Assigned, partition: Partition) -> None:
+        """Looks whether this is still the log that was read, and notes where nothing more is in it."""
+        # Before the log is asked for its end: one that stands still in here must not vouch for what came meanwhile.
+        asked_ns = time.time_ns() - _CLOCKS_DIFFER_NS
+        assigned.end_noted = time.monotonic()
         log_start, log_end = await self._reader.log_range(number)
-        record = await self._reader.record_at(number, log_start) if log_start < log_end else None
-        if record is not None:
-            partition.log_start_ns = record.timestamp * 1_000_000
-        elif log_start == log_end:
-            partition.log_start_ns = time.time_ns()
-        assigned.log_start_read = time.monotonic()
-
-    async def _is_same_log(self, number: int, positions: list[tuple[int, str]], log_start: int, log_end: int) -> bool:
-        """Compares the log with what was read of it: its end, and the record before each next offset."""
-        for next_offset, fingerprint in positions:
-            if next_offset > log_end:
-                return False
-            if not fingerprint and next_offset > log_start:
-                # The position began at the start of a log, and the start of one log never goes back.
-                return False
-            if not fingerprint or next_offset - 1 < log_start:
-                continue
-            record = await self._reader.record_at(number, next_offset - 1)
-            if record is not None and fingerprint_of(record) != fingerprint:
-                return False
-        return True
-
-    async def _check_log(self, number: int, assigned: Assigned) -> None:
-        assert assigned.partition is not None
-        assigned.checked = time.monotonic()
-        if not await self._is_same_log(number, assigned.partition.read_up_to(), *await self._reader.log_range(number)):
+        positions = partition.read_up_to()
+        if not await self._reader.is_same_log(number, positions, log_start, log_end):
+            # Loading begins the new incarnation.
             assigned.forget()
+            return
+        assigned.checked = time.monotonic()
+        if all(next_offset == log_end for next_offset, _ in positions):
+            await self._in_thread(partition.note_caught_up, asked_ns)
 
     async def _commit(self, number: int, assigned: Assigned) -> None:
         partition, records = assigned.partition, assigned.records
@@ -310,19 +299,22 @@ class Worker:
         commit = await self._in_thread(partition.fold, records)
         due = time.monotonic() - assigned.checked > _SAME_LOG_EVERY_SECONDS
         if partition.opened_gap or due:
-            # Missing numbers may mean another log, made again and already longer than our offset.
-            if not await self._is_same_log(number, before, *await self._reader.log_range(number)):
+            # Numbers missing may mean that this is another log, made again at a length beyond our offset.
+            if not await self._reader.is_same_log(number, before, *await self._reader.log_range(number)):
                 assigned.forget()
                 return
             assigned.checked = time.monotonic()
             if assigned.checked - assigned.log_start_read > _LOG_START_EVERY_SECONDS:
-                await self._read_log_start(number, assigned, partition)
+                # It only ever moves forward, so an old answer is a safe one.
+                partition.log_start_ns = await self._reader.log_start_time(number)
+                assigned.log_start_read = time.monotonic()
         await self._in_thread(partition.commit, commit)
         self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
-        self._health.events_applied += len(records)
+        self._health.events_applied += assigned.events
         self._health.progressed()
-        assigned.records, assigned.failures, assigned.fences = [], 0, 0
+        assigned.let_go()
+        assigned.failures = assigned.fences = 0
 
     def _running(self) -> list[str]:
         running = [name for name in self._projections if name not in self._health.failed]
@@ -349,14 +341,24 @@ class Worker:
         while True:
             await asyncio.sleep(_SAME_LOG_EVERY_SECONDS / 2)
             try:
-                await self._reader.partition_numbers()
+                await self._note_gone(await self._reader.partition_numbers())
             except UnknownTopicOrPartitionError as error:
                 raise WorkerStoppedError(
                     f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
                 ) from error
-            except (KafkaError, TimeoutError):
-                # Kafka cannot be reached, which says nothing about the topic.
+            except (KafkaError, StoreError, TimeoutError):
+                # Kafka is away, which says nothing about the topic; or the store, which is tried again.
                 continue
+
+    async def _note_gone(self, numbers: set[int]) -> None:
+        """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends."""
+        with_position = await self._in_thread(read_least_offsets, self._writer, self._projections)
+        gone = sorted(with_position.keys() - numbers)
+        if gone and gone != self._gone:
+            logger.error("partitions_gone", partitions=gone, topic=self._store.events_topic)
+            now_ns = time.time_ns()
+            await self._in_thread(note_gone_partitions, self._writer, self._projections, gone, now_ns)
+        self._gone = gone
 
     async def _publish_progress(self) -> None:
         while True:

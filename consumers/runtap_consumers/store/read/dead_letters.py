@@ -19,8 +19,7 @@ def list_dead_letters(snapshot: Snapshot, limit: int | None) -> list[Row[Any]]:
     statement = (
         select(
             *(columns[name] for name in ("id", "partition", "log_offset", "log_time_ns", "cause", "emitter")),
-            columns.sequence,
-            columns.published,
+            *(columns[name] for name in ("sequence", "events", "published")),
             func.coalesce(func.length(columns.value), 0).label("value_bytes"),
         )
         .order_by(columns.log_time_ns.desc(), columns.partition, columns.log_offset.desc())

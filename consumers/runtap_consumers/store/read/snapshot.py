@@ -17,7 +17,6 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.rollups import GRAINS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read.emitters import PositionState
 
 # Which projection writes a table, where it is not the one of the table's name.
 _OWNERS = {
@@ -31,7 +30,10 @@ _OWNERS = {
     "open_runs": "runs",
     "skipped_types": "ledger",
     "emitter_reports": "ledger",
-    "report_chains": "ledger",
+    "emitter_counts": "ledger",
+    "abandoned_lanes": "ledger",
+    "report_minutes": "ledger",
+    "strays": "ledger",
     "skewed_events": "performance",
 }
 
@@ -49,7 +51,7 @@ class Snapshot:
     """A connection whose statements all see one state of the store, and the positions of that state."""
 
     connection: Connection
-    positions: tuple[PositionState, ...]
+    positions: tuple[Row[Any], ...]
     generations: dict[str, dict[int, list[int]]]
 
     @property
@@ -90,8 +92,7 @@ def open_snapshot(store: Store) -> Iterator[Snapshot]:
         generations: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for row in positions:
             generations[row.projection][row.generation].append(row.partition)
-        states = (PositionState(row.projection, row.partition, row.begun_at, row.log_time_ns) for row in positions)
-        yield Snapshot(connection, tuple(states), dict(generations))
+        yield Snapshot(connection, tuple(positions), dict(generations))
 
 
 @contextmanager
