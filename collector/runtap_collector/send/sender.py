@@ -321,6 +321,8 @@ class Sender:
         # No event may come that leads to a look at the spool, and what is on its way is to go there too.
         alarm = asyncio.get_running_loop().call_later(AWAY_SECONDS + LINGER_SECONDS, self._spool_if_due)
         try:
+            # First: it may take days, after which the frame is too old.
+            await self._link.wait_until_up()
             if reason := self._replay.why_never(lane, frame):
                 await self._replay.give_up(lane, reason)
                 return
@@ -366,7 +368,6 @@ class Sender:
 
     async def _choose_partition(self, lane: Lane) -> None:
         """Chooses for ever: chosen again, over other partitions, a frame might land in two."""
-        await self._link.wait_until_up()
         cluster_id = await self._link.cluster_id()
         partition = self._link.partition_of(lane.emitter)
         if partition is None:
