@@ -1,5 +1,5 @@
-"""A collector without Kafka: what the handler captures, read from the ring and passed once through
-the wire contract.
+"""A collector without Kafka: what the handler captures, closed into frames and passed once through the wire
+contract.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from runtap_collector import CollectorSettings, RunTapHandler
 from runtap_collector.capture.capture import Capture
 from runtap_collector.send.emitter import Emitter
 from runtap_collector.send.records import View
-from runtap_schemas import Event, RunEnded, Skipped, Unreadable, decode_event, number_event
+from runtap_schemas import Event, RunEnded
+from topic_log import events_of
 
 E = TypeVar("E", bound=Event)
 
@@ -46,11 +47,12 @@ class Captured:
 
     def events(self) -> list[Event]:
         """Everything captured so far, in order, as a worker would read it."""
-        for record in self.emitter.ring.take():
-            value = number_event(record.body, self.emitter.ledger.emitter, len(self._events) + 1)
-            event = decode_event(value)
-            assert not isinstance(event, (Skipped, Unreadable)), event
-            self._events.append(event)
+        ledger = self.emitter.ledger
+        ledger.close_frames()
+        while ledger.lane.frames:
+            frame = ledger.lane.frames[0]
+            self._events += [entry.event for entry in events_of(frame.value)]
+            ledger.settle(ledger.lane, frame)
         return self._events
 
     def of(self, kind: type[E]) -> list[E]:

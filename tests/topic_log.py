@@ -1,4 +1,4 @@
-"""What is in a topic: every record from its beginning to its present end."""
+"""What is in a topic: every event of every frame from its beginning to its present end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from runtap_schemas import EmitterReported, Event, Skipped, Unreadable, decode_event
+from runtap_schemas import EmitterReported, Event, Frame, Skipped, Unreadable, decode_frame
 
 
 class LoggedEvent(NamedTuple):
-    """An event and where it lies."""
+    """An event, where it lies, and what its frame says of it."""
 
     partition: int
-    key: str
+    emitter: str
+    number: int
     event: Event
+    frame: Frame
+
+
+def events_of(value: bytes | None, partition: int = 0) -> list[LoggedEvent]:
+    """The events of a record, all of which can be read."""
+    frame = decode_frame(value)
+    assert isinstance(frame, Frame), frame
+    logged = []
+    for number, event in enumerate(frame.events(), frame.first):
+        assert not isinstance(event, (Skipped, Unreadable)), event
+        logged.append(LoggedEvent(partition, frame.emitter, number, event, frame))
+    return logged
 
 
 async def read_topic(bootstrap_servers: str, topic: str) -> list[LoggedEvent]:
@@ -30,27 +43,26 @@ async def read_topic(bootstrap_servers: str, topic: str) -> list[LoggedEvent]:
             consumer.seek(partition, 0)
             while await consumer.position(partition) < end:
                 for record in (await consumer.getmany(partition, timeout_ms=1_000)).get(partition, []):
-                    event = decode_event(record.value)
-                    assert not isinstance(event, (Skipped, Unreadable)), event
-                    logged.append(LoggedEvent(partition.partition, record.key.decode(), event))
+                    found = events_of(record.value, partition.partition)
+                    assert {entry.emitter.encode() for entry in found} == {record.key}
+                    logged += found
         return logged
     finally:
         await consumer.stop()
 
 
 def check_ledger(logged: list[LoggedEvent]) -> EmitterReported:
-    """Checks one closed emitter: lanes without gaps up to what its last report says, and a balance without a rest."""
-    (emitter,) = {entry.event.emitter for entry in logged}
+    """Checks one closed emitter: one lane in one partition, without gaps, and its closing report at its end."""
+    ((_, _),) = {(entry.emitter, entry.partition) for entry in logged}
+    assert [entry.number for entry in logged] == list(range(1, len(logged) + 1))
     reports = [entry.event for entry in logged if isinstance(entry.event, EmitterReported)]
-    last = max(reports, key=lambda report: report.number)
-    assert last.closing
-    assert [report.number for report in sorted(reports, key=lambda r: r.number)] == list(range(1, len(reports) + 1))
-    lanes: dict[int, list[int]] = {}
+    assert reports[-1] is logged[-1].event
+    assert [report.closing for report in reports] == [False] * (len(reports) - 1) + [True]
+    assert [report.previous_report_id for report in reports] == [None, *(report.report_id for report in reports[:-1])]
+    # Everything captured before a frame's claim stands in it or before it.
+    claimed_ns = 0
     for entry in logged:
-        lanes.setdefault(entry.partition, []).append(entry.event.sequence)
-    assert {partition: numbers[-1] for partition, numbers in lanes.items()} == last.lanes
-    for partition, numbers in lanes.items():
-        assert numbers == list(range(1, len(numbers) + 1)), (emitter, partition)
-    dropped = sum(sum(kinds.values()) for kinds in last.dropped.values())
-    assert last.captured == sum(last.lanes.values()) + dropped + last.superseded
-    return last
+        assert entry.event.at_ns >= claimed_ns or isinstance(entry.event, EmitterReported), entry
+        if entry.number == entry.frame.last:
+            claimed_ns = entry.frame.at_ns or claimed_ns
+    return reports[-1]

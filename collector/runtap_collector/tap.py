@@ -122,8 +122,7 @@ class RunTap:
         self._offer(session, is_start=False)
 
     def _offer(self, session: Session, *, is_start: bool) -> None:
-        route = self._emitter.session_routes.get_or_add(session.session_id, session.session_id)
-        self._emitter.offer(session_of(session, route, is_start=is_start))
+        self._emitter.offer(session_of(session, is_start=is_start))
 
     def record_usage(
         self,
@@ -171,9 +170,9 @@ class RunTap:
         return self._emitter.flush(timeout)
 
     def close(self, timeout: float = CLOSE_SECONDS) -> Delivery:
-        """Waits like `flush`; the process's last tap also ends the emitter and drops what is left then.
+        """Waits like `flush`; the process's last tap also ends the emitter, and spools what is not sent then.
 
-        Handlers stay attached and do nothing from then on but count. Blocks; see `aclose`.
+        Handlers stay attached and do nothing from then on. Blocks; see `aclose`.
         """
         if self._is_closed:
             return self._emitter.ledger.delivery()

@@ -8,14 +8,14 @@ from uuid import uuid4
 import pytest
 
 from runtap_collector.capture.context import context_of
-from runtap_collector.send.records import OpenRun, Route, Session, View
+from runtap_collector.send.records import OpenRun, Session, Trace, View
 
 _VIEW = View("s", "e", {}, captures_content=False)
 
 
 def _run(parent: OpenRun | None = None, *, session: Session | None = None, **metadata: Any) -> OpenRun:
     run_id = uuid4()
-    run = OpenRun(run_id, None, "chain", "n", _VIEW, Route(run_id), metadata=metadata, session=session)
+    run = OpenRun(run_id, None, "chain", "n", _VIEW, Trace(run_id), metadata=metadata, session=session)
     run.context = context_of(run, parent)
     return run
 

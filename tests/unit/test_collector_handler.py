@@ -175,7 +175,7 @@ def test_two_handlers_report_each_run_and_note_once() -> None:
     chain.invoke(1, config)
     assert [run.name for run in captured.ended()] == ["noting"]
     assert [note.note for note in captured.of(RunNoted)] == ["step"]
-    assert captured.emitter.ring.captured == 3
+    assert captured.emitter.buffer.captured == 3
 
 
 def test_same_run_id_used_again_is_another_run() -> None:
@@ -458,7 +458,7 @@ def test_content_is_not_captured_unless_asked_for() -> None:
     captured = Captured()
     _chain().invoke({"what": "secret"}, _config(captured))
     assert {_content_of(run) for run in captured.ended()} == {(None, None)}
-    assert captured.emitter.ring.content_dropped == 0
+    assert captured.emitter.buffer.content_dropped == 0
 
 
 def test_captured_content_is_what_the_run_got_at_its_start() -> None:
@@ -491,21 +491,21 @@ def test_content_too_large_is_left_out_and_its_size_kept() -> None:
     (run,) = captured.ended()
     assert _content_of(run) == (None, b'"fine"')
     assert run.content_bytes == 1_000_002 + len('"fine"')
-    assert captured.emitter.ring.content_dropped == 1
+    assert captured.emitter.buffer.content_dropped == 1
 
 
 def test_content_without_room_is_left_out_and_counted_and_its_size_kept() -> None:
     captured = Captured(capture_content=True)
-    ring, note_id = captured.emitter.ring, uuid.uuid4()
+    buffer, note_id = captured.emitter.buffer, uuid.uuid4()
     captured.call("on_chain_start", {}, {"what": "hi"}, run_id=note_id)
-    while ring.has_content_room(90_000):
+    while buffer.has_content_room(90_000):
         captured.call("on_chain_start", {}, "x" * 90_000, run_id=uuid.uuid4())
-    assert ring.content_dropped == 0
-    held_bytes = ring.held_bytes
+    assert buffer.content_dropped == 0
+    held_bytes = buffer.held_bytes
     captured.call("on_text", "y" * 90_000, run_id=note_id)
     RunnableLambda(lambda text: text).invoke("z" * 90_000, _config(captured))
-    assert ring.content_dropped == 3
-    assert ring.held_bytes < held_bytes + 10_000
+    assert buffer.content_dropped == 3
+    assert buffer.held_bytes < held_bytes + 10_000
     (run,) = captured.ended()
     assert (_content_of(run), run.content_bytes) == ((None, None), 2 * 90_002)
 
@@ -517,15 +517,15 @@ def test_content_that_is_no_json_costs_only_itself() -> None:
     RunnableLambda(_fine).invoke(endless, _config(captured))
     (run,) = captured.ended()
     assert _content_of(run) == (None, b'"fine"')
-    assert captured.emitter.ring.content_dropped == 1
+    assert captured.emitter.buffer.content_dropped == 1
 
 
 def test_failure_of_our_own_is_counted_and_never_the_apps(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = Captured()
-    monkeypatch.setattr(captured.emitter.ring, "offer_start", None)
+    monkeypatch.setattr(captured.emitter.buffer, "offer_start", None)
     captured.call("on_chain_start", {}, {}, run_id=uuid.uuid4())
-    assert captured.emitter.ring.dropped == {("internal_error", "run.started"): 1}
-    assert captured.emitter.ring.captured == 1
+    assert captured.emitter.buffer.dropped == {("internal_error", "run.started"): 1}
+    assert captured.emitter.buffer.captured == 1
 
 
 def test_event_that_cannot_be_encoded_is_counted_and_the_others_are_sent() -> None:
@@ -536,11 +536,12 @@ def test_event_that_cannot_be_encoded_is_counted_and_the_others_are_sent() -> No
     for run_id in run_ids[1:]:
         captured.call("on_chain_end", {}, run_id=run_id)
     captured.call("on_chain_start", 7, {}, run_id=uuid.uuid4())
-    ring = captured.emitter.ring
+    buffer = captured.emitter.buffer
     assert [event.run_id for event in captured.ended()] == [str(run_id) for run_id in run_ids[3:]]
     assert [event.run_id for event in captured.of(RunStarted)] == [str(run_ids[0])]
-    assert ring.dropped == {("internal_error", "run.ended"): 2, ("internal_error", "run.started"): 1}
-    assert ring.captured == 10 == 3 + ring.superseded + 3
+    # The starts of the two are not superseded, and cannot be encoded either.
+    assert buffer.dropped == {("internal_error", "run.ended"): 2, ("internal_error", "run.started"): 3}
+    assert buffer.captured == 10 == 3 + buffer.superseded + 5
 
 
 def test_metadata_that_is_none_costs_the_start_which_is_counted() -> None:
@@ -549,8 +550,8 @@ def test_metadata_that_is_none_costs_the_start_which_is_counted() -> None:
     captured.call("on_chain_start", {}, {}, run_id=run_id, metadata=7)
     captured.call("on_chain_end", {}, run_id=run_id)
     assert [(event.run_id, event.session_id) for event in captured.ended()] == [(str(run_id), None)]
-    ring = captured.emitter.ring
-    assert (ring.captured, ring.dropped) == (2, {("internal_error", "run.started"): 1})
+    buffer = captured.emitter.buffer
+    assert (buffer.captured, buffer.dropped) == (2, {("internal_error", "run.started"): 1})
 
 
 def test_odd_response_costs_its_facts_and_not_the_end() -> None:
@@ -589,8 +590,8 @@ def test_threads_share_one_table_without_losing_a_run() -> None:
     for thread in threads:
         thread.join()
     assert len({run.run_id for run in captured.ended()}) == 8 * 50 * 3 == len(captured.ended())
-    ring = captured.emitter.ring
-    assert ring.captured == 2 * 8 * 50 * 3
+    buffer = captured.emitter.buffer
+    assert buffer.captured == 2 * 8 * 50 * 3
     assert len(captured.emitter.open_runs) == 0
 
 
@@ -601,7 +602,7 @@ def test_generator_closed_by_the_collector_of_garbage_inside_the_ring_does_not_l
     done = threading.Event()
 
     def offer_inside() -> None:
-        with captured.emitter.ring.lock:
+        with captured.emitter.buffer.lock:
             captured.call("on_chain_error", GeneratorExit(), run_id=run_id)
         done.set()
 

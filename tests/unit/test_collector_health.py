@@ -16,7 +16,8 @@ from langchain_core.runnables import RunnableLambda
 from runtap_collector import Delivery, RunTap
 from runtap_collector.send import emitter as emitter_module
 from runtap_collector.send import sender as sender_module
-from runtap_schemas import RunEnded, decode_event
+from runtap_schemas import RunEnded
+from topic_log import events_of
 from unit.test_collector_sender import FakeLink
 
 
@@ -86,31 +87,26 @@ def test_sender_that_a_fault_ended_is_made_anew_and_loses_nothing(
     _check_sent(tap, delivery, 10)
     assert (tap.health().is_ok, tap.health().sender_deaths) == (True, 1)
     assert sum("sender_died" in record.getMessage() for record in caplog.records) == 1
-    numbers: dict[int, list[int]] = {}
-    runs = set()
-    for link in logs:
-        for partition, values in link.log.items():
-            for event in map(decode_event, values):
-                numbers.setdefault(partition, []).append(event.sequence or 0)
-                runs |= {event.run_id} if isinstance(event, RunEnded) else set()
-    assert len(runs) == 10
-    # The same emitter, the same lanes: its numbers go on.
-    assert all(given == list(range(1, len(given) + 1)) for given in numbers.values())
+    logged = [entry for link in logs for values in link.log.values() for value in values for entry in events_of(value)]
+    assert len({entry.event.run_id for entry in logged if isinstance(entry.event, RunEnded)}) == 10
+    # The same emitter, the same lane: its numbers go on.
+    assert [entry.number for entry in logged] == list(range(1, len(logged) + 1))
+    assert {entry.emitter for entry in logged} == {tap.stats().emitter}
 
 
-def test_batch_on_its_way_when_the_sender_dies_is_sent_by_the_next(
+def test_frame_on_its_way_when_the_sender_dies_is_sent_by_the_next(
     tap: RunTap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck = asyncio.Event()
     links: list[FakeLink] = []
     send = FakeLink.send
 
-    async def never(self: FakeLink, builder: Any, partition: int) -> None:
+    async def never(self: FakeLink, key: bytes, value: bytes, partition: int) -> None:
         if not links:
             links.append(self)
         if self is links[0]:
             await stuck.wait()
-        await send(self, builder, partition)
+        await send(self, key, value, partition)
 
     monkeypatch.setattr(FakeLink, "send", never)
     _run(tap, 3)
@@ -140,6 +136,7 @@ def test_copies_of_a_snapshot_are_emitters_of_their_own_where_the_platform_says_
     _run(tap, 3)
     original = tap.stats().emitter
     hooks["before"]()
+    _run(tap)
     # Nothing is left that each copy would send.
     assert (tap.stats().waiting, tap.health().problems) == (0, ["closed"])
     assert tap.stats().captured == tap.stats().acknowledged + tap.stats().superseded

@@ -72,9 +72,9 @@ odd_values = pytest.mark.parametrize("make", _ODD, ids=lambda make: type(make())
 
 
 def _check_counts(captured: Captured) -> None:
-    ring = captured.emitter.ring
-    assert not ring.dropped
-    assert len(captured.events()) == ring.captured - ring.superseded
+    buffer = captured.emitter.buffer
+    assert not buffer.dropped
+    assert len(captured.events()) == buffer.captured - buffer.superseded
 
 
 @odd_values

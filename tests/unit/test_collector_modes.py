@@ -458,5 +458,5 @@ async def test_every_mode_keeps_every_promise(name: str, content: bool) -> None:
     expected = await MODES[name]({"callbacks": [captured.handler], "metadata": metadata})
     for check in CHECKS.values():
         check(captured, expected)
-    ring = captured.emitter.ring
-    assert not ring.dropped
+    buffer = captured.emitter.buffer
+    assert not buffer.dropped

@@ -5,15 +5,15 @@ from __future__ import annotations
 import uuid
 
 from captured_events import Captured
-from runtap_collector.capture.open_runs import MAX_AGE_SECONDS, OpenRuns, RouteMemory
-from runtap_collector.send.records import OpenRun, Route, View
+from runtap_collector.capture.open_runs import MAX_AGE_SECONDS, OpenRuns, TraceMemory
+from runtap_collector.send.records import OpenRun, Trace, View
 
 _VIEW = View("s", "e", {}, captures_content=False)
 
 
 def _run(parent: OpenRun | None = None) -> OpenRun:
     run_id = uuid.uuid4()
-    route = parent.route if parent else Route(run_id)
+    route = parent.trace if parent else Trace(run_id)
     return OpenRun(run_id, parent.run_id if parent else None, "chain", "n", _VIEW, route)
 
 
@@ -29,15 +29,15 @@ def test_a_run_ends_once() -> None:
     assert runs.end(run.run_id.int) is None
 
 
-def test_children_of_ended_and_of_unknown_parents_find_one_route() -> None:
+def test_children_of_ended_and_of_unknown_parents_find_one_trace() -> None:
     runs = OpenRuns()
     run = _run()
     _begin(runs, run)
     runs.end(run.run_id.int)
-    assert runs.route_under(run.run_id) is run.route
+    assert runs.trace_under(run.run_id) is run.trace
     stranger = uuid.uuid4()
-    assert runs.route_under(stranger) is runs.route_under(stranger)
-    assert runs.route_under(stranger).key == stranger
+    assert runs.trace_under(stranger) is runs.trace_under(stranger)
+    assert runs.trace_under(stranger).id == stranger
 
 
 def test_interrupt_marks_open_ancestors_only() -> None:
@@ -79,11 +79,11 @@ def test_eviction_is_counted_and_its_end_ignored() -> None:
         captured.call("on_chain_start", {}, {}, run_id=run_id)
     for run_id in run_ids:
         captured.call("on_chain_end", {}, run_id=run_id)
-    ring = captured.emitter.ring
-    evicted = ring.dropped["evicted", "run.ended"]
+    buffer = captured.emitter.buffer
+    evicted = buffer.dropped["evicted", "run.ended"]
     assert evicted > 0
     assert len(captured.ended()) == 12 - evicted
-    assert ring.captured == 24
+    assert buffer.captured == 24
 
 
 def test_what_an_evicted_run_held_is_given_back() -> None:
@@ -94,15 +94,14 @@ def test_what_an_evicted_run_held_is_given_back() -> None:
         captured.call("on_chain_start", {}, "x" * 1_000, run_id=run_id)
     for run_id in run_ids:
         captured.call("on_chain_end", {}, run_id=run_id)
-    ring = captured.emitter.ring
-    assert ring.dropped["evicted", "run.ended"] > 0
-    for record in ring.take():
-        ring.release(record.size_bytes)
-    assert ring.held_bytes == 0
+    buffer = captured.emitter.buffer
+    assert buffer.dropped["evicted", "run.ended"] > 0
+    assert captured.events()
+    assert buffer.held_bytes == 0
 
 
 def test_memory_forgets_the_oldest() -> None:
-    memory = RouteMemory(limit=4)
-    routes = {name: memory.get_or_add(name, name) for name in "abcdefg"}
+    memory = TraceMemory(limit=4)
+    traces = {name: memory.get_or_add(name, name) for name in "abcdefg"}
     assert [name for name in "abcdefg" if memory.get(name) is not None] == ["d", "e", "f", "g"]
-    assert memory.get("g") is routes["g"] is memory.get_or_add("g", "g")
+    assert memory.get("g") is traces["g"] is memory.get_or_add("g", "g")

@@ -35,9 +35,9 @@ def _config(captured: Captured, run_id: Any) -> RunnableConfig:
 
 
 def _check_counts(captured: Captured) -> None:
-    ring = captured.emitter.ring
-    assert not ring.dropped
-    assert len(captured.events()) == ring.captured - ring.superseded
+    buffer = captured.emitter.buffer
+    assert not buffer.dropped
+    assert len(captured.events()) == buffer.captured - buffer.superseded
     assert not captured.emitter.open_runs.by_key
 
 

@@ -1,6 +1,4 @@
-"""Lanes under every answer that Kafka can give, which no real broker gives on demand. Kafka itself:
-tests/integration.
-"""
+"""A lane under every answer that Kafka can give, which no real broker gives on demand. On Kafka: tests/integration."""
 
 from __future__ import annotations
 
@@ -16,46 +14,26 @@ from typing import Any
 
 import pytest
 
+from runtap_collector.send import ledger as ledger_module
 from runtap_collector.send import sender as sender_module
-from runtap_collector.send.lanes import Builder, Lane
+from runtap_collector.send.buffer import Buffer
 from runtap_collector.send.ledger import Ledger
 from runtap_collector.send.link import (
-    BatchRefusedError,
+    FrameRefusedError,
     PartitionUnknownError,
     SendDeniedError,
     SendError,
     SendFailedError,
 )
-from runtap_collector.send.partitions import partition_of as partition_of_key
-from runtap_collector.send.records import OpenRun, Route, View
-from runtap_collector.send.ring import Ring
+from runtap_collector.send.records import OpenRun, Trace, View
 from runtap_collector.send.sender import Sender
 from runtap_collector.spool.spool import Spool
-from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
+from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded
+from topic_log import LoggedEvent, check_ledger, events_of
 
 _VIEW = View("s", "e", {}, captures_content=False)
 
-
-def partition_of(key: str, count: int) -> int:
-    return partition_of_key(key.encode(), count)
-
-
-Fate = Callable[[list[bytes], int], SendError | None]
-
-
-class _Builder:
-    def __init__(self, limit: int) -> None:
-        self._room = limit
-        self.values: list[bytes] = []
-
-    def append(self, *, timestamp: int | None, key: bytes | None, value: bytes | None) -> object | None:
-        assert key
-        assert value
-        if self.values and len(value) > self._room:
-            return None
-        self._room -= len(value)
-        self.values.append(value)
-        return self
+Fate = Callable[[list[LoggedEvent], int], SendError | None]
 
 
 class FakeLink:
@@ -65,22 +43,20 @@ class FakeLink:
         self.up = asyncio.Event()
         self.up.set()
         self.known = frozenset(range(3))
+        # Those that would take writes, by what Kafka says.
+        self.writable = frozenset(range(3))
         self.log: dict[int, list[bytes]] = defaultdict(list)
-        self.attempts: list[tuple[int, _Builder]] = []
-        self.in_flight: set[int] = set()
+        self.attempts: list[bytes] = []
+        self.in_flight: set[bytes] = set()
         self.said_down: list[str] = []
-        self.batch_bytes = 4_000
         self.down_seconds = 0.0
         self.silent_seconds = 0.0
         self.unanswered_seconds = 0.0
-        self.fate: Fate = lambda values, attempt: None
+        self.newest_append_ns = 0
+        self.fate: Fate = lambda events, attempt: None
 
     async def run(self) -> None:
         await asyncio.Event().wait()
-
-    @property
-    def is_up(self) -> bool:
-        return self.up.is_set()
 
     async def cluster_id(self) -> str:
         return "a-cluster"
@@ -91,28 +67,28 @@ class FakeLink:
     def partitions(self) -> frozenset[int]:
         return self.known
 
-    def new_builder(self) -> Builder:
-        return _Builder(self.batch_bytes)
+    def partition_of(self, key: str) -> int | None:
+        return int(key[:8], 16) % len(self.known) if self.known else None
 
-    async def refresh(self) -> None:
-        return
+    async def writable_besides(self, partition: int, failure: SendError) -> frozenset[int]:
+        return self.writable - {partition}
 
-    async def send(self, builder: Any, partition: int) -> None:
-        assert partition not in self.in_flight, "two batches of one lane at once"
+    async def send(self, key: bytes, value: bytes, partition: int) -> None:
+        assert key not in self.in_flight, "two frames of one lane at once"
         if partition not in self.known:
             raise PartitionUnknownError("gone")
-        self.in_flight.add(partition)
+        self.in_flight.add(key)
         try:
             await asyncio.sleep(0)
-            self.attempts.append((partition, builder))
-            error = self.fate(builder.values, len(self.attempts))
-            if error is None or isinstance(error, SendFailedError):
+            self.attempts.append(value)
+            error = self.fate(events_of(value, partition), len(self.attempts))
+            if error is None or type(error) is SendFailedError:
                 # Unknown fate, the worse case: it did land.
-                self.log[partition] += builder.values
+                self.log[partition].append(value)
             if error is not None:
                 raise error
         finally:
-            self.in_flight.discard(partition)
+            self.in_flight.discard(key)
 
     def say_down(self, reason: str) -> None:
         self.said_down.append(reason)
@@ -127,64 +103,70 @@ class FakeLink:
 
 class Sending:
     def __init__(self, buffer_bytes: int = 10_000_000, directory: Path | None = None) -> None:
-        self.ring = Ring(buffer_bytes)
+        self.buffer = Buffer(buffer_bytes)
         settings = ConnectionSettings.load()
         self.spool = Spool(directory, settings, max_bytes=10**9)
-        self.ledger = Ledger(self.ring, _VIEW, self.spool)
-        self.sender = Sender(self.ring, self.ledger, self.spool, settings, lambda: None, lambda: None)
+        self.ledger = Ledger(self.buffer, _VIEW)
+        self.sender = Sender(self.buffer, self.ledger, self.spool, settings, lambda: None, lambda: None)
         self.link: FakeLink = self.sender._link  # type: ignore[assignment]
 
     def start(self) -> None:
         self.sender.start()
 
-    def end_runs(self, count: int, key: str = "one-trace") -> None:
+    def end_runs(self, count: int) -> None:
         for _ in range(count):
-            self.end(_run(key))
+            self.end(make_run())
 
     def start_run(self, run: OpenRun) -> None:
-        if self.ring.offer_start(run):
+        if self.buffer.offer_start(run):
             self.sender.wake()
 
     def end(self, run: OpenRun) -> None:
-        if self.ring.offer_end(run):
+        if self.buffer.offer_end(run):
             self.sender.wake()
 
     def close(self) -> list[EmitterReported]:
-        """Ends the sender and returns the reports in the log."""
-        self.ring.close()
+        """Ends the sender and returns this process's reports in the log."""
+        self.buffer.close()
         self.sender.close(5)
-        reports = [event for event in self.read() if isinstance(event, EmitterReported)]
-        return sorted(reports, key=lambda report: report.number)
+        ours = {lane.emitter for lane in self.ledger.own_lanes}
+        return [e.event for e in self.read() if isinstance(e.event, EmitterReported) and e.emitter in ours]
 
-    def read(self) -> list[Any]:
-        return [decode_event(value) for partition in sorted(self.link.log) for value in self.link.log[partition]]
+    def read(self) -> list[LoggedEvent]:
+        return [
+            entry
+            for number in sorted(self.link.log)
+            for value in self.link.log[number]
+            for entry in events_of(value, number)
+        ]
 
-    def runs(self) -> list[tuple[int, str]]:
-        """Number and run id of every ended run in the log."""
-        return [(event.sequence, event.run_id) for event in self.read() if isinstance(event, RunEnded)]
+    def ended(self) -> list[LoggedEvent]:
+        """Every ended run in the log."""
+        return [entry for entry in self.read() if isinstance(entry.event, RunEnded)]
 
     def wait_for_runs(self, count: int) -> None:
-        deadline = time.monotonic() + 5
-        while len(self.runs()) < count and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert len(self.runs()) == count
+        wait_until(lambda: len(self.ended()) >= count)
+        assert len(self.ended()) == count
 
-    def read_first(self) -> Any:
-        """The first event that was sent."""
-        return decode_event(self.link.attempts[0][1].values[0])
-
-    def numbers(self, partition: int) -> list[int]:
-        return [decode_event(value).sequence or 0 for value in self.link.log[partition]]
+    def numbers(self) -> list[int]:
+        return [entry.number for entry in self.read()]
 
 
-def _run(key: str) -> OpenRun:
-    run = OpenRun(uuid.uuid4(), None, "chain", "n", _VIEW, Route(key))
+def make_run() -> OpenRun:
+    run = OpenRun(uuid.uuid4(), None, "chain", "n", _VIEW, Trace("one-trace"))
     run.started_at_ns = 1
     return run
 
 
-@pytest.fixture
-def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes senders that wait for nothing, on a Kafka that is none."""
     monkeypatch.setattr(sender_module, "Link", FakeLink)
     for name in (
         "LINGER_SECONDS",
@@ -194,192 +176,152 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
         "BUSY_LINGER_SECONDS",
     ):
         monkeypatch.setattr(sender_module, name, 0.001)
-    monkeypatch.setattr(sender_module, "GONE_SECONDS", 0.02)
+    monkeypatch.setattr(sender_module, "STUCK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+    make_quick(monkeypatch)
     made = Sending()
     yield made
     made.sender.close(1)
 
 
-def _balance(report: EmitterReported) -> bool:
-    dropped = sum(sum(kinds.values()) for kinds in report.dropped.values())
-    return report.captured == sum(report.lanes.values()) + dropped + report.superseded
-
-
-def test_lane_is_numbered_without_gaps_and_the_closing_report_balances(sending: Sending) -> None:
+def test_lane_is_numbered_without_gaps_and_the_closing_report_is_its_last_event(sending: Sending) -> None:
     sending.start()
-    for trace in range(40):
-        sending.end_runs(5, f"trace-{trace}")
-    (report,) = sending.close()
-    for partition, last in report.lanes.items():
-        assert sending.numbers(partition) == list(range(1, last + 1))
-    assert (report.captured, report.closing, _balance(report)) == (201, True, True)
-    assert report.complete_at_ns == report.at_ns
-    assert sending.ring.held_bytes == 0
+    for _ in range(40):
+        sending.end_runs(5)
+    sending.close()
+    report = check_ledger(sending.read())
+    assert (len(sending.read()), report.superseded, report.dropped) == (201, 0, {})
+    assert sending.buffer.held_bytes == 0
 
 
-def test_busy_sender_does_not_wait_while_the_ring_fills(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_events_of_an_emitter_go_where_its_id_belongs(sending: Sending) -> None:
+    sending.start()
+    sending.end_runs(3)
+    sending.sender.flush(5)
+    # Chosen once: not again when partitions are added.
+    sending.link.known = frozenset(range(1_000))
+    sending.end_runs(3)
+    sending.close()
+    assert list(sending.link.log) == [int(sending.ledger.lane.emitter[:8], 16) % 3]
+
+
+def test_busy_sender_does_not_wait_once_a_frame_is_full(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BUSY_LINGER_SECONDS", 60.0)
-    for _ in range(sender_module.BUSY_EVENTS + 1):
-        sending.ring.offer_end(_run("one-trace"))
+    many = sender_module.BUSY_EVENTS + 1
+    for _ in range(many):
+        sending.buffer.offer_end(make_run())
     sending.start()
-    sending.wait_for_runs(sender_module.BUSY_EVENTS + 1)
+    sending.wait_for_runs(many)
     sending.end_runs(1)
     time.sleep(0.1)
-    assert len(sending.runs()) == sender_module.BUSY_EVENTS + 1
-    count = 1
-    while sending.ring.held_bytes <= sending.ring.spool_mark:
-        sending.end_runs(1)
-        count += 1
-    sending.wait_for_runs(sender_module.BUSY_EVENTS + 1 + count)
+    assert len(sending.ended()) == many
+    sending.end_runs(1_500)
+    wait_until(lambda: len(sending.ended()) > 500)
 
 
-def test_trace_goes_where_every_kafka_client_would_put_it(sending: Sending) -> None:
-    sending.start()
-    sending.end_runs(1, "trace-a")
-    sending.close()
-    (event,) = [event for event in sending.read() if isinstance(event, RunEnded)]
-    assert [p for p, values in sending.link.log.items() if any(b'"run.ended"' in value for value in values)] == [
-        partition_of("trace-a", 3)
-    ]
-    assert event.trace_id == "trace-a"
-
-
-def test_batch_of_unknown_fate_is_sent_again_unchanged(sending: Sending) -> None:
-    sending.link.fate = lambda values, attempt: SendFailedError("timed out") if attempt <= 2 else None
+def test_frame_of_unknown_fate_is_sent_again_unchanged(sending: Sending) -> None:
+    sending.link.fate = lambda events, attempt: SendFailedError("timed out") if attempt <= 2 else None
     sending.end_runs(3)
     sending.start()
+    sending.sender.flush(5)
     sending.close()
-    attempts = [builder for _, builder in sending.link.attempts]
-    assert attempts[0] is attempts[1] is attempts[2]
-    assert sending.numbers(partition_of("one-trace", 3))[:9] == [1, 2, 3] * 3
+    attempts = sending.link.attempts
+    assert attempts[0] == attempts[1] == attempts[2]
+    assert sending.numbers()[:9] == [1, 2, 3] * 3
     assert sending.link.said_down == ["timed out"] * 2
 
 
-def test_refused_batch_is_halved_with_its_numbers_down_to_the_one_that_is_skipped(sending: Sending) -> None:
-    lane = partition_of("one-trace", 3)
-    poison = b'"sequence":6,'
-    sending.link.fate = lambda values, _: BatchRefusedError("too_large") if any(poison in v for v in values) else None
-    sending.link.batch_bytes = 1_000_000
-    sending.end_runs(10)
-    sending.start()
-    reports = sending.close()
-    assert [number for number in sending.numbers(lane) if number <= 10] == [1, 2, 3, 4, 5, 7, 8, 9, 10]
-    (skipped,) = reports[-1].skipped
-    assert (skipped.emitter, skipped.partition, skipped.first, skipped.last, skipped.reason) == (
-        sending.ledger.emitter,
-        lane,
-        6,
-        6,
-        "too_large",
-    )
-    assert _balance(reports[-1])
-    assert sending.ledger.delivery().dropped == {"too_large": 1}
-    assert sending.ledger.delivery().waiting == 0
-    assert sending.ring.held_bytes == 0
-
-
-def test_refusal_after_an_unknown_fate_is_announced_as_unknown(sending: Sending) -> None:
-    def fate(values: list[bytes], attempt: int) -> SendError | None:
-        if attempt == 1:
+@pytest.mark.parametrize("is_fate_unknown_first", [False, True])
+def test_refused_frame_is_halved_with_its_numbers_down_to_the_one_that_is_skipped(
+    sending: Sending, is_fate_unknown_first: bool
+) -> None:
+    def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
+        if attempt == 1 and is_fate_unknown_first:
             return SendFailedError("timed out")
-        return BatchRefusedError("too_large") if any(b'"run.ended"' in value for value in values) else None
+        return FrameRefusedError("too_large") if any(entry.number == 6 for entry in events) else None
 
     sending.link.fate = fate
-    sending.end_runs(1)
+    sending.end_runs(10)
     sending.start()
-    assert [skipped.reason for skipped in sending.close()[-1].skipped] == ["unknown"]
+    sending.sender.flush(5)
+    (report,) = sending.close()
+    numbers = sending.numbers()[10 * is_fate_unknown_first :]
+    assert numbers == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert [(skipped.first, skipped.last, skipped.reason) for skipped in report.skipped] == [(6, 6, "too_large")]
+    # What claims to be whole has the last line of what was halved.
+    claims = [entry.number for entry in sending.read()[10 * is_fate_unknown_first :] if entry.frame.at_ns]
+    assert claims[-1] == 11
+    assert not {1, 2, 3, 4, 5} & set(claims)
+    delivery = sending.ledger.delivery()
+    assert (delivery.sent, delivery.waiting, delivery.dropped) == (9, 0, {"too_large": 1})
+    assert sending.buffer.held_bytes == 0
+
+
+def test_half_whose_fate_is_unknown_is_sent_again_with_the_rest(sending: Sending) -> None:
+    sizes: list[int] = []
+
+    def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
+        sizes.append(len(events))
+        if len(events) > 4:
+            return FrameRefusedError("too_large")
+        return SendFailedError("timed out") if len(sizes) == 3 else None
+
+    sending.link.fate = fate
+    sending.end_runs(8)
+    sending.start()
+    sending.sender.flush(5)
+    assert sizes == [8, 4, 4, 8, 4, 4]
+    assert set(sending.numbers()) == set(range(1, 9))
+    assert sending.ledger.delivery().sent == 8
 
 
 def test_missing_rights_hold_the_lane_and_say_so(sending: Sending, caplog: pytest.LogCaptureFixture) -> None:
-    sending.link.fate = lambda values, attempt: SendDeniedError("no right to write") if attempt <= 3 else None
+    sending.link.fate = lambda events, attempt: SendDeniedError("no right to write") if attempt <= 3 else None
     sending.end_runs(2)
     sending.start()
-    (report,) = sending.close()
-    assert report.lanes[partition_of("one-trace", 3)] >= 2
+    sending.close()
+    check_ledger(sending.read())
+    assert len(sending.ended()) == 2
     assert sum("lane_held" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_start_is_sent_only_while_its_run_is_open(sending: Sending) -> None:
-    done, long = _run("a"), _run("a")
+    done, long = make_run(), make_run()
     sending.start_run(done)
     sending.start_run(long)
     sending.end(done)
     sending.start()
     (report,) = sending.close()
-    assert (report.superseded, report.captured, _balance(report)) == (1, 4, True)
-    assert sorted(type(event).__name__ for event in sending.read()) == ["EmitterReported", "RunEnded", "RunStarted"]
-
-
-def test_trace_keeps_its_partition_when_partitions_are_added(sending: Sending) -> None:
-    key = next(f"t{i}" for i in range(99) if partition_of(f"t{i}", 3) != partition_of(f"t{i}", 9))
-    run = _run(key)
-    sending.start()
-    sending.start_run(run)
-    sending.sender.flush(5)
-    sending.link.known = frozenset(range(9))
-    sending.end(run)
-    sending.close()
-    where = {p for p, values in sending.link.log.items() for value in values if key.encode() in value}
-    assert where == {partition_of(key, 3)}
-
-
-def test_vanished_partition_gives_its_numbered_batch_up_and_moves_the_rest(sending: Sending) -> None:
-    key = next(f"t{i}" for i in range(99) if partition_of(f"t{i}", 3) == 2)
-    sending.link.batch_bytes = 500
-    held = threading.Event()
-
-    def fate(values: list[bytes], attempt: int) -> SendError | None:
-        if any(key.encode() in value for value in values) and 2 in sending.link.known:
-            sending.link.known = frozenset({0, 1})
-            held.set()
-            return PartitionUnknownError("gone")
-        return None
-
-    sending.link.fate = fate
-    sending.end_runs(3, key)
-    sending.start()
-    reports = sending.close()
-    assert held.is_set()
-    assert [(s.partition, s.first, s.last, s.reason) for s in reports[-1].skipped] == [(2, 1, 1, "unknown")]
-    moved = [event for event in sending.read() if isinstance(event, RunEnded)]
-    assert len(moved) == 2
-    assert _balance(reports[-1])
+    assert report.superseded == 1
+    assert [type(entry.event).__name__ for entry in sending.read()] == ["RunEnded", "RunStarted", "EmitterReported"]
 
 
 def test_one_event_that_cannot_be_encoded_does_not_stop_the_others(sending: Sending) -> None:
-    bad = _run("one-trace")
+    bad = make_run()
     bad.run_id = 5j
     sending.start_run(bad)
     sending.end_runs(1)
     sending.start()
     (report,) = sending.close()
     assert report.dropped == {"internal_error": {"run.started": 1}}
-    assert len(sending.runs()) == 1
-    assert _balance(report)
+    assert len(sending.ended()) == 1
+    assert sending.buffer.held_bytes == 0
 
 
-def test_what_never_got_a_number_is_dropped_at_close_and_said_once(
+def test_without_a_spool_what_kafka_does_not_take_until_the_close_is_said_once(
     sending: Sending, caplog: pytest.LogCaptureFixture
 ) -> None:
     sending.link.up.clear()
     sending.start()
     sending.end_runs(7)
-    sending.ring.close()
+    sending.buffer.close()
     sending.sender.close(0.5)
-    assert sending.ledger.delivery().dropped == {"closed": 7}
+    delivery = sending.ledger.delivery()
+    assert (delivery.sent, delivery.waiting, delivery.dropped) == (0, 7, {})
     assert sum("events_left_unsent" in record.getMessage() for record in caplog.records) == 1
-    assert sending.ring.held_bytes == 0
-
-
-def test_report_claims_completeness_only_up_to_the_oldest_event_without_a_number(sending: Sending) -> None:
-    sending.link.fate = lambda values, _: None
-    waiting = _run("one-trace")
-    sending.ring.offer_end(waiting)
-    report = sending.ledger.report(Lane(0, sending.ledger.emitter), closing=False)
-    assert report.complete_at_ns == waiting.ended_at_ns
-    assert report.complete_age_ns > 0
-    assert report.captured == 2
-    assert report.lanes == {0: 1}
 
 
 def test_flush_under_steady_load_ends(sending: Sending) -> None:
@@ -393,7 +335,7 @@ def test_flush_under_steady_load_ends(sending: Sending) -> None:
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        before = sending.ring.captured
+        before = sending.buffer.captured
         sending.sender.flush(5)
         assert sending.ledger.delivery().sent >= before
     finally:
@@ -403,67 +345,198 @@ def test_flush_under_steady_load_ends(sending: Sending) -> None:
 
 def test_a_failing_task_of_the_sender_is_restarted(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     fail = iter([True, False])
-    original = Sender._number
+    original = Ledger.close_frames
 
-    def number(self: Sender, lane: Any) -> Any:
+    def close_frames(self: Ledger, **keywords: Any) -> int:
         if next(fail, False):
             raise RuntimeError("a fault of ours")
-        return original(self, lane)
+        return original(self, **keywords)
 
-    monkeypatch.setattr(Sender, "_number", number)
+    monkeypatch.setattr(Ledger, "close_frames", close_frames)
     sending.end_runs(1)
     sending.start()
+    wait_until(sending.ended)
     sending.sender.flush(5)
     assert sending.ledger.delivery().sent == 1
 
 
-def test_neighbouring_skips_are_announced_as_one_range(sending: Sending) -> None:
-    lane = Lane(0, sending.ledger.emitter)
-    for first, last, reason in ((3, 3, "unknown"), (4, 6, "unknown"), (7, 7, "too_large"), (9, 9, "too_large")):
-        sending.ledger.skip(lane, first, last, reason)
-    assert [(skipped.first, skipped.last) for skipped in lane.skipped] == [(3, 6), (7, 7), (9, 9)]
-    assert lane.skipped_count == 6
+def test_reports_form_a_chain_and_keep_a_quiet_emitters_claim_new(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.005)
+    sending.start()
+    sending.end_runs(1)
+    time.sleep(0.1)
+    reports = sending.close()
+    assert len(reports) > 2
+    check_ledger(sending.read())
+    assert len({report.report_id for report in reports}) == len(reports)
+    claims = [entry.frame.at_ns or 0 for entry in sending.read()]
+    assert claims == sorted(set(claims))
 
 
-def test_every_report_balances_and_claims_nothing_that_is_still_held_under_load_with_drops(
+def test_reports_do_not_pile_up_where_there_is_no_room(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.001)
+    small = Sending(buffer_bytes=3_000)
+    small.link.up.clear()
+    small.start()
+    time.sleep(0.2)
+    assert small.buffer.held_bytes < 5_000
+    small.sender.close(0.1)
+
+
+def test_every_report_counts_what_does_not_stand_before_it_under_load_with_drops(
     sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.0)
     monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.002)
     # One turn of a thread fills it, so that something is refused however quick the sender is.
     small = Sending(buffer_bytes=30_000)
-    original = Ledger.report
-    wrong: list[tuple[int, int, int]] = []
+    captured: list[int] = []
+    swap = Buffer.swap
 
-    def report(ledger: Ledger, lane: Lane, *, closing: bool) -> EmitterReported:
-        with small.ring.lock:
-            made = original(ledger, lane, closing=closing)
-            held = [r.ended_at_ns if isinstance(r, OpenRun) else r.at_ns for r in small.ring._waiting]
-            held += [run.started_at_ns for run in small.ring._starts.values()]
-            held += [r.at_ns for other in ledger.lanes.values() for r in other.pending]
-        dropped = sum(sum(kinds.values()) for kinds in made.dropped.values())
-        rest = made.captured - sum(made.lanes.values()) - dropped - made.superseded - len(held)
-        oldest_ns = min(held, default=made.at_ns)
-        if rest or made.complete_at_ns > oldest_ns:
-            wrong.append((rest, made.complete_at_ns, oldest_ns))
-        return made
+    def swap_and_look(buffer: Buffer) -> Any:
+        with buffer.lock:
+            captured.append(buffer.captured)
+            return swap(buffer)
 
-    monkeypatch.setattr(Ledger, "report", report)
+    counted: list[int] = []
+    close = Ledger._close
 
-    def load(name: str) -> None:
-        for number in range(400):
-            run = _run(f"{name}-{number % 20}")
+    def close_and_look(ledger: Ledger, lane: Any, filled: Any, with_report: bool, closing: bool) -> int:
+        said = lane.said
+        count = close(ledger, lane, filled, with_report, closing)
+        if with_report:
+            counted.append(captured[-1] + said)
+        return count
+
+    monkeypatch.setattr(Buffer, "swap", swap_and_look)
+    monkeypatch.setattr(Ledger, "_close", close_and_look)
+
+    def load() -> None:
+        for _ in range(400):
+            run = make_run()
             small.start_run(run)
             small.end(run)
 
     small.start()
-    threads = [threading.Thread(target=load, args=(name,)) for name in "abcd"]
+    threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     reports = small.close()
-    assert not wrong
+    entries = [entry for entry in small.read() if isinstance(entry.event, EmitterReported)]
+    said = [
+        entry.number - 1 + report.superseded + sum(sum(kinds.values()) for kinds in report.dropped.values())
+        for entry, report in zip(entries, reports, strict=True)
+    ]
+    assert said == counted
     assert len(reports) >= 2
     assert reports[-1].dropped["buffer_full"]
-    assert small.ring.held_bytes == 0
+    assert check_ledger(small.read()) == reports[-1]
+    assert small.buffer.held_bytes == 0
+
+
+# Partitions that take nothing
+
+
+def test_lane_whose_partition_takes_nothing_goes_on_as_a_new_emitter_elsewhere(
+    sending: Sending, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = int(sending.ledger.lane.emitter[:8], 16) % 3
+    may_pass = threading.Event()
+
+    def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
+        is_stuck = events[0].partition == bad and not may_pass.is_set()
+        return PartitionUnknownError("no leader") if is_stuck else None
+
+    sending.link.fate = fate
+    sending.buffer.count_lost("run.ended", "evicted")
+    sending.end_runs(5)
+    sending.start()
+    wait_until(lambda: sending.ledger.former)
+    left, lane = sending.ledger.own_lanes
+    sending.end_runs(3)
+    sending.wait_for_runs(3)
+    assert {entry.partition for entry in sending.read()} == {lane.partition} != {bad}
+    assert {entry.emitter for entry in sending.read()} == {lane.emitter}
+    # Of the process.
+    stats = sending.ledger.stats(0)
+    assert (stats.emitter, stats.captured - left.said - lane.said, stats.acknowledged - lane.said) == (
+        lane.emitter,
+        9,
+        3,
+    )
+    assert stats.dropped == {"evicted": {"run.ended": 1}}
+    assert sum("lane_left" in record.getMessage() for record in caplog.records) == 1
+    may_pass.set()
+    sending.wait_for_runs(8)
+    sending.close()
+    former = [entry for entry in sending.read() if entry.emitter == left.emitter]
+    assert {entry.partition for entry in former} == {bad}
+    # Each of the two has its own ledger.
+    assert check_ledger(former).dropped == {"evicted": {"run.ended": 1}}
+    assert check_ledger([entry for entry in sending.read() if entry.emitter == lane.emitter]).dropped == {}
+    assert sending.buffer.held_bytes == 0
+
+
+def test_where_no_partition_takes_writes_the_lane_stays(sending: Sending) -> None:
+    sending.link.writable = frozenset()
+    sending.link.fate = lambda events, attempt: SendFailedError("away") if attempt < 100 else None
+    sending.end_runs(5)
+    sending.start()
+    wait_until(lambda: len(sending.link.attempts) >= 100)
+    sending.close()
+    assert sending.ledger.former == []
+    assert set(sending.numbers()) == set(range(1, 7))
+
+
+def test_process_does_not_make_new_emitters_faster_and_faster(sending: Sending) -> None:
+    sending.link.fate = lambda events, attempt: SendFailedError("refused")
+    sending.start()
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        sending.end_runs(1)
+        time.sleep(0.005)
+    # After 0.02, 0.04, 0.08, 0.16 and 0.32 seconds.
+    assert 2 <= len(sending.ledger.former) <= 5
+    assert sending.ledger.lane.patience_seconds == 0.02 * 2 ** len(sending.ledger.former)
+
+
+def test_frames_whose_partition_is_gone_for_good_are_announced_by_the_new_emitter(sending: Sending) -> None:
+    gone = int(sending.ledger.lane.emitter[:8], 16) % 3
+    sending.link.fate = lambda events, attempt: PartitionUnknownError("gone") if events[0].partition == gone else None
+    sending.end_runs(5)
+    sending.start()
+    wait_until(lambda: sending.ledger.former)
+    sending.link.known = sending.link.known - {gone}
+    sending.end_runs(2)
+    wait_until(lambda: sending.ledger.former[0].through == 6)
+    sending.close()
+    (said,) = [entry.event for entry in sending.read() if type(entry.event).__name__ == "LaneAbandoned"]
+    left = sending.ledger.former[0]
+    assert (said.emitter, said.first, said.last, said.reason) == (left.emitter, 1, 6, "partition_gone")  # type: ignore[attr-defined]
+    assert said.report.closing  # type: ignore[attr-defined]
+    assert sending.ledger.delivery().dropped == {"partition_gone": 6}
+    assert sending.buffer.held_bytes == 0
+
+
+def test_report_names_the_newest_skipped_where_there_is_more_than_fits(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_SKIPPED_RANGES", 3)
+
+    def refuse_every_other(events: list[LoggedEvent], attempt: int) -> SendError | None:
+        is_refused = any(isinstance(entry.event, RunEnded) and entry.number % 2 for entry in events)
+        return FrameRefusedError("too_large") if is_refused else None
+
+    sending.link.fate = refuse_every_other
+    sending.end_runs(20)
+    sending.start()
+    sending.sender.flush(5)
+    (report,) = sending.close()
+    assert [skipped.first for skipped in report.skipped] == [15, 17, 19]
+    assert sending.ledger.delivery().dropped == {"too_large": 10}

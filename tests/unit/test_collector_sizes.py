@@ -77,7 +77,7 @@ def test_content_that_leaves_no_room_for_the_facts_is_left_out_and_counted(monke
     captured.call("on_chain_end", "y" * 90_000, run_id=run_id)
     (run,) = captured.ended()
     assert (run.inputs, run.outputs, run.content_bytes) == (UNSET, UNSET, 2 * 90_002)
-    assert captured.emitter.ring.content_dropped == 1
+    assert captured.emitter.buffer.content_dropped == 1
 
 
 def test_ten_thousand_messages_are_one_event_without_content() -> None:
@@ -126,7 +126,8 @@ def test_open_run_holds_at_most_a_kilobyte() -> None:
     tracemalloc.start()
     for run_id in ids:
         captured.call("on_chain_start", None, {}, run_id=run_id, name="n", metadata={"session_id": "s", "team": "blue"})
-    captured.emitter.ring.take()
+    captured.emitter.ledger.close_frames()
+    captured.emitter.ledger.lane.frames.clear()
     gc.collect()
     held_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -140,10 +141,10 @@ def test_run_of_three_steps_is_small_on_the_wire() -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("two words", usage_metadata=usage)]))
     chain = ChatPromptTemplate.from_template("say {what}") | model | StrOutputParser()
     chain.invoke({"what": "hi"}, {"callbacks": [captured.handler], "metadata": {"session_id": "s-1", "team": "blue"}})
-    records = captured.emitter.ring.take()
-    assert len(records) == 4
-    wire = b"".join(record.body + record.route.key_text() + bytes(40) for record in records)
-    assert len(cramjam.zstd.compress(wire, 3)) <= 1_500
+    captured.emitter.ledger.close_frames()
+    (frame,) = captured.emitter.ledger.lane.frames
+    assert frame.count == 4
+    assert len(cramjam.zstd.compress(frame.value, 3)) <= 1_200
 
 
 def test_answer_is_captured_once_and_by_what_it_says() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +16,142 @@ import pytest
 
 from runtap_collector import Delivery, Stats
 from runtap_collector.send import sender as sender_module
-from runtap_collector.send.encoding import end_of
-from runtap_collector.send.lanes import Lane, NumberedEvent
-from runtap_collector.send.link import SendDeniedError, SendError
-from runtap_collector.send.partitions import partition_of
-from runtap_collector.send.records import OpenRun, Record, Route, View
+from runtap_collector.send.lane import Lane, cut
+from runtap_collector.send.link import FrameRefusedError, SendError, SendFailedError
 from runtap_collector.spool import replay as replay_module
 from runtap_collector.spool import spool as spool_module
-from runtap_collector.spool.spool import MAX_AGE_NS, NumberedBatch, Spool, SpoolError, SpoolFile
-from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded, decode_event
-from unit.test_collector_sender import FakeLink, Sending, _run
+from runtap_collector.spool.replay import MAX_AGE_NS
+from runtap_collector.spool.spool import Spool, SpoolError, SpoolFile
+from runtap_schemas import (
+    ConnectionSettings,
+    EmitterReported,
+    Event,
+    LaneAbandoned,
+    RunScored,
+    encode_event,
+)
+from topic_log import LoggedEvent, check_ledger
+from unit.test_collector_sender import FakeLink, Sending, make_quick, wait_until
 
 _SETTINGS = ConnectionSettings.load()
 
 
-def _record(name: str = "n", at_ns: int | None = None) -> Record:
-    run_id = uuid.uuid4()
-    run = OpenRun(run_id, None, "chain", name, View("s", "e", {}, captures_content=False), Route(run_id))
-    run.started_at_ns = 1
-    run.ended_at_ns = time.time_ns() if at_ns is None else at_ns
-    run.ended_monotonic_ns = time.monotonic_ns()
-    return end_of(run)
-
-
-def _spool(directory: Path, max_bytes: int = 10**9, cluster_id: str = "c") -> Spool:
+def make_spool(directory: Path, max_bytes: int = 10**9, cluster_id: str = "a-cluster") -> Spool:
     spool = Spool(directory, _SETTINGS, max_bytes)
-    spool.cluster_id = cluster_id
+    spool.learn_cluster(cluster_id)
     return spool
 
 
-def _die(spool: Spool) -> SpoolFile:
+def make_lane(*events: Event, closed_at_ns: int | None = None, partition: int | None = 1) -> Lane:
+    """A lane with a frame of those events, of one event of the app without any."""
+    lane = Lane(partition=partition)
+    add_frame(lane, *events, closed_at_ns=closed_at_ns)
+    return lane
+
+
+def add_frame(lane: Lane, *events: Event, closed_at_ns: int | None = None) -> None:
+    lines = [
+        encode_event(event)
+        for event in events or [RunScored(at_ns=1, run_id="r", key="k", service="s", environment="e")]
+    ]
+    lane.frames.extend(cut(lane.birth, lane.last + 1, closed_at_ns or time.time_ns(), lines, 0))
+    lane.last += len(lines)
+
+
+def _report(**facts: Any) -> EmitterReported:
+    return EmitterReported(
+        at_ns=1,
+        report_id="a-report",
+        service="s",
+        environment="e",
+        host="h",
+        process_id=1,
+        runtap_version="0",
+        started_at_ns=1,
+        **facts,
+    )
+
+
+def die(spool: Spool) -> SpoolFile:
     """What a killed process leaves: its lock is free, its file as it was."""
-    (file,) = spool.files
+    (file,) = spool._own
     os.close(file._lock_descriptor)
     return file
 
 
-def _batch(emitter: str, first: int, last: int, numbered_at_ns: int | None = None) -> NumberedBatch:
-    events = [NumberedEvent(1, b"k", b"%d" % number, 0) for number in range(first, last + 1)]
-    return NumberedBatch(emitter, 0, first, last, numbered_at_ns or time.time_ns(), events)
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_events_come_back_in_order_with_their_key_and_time(tmp_path: Path) -> None:
-    spool = _spool(tmp_path)
-    records = [_record(f"run {number}") for number in range(5)]
-    spool.write("e1", records, [])
-    assert (spool.event_count, spool.oldest) == (5, (records[0].at_ns, records[0].monotonic_ns))
-    found = spool.files[0].first_chunk()
-    assert found is not None
-    assert [(event.key, event.at_ns, event.body) for event in found[1]] == [
-        (record.route.key_text(), record.at_ns, record.body) for record in records
-    ]
+def test_frames_come_back_as_they_are_and_in_order(tmp_path: Path) -> None:
+    spool, lane = make_spool(tmp_path), make_lane()
+    add_frame(lane)
+    add_frame(lane)
+    assert spool.write(lane) == 3
+    assert lane.file is not None
+    assert list(lane.file.frames()) == list(lane.frames)
+    assert [frame.first for frame in lane.file.frames(1)] == [2, 3]
+    lane.file.forget(2)
+    assert [frame.first for frame in lane.file.frames()] == [3]
+    assert lane.file.count() == 1
+
+
+def test_file_says_whose_it_is_and_where_it_goes(tmp_path: Path) -> None:
+    lane = make_lane()
+    make_spool(tmp_path).write(lane)
+    assert lane.file is not None
+    facts = lane.file.facts()
+    assert (facts["birth"], facts["partition"], facts["cluster_id"]) == (lane.birth, "1", "a-cluster")
+    (found,) = make_spool_after(lane, tmp_path).find_abandoned(9)
+    assert (found.birth, found.emitter, found.partition) == (lane.birth, lane.emitter, 1)
+
+
+def make_spool_after(lane: Lane, directory: Path) -> Spool:
+    """The spool of another process, after the death of the one that has the lane."""
+    assert lane.file is not None
+    os.close(lane.file._lock_descriptor)
+    return make_spool(directory)
 
 
 def test_folder_is_for_its_user_alone_and_made_only_when_needed(tmp_path: Path) -> None:
-    spool = _spool(tmp_path / "state")
+    spool, lane = make_spool(tmp_path / "state"), make_lane()
     assert not (tmp_path / "state").exists()
-    spool.write("e1", [_record()], [])
-    assert spool.files[0].path.parent.stat().st_mode & 0o777 == 0o700
-    spool.files[0].renumber(1, [])
+    spool.write(lane)
+    assert lane.file is not None
+    assert lane.file.path.parent.stat().st_mode & 0o777 == 0o700
+    lane.file.forget(1)
     spool.close()
-    assert list(spool.files) == []
-    assert not [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
-
-
-def test_numbering_takes_the_chunk_out_in_the_same_transaction(tmp_path: Path) -> None:
-    spool = _spool(tmp_path)
-    spool.write("e1", [_record()], [])
-    file = spool.files[0]
-    with pytest.raises(TypeError):
-        file.renumber(1, [_batch("e1", 1, 1), NumberedBatch("e1", 0, 2, 2, 1, [object()])])  # type: ignore[list-item]
-    assert (file.event_count, file.numbered()) == (1, [])
-    (row,) = file.renumber(1, [_batch("e1", 1, 3)])
-    assert file.first_chunk() is None
-    (kept,) = file.numbered()
-    assert (kept.emitter, kept.first, kept.last, [event.value for event in kept.events]) == (
-        "e1",
-        1,
-        3,
-        [b"1", b"2", b"3"],
-    )
-    file.forget(row)
-    assert file.numbered() == []
+    assert not _files(tmp_path)
 
 
 def test_a_living_owners_file_is_left_alone_and_a_dead_ones_is_found(tmp_path: Path) -> None:
-    owner, other = _spool(tmp_path), _spool(tmp_path)
-    owner.write("e1", [_record()], [])
-    assert other.find_abandoned() == []
-    _die(owner)
-    (found,) = other.find_abandoned()
-    assert (found.facts()["owner"], found.event_count) == ("e1", 1)
-    found.take_over("e2", time.time_ns(), _batch("e2", 1, 1))
-    assert found.facts()["owner"] == "e2"
-    assert _spool(tmp_path).find_abandoned() == []
+    owner, other, lane = make_spool(tmp_path), make_spool(tmp_path), make_lane()
+    owner.write(lane)
+    assert other.find_abandoned(9) == []
+    die(owner)
+    (found,) = other.find_abandoned(9)
+    assert found.emitter == lane.emitter
+    assert make_spool(tmp_path).find_abandoned(9) == []
+
+
+def test_no_more_files_are_opened_than_may_be(tmp_path: Path) -> None:
+    for _ in range(3):
+        spool = make_spool(tmp_path)
+        spool.write(make_lane())
+        die(spool)
+    other = make_spool(tmp_path)
+    assert [len(other.find_abandoned(2)), len(other.find_abandoned(2))] == [2, 0]
+
+
+def test_file_of_one_that_was_killed_while_it_made_it_is_removed(tmp_path: Path) -> None:
+    spool = make_spool(tmp_path)
+    spool.write(make_lane())
+    folder = die(spool).path.parent
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "half.spool").touch(0o600)
+    assert make_spool(tmp_path).find_abandoned(9) == []
+    assert not _files(tmp_path)
 
 
 def test_lock_of_a_removed_file_is_not_taken_for_the_new_ones(tmp_path: Path) -> None:
@@ -128,32 +170,45 @@ def test_lock_of_a_removed_file_is_not_taken_for_the_new_ones(tmp_path: Path) ->
 def test_copied_spool_is_set_aside_whole_and_loudly(
     fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = _spool(tmp_path / "a")
-    spool.write("e1", [_record()], [_batch("e1", 1, 2)])
-    _die(spool)
+    spool = make_spool(tmp_path / "a")
+    spool.write(make_lane())
+    die(spool)
     here = tmp_path / "a"
-    other = _spool(here)
+    other = make_spool(here)
     if fact == "inode":
         here = tmp_path / "b"
         shutil.copytree(tmp_path / "a", here)
-        other = _spool(here)
+        other = make_spool(here)
     elif fact == "host":
-        monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+        monkeypatch.setattr("socket.gethostname", lambda: "another-host")
     else:
-        other.cluster_id = "another"
-    assert other.find_abandoned() == []
-    assert other.find_abandoned() == []
+        other.learn_cluster("another")
+    assert other.find_abandoned(9) == []
     assert len(list(here.rglob("*.set-aside"))) == 1
-    (said,) = [record.getMessage() for record in caplog.records if "spool_set_aside" in record.getMessage()]
-    assert fact in said
+    assert not list(here.rglob("*.spool"))
+    (said,) = [record for record in caplog.records if "spool_set_aside" in record.getMessage()]
+    assert said.levelname == "ERROR"
+    assert fact in said.getMessage()
 
 
-def test_spools_of_another_connection_are_not_even_looked_at(tmp_path: Path) -> None:
-    spool = _spool(tmp_path)
-    spool.write("e1", [_record()], [])
-    _die(spool)
+def test_spool_of_an_earlier_version_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = make_spool(tmp_path)
+    spool.write(make_lane())
+    path = die(spool).path.with_name("old.spool")
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        connection.execute("INSERT INTO meta VALUES ('owner', 'e1')")
+    assert len(make_spool(tmp_path).find_abandoned(9)) == 1
+    assert [path.name for path in tmp_path.rglob("*.set-aside")] == ["old.spool.set-aside"]
+    assert any("an earlier version" in record.getMessage() for record in caplog.records)
+
+
+def test_spools_of_another_connection_are_not_even_seen(tmp_path: Path) -> None:
+    spool = make_spool(tmp_path)
+    spool.write(make_lane())
+    die(spool)
     elsewhere = Spool(tmp_path, ConnectionSettings.load(bootstrap_servers="127.0.0.1:9"), 10**9)
-    assert elsewhere.find_abandoned() == []
+    assert elsewhere.find_abandoned(9) == []
     assert not list(tmp_path.rglob("*.set-aside"))
 
 
@@ -161,31 +216,35 @@ def test_size_limit_and_unusable_folders_refuse_and_are_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a-file").write_text("")
-    for spool in (_spool(tmp_path / "full", max_bytes=10), _spool(tmp_path / "a-file" / "below")):
+    for spool in (make_spool(tmp_path / "full", max_bytes=10), make_spool(tmp_path / "a-file" / "below")):
         for _ in range(3):
             with pytest.raises(SpoolError):
-                spool.write("e1", [_record()], [])
-        assert (spool.failures, spool.event_count, spool.is_usable) == (3, 0, False)
+                spool.write(make_lane())
+        assert (spool.failures, spool.is_usable) == (3, False)
     assert sum("spool_not_written" in record.getMessage() for record in caplog.records) == 2
 
 
 _DISK_FULL = """
-import resource, sys, time
+import os, resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from unit.test_collector_spool import _record, _spool
+from unit.test_collector_spool import add_frame, make_lane, make_spool
 from runtap_collector.spool.spool import SpoolError
+from runtap_schemas import RunScored
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-spool = _spool(Path(sys.argv[1]))
-written = 0
+spool, lane = make_spool(Path(sys.argv[1])), make_lane()
+spool.write(lane)
+written = 1
 try:
     for _ in range(1_000):
-        spool.write("e1", [_record(f"{number}" * 9) for number in range(100)], [])
-        written += 100
+        lane.frames.clear()
+        add_frame(lane, RunScored(at_ns=1, run_id="r", key=os.urandom(90).hex(), service="s", environment="e"))
+        spool.write(lane)
+        written += 1
 except SpoolError as error:
     print(error)
-assert 0 < written < 100_000 and spool.event_count == written, (written, spool.event_count)
-assert spool.files[0].first_chunk() is not None
+assert 1 < written < 1_000 and lane.file.count() == written, (written, lane.file.count())
+assert len(list(lane.file.frames())) == written
 """
 
 
@@ -202,19 +261,19 @@ def test_full_disk_refuses_and_keeps_what_is_there(tmp_path: Path) -> None:
 
 
 def test_forked_child_leaves_its_parents_spool_alone(tmp_path: Path) -> None:
-    spool = _spool(tmp_path)
-    spool.write("e1", [_record()], [])
+    spool, lane = make_spool(tmp_path), make_lane()
+    spool.write(lane)
     child = os.fork()
     if child == 0:
         spool.leave()
-        os._exit(0 if _spool(tmp_path).find_abandoned() == [] and spool.event_count == 0 else 1)
+        os._exit(0 if make_spool(tmp_path).find_abandoned(9) == [] else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert _spool(tmp_path).find_abandoned() == []
-    spool.write("e1", [_record()], [])
-    assert spool.event_count == 2
+    assert make_spool(tmp_path).find_abandoned(9) == []
+    add_frame(lane)
+    assert spool.write(lane) == 2
 
 
-class _Outage(Sending):
+class Outage(Sending):
     """A sender with a spool, and a Kafka that can be away."""
 
     def __init__(self, directory: Path, *, is_away: bool) -> None:
@@ -228,114 +287,103 @@ class _Outage(Sending):
         self.sender._call(self.link.up.set)
 
     def wait_for(self, spooled: int) -> None:
-        deadline = time.monotonic() + 5
-        while self.spool.event_count != spooled and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert self.spool.event_count == spooled
+        wait_until(lambda: self.ledger.delivery().spooled == spooled)
 
     def die(self) -> None:
         """Ends the thread as a kill would: nothing more is sent or written."""
         self.sender.put_rest_away = lambda: None  # type: ignore[method-assign]
-        self.sender.close(0.5)
-        for file in self.spool.files:
+        self.sender._call(self.sender._must_stop.set)
+        self.sender._thread.join()
+        for file in [*self.spool._own, *self.spool._adopted]:
             os.close(file._lock_descriptor)
+
+    def close_away(self) -> None:
+        """Closes while Kafka is away."""
+        self.buffer.close()
+        self.sender.close(0.5)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender_module, "Link", FakeLink)
-    for name in ("LINGER_SECONDS", "BUSY_LINGER_SECONDS", "RETRY_SECONDS", "TASK_RETRY_SECONDS"):
-        monkeypatch.setattr(sender_module, name, 0.001)
+    make_quick(monkeypatch)
     monkeypatch.setattr(sender_module, "AWAY_SECONDS", 0.01)
     monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 60.0)
     monkeypatch.setattr(replay_module, "SCAN_SECONDS", 0.05)
 
 
-def _balance(report: EmitterReported, waiting: int = 0) -> bool:
-    dropped = sum(sum(kinds.values()) for kinds in report.dropped.values())
-    adopted = sum(report.adopted.values())
-    return report.captured + adopted == sum(report.lanes.values()) + dropped + report.superseded + waiting
+def _of(sending: Sending, emitter: str) -> list[LoggedEvent]:
+    return [entry for entry in sending.read() if entry.emitter == emitter]
 
 
 def test_outage_goes_through_the_spool_in_order_and_leaves_no_file(quick: None, tmp_path: Path) -> None:
-    sending = _Outage(tmp_path, is_away=True)
+    sending = Outage(tmp_path, is_away=True)
     sending.start()
-    for number in range(50):
-        sending.end_runs(10, f"trace-{number % 7}")
+    for _ in range(50):
+        sending.end_runs(10)
     sending.wait_for(spooled=500)
-    assert sending.ring.held_bytes == 0
-    assert sending.ledger.delivery().spooled == 500
+    assert sending.buffer.held_bytes == 0
     sending.come_back()
-    sending.end_runs(10, "later")
+    sending.end_runs(10)
     sending.sender.flush(10)
     delivery = sending.ledger.delivery()
     assert (delivery.sent, delivery.waiting, delivery.spooled, delivery.dropped) == (510, 0, 0, {})
-    (report,) = sending.close()
-    assert _balance(report)
-    for partition in sending.link.log:
-        assert sending.numbers(partition) == list(range(1, report.lanes[partition] + 1))
-    runs = [event.run_id for event in sending.read() if isinstance(event, RunEnded)]
-    assert len(runs) == len(set(runs)) == 510
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_spooled_trace_keeps_the_partition_with_which_it_began(quick: None, tmp_path: Path) -> None:
-    sending = _Outage(tmp_path, is_away=True)
-    run = _run("one-trace")
-    run.route.partition = (partition_of(b"one-trace", 3) + 1) % 3
-    sending.ring.offer_end(run)
-    sending.start()
-    sending.wait_for(spooled=1)
-    sending.come_back()
-    sending.wait_for_runs(1)
-    assert any(b'"run.ended"' in value for value in sending.link.log[run.route.partition])
     sending.close()
+    check_ledger(sending.read())
+    assert len({entry.event.run_id for entry in sending.ended()}) == 510  # type: ignore[attr-defined]
+    assert not _files(tmp_path)
 
 
-def test_report_claims_nothing_that_is_in_the_spool(quick: None, tmp_path: Path) -> None:
-    sending = _Outage(tmp_path, is_away=True)
-    sending.start()
-    before_ns = time.time_ns()
-    sending.end_runs(3)
-    after_ns = time.time_ns()
-    sending.wait_for(spooled=3)
-    report = sending.ledger.report(Lane(0, sending.ledger.emitter), closing=False)
-    assert before_ns <= report.complete_at_ns <= after_ns
-    assert report.complete_age_ns > 0
-    assert _balance(report, waiting=3)
-    sending.sender.close(0.5)
+def test_spooled_frame_keeps_the_partition_that_was_chosen_before_its_first_byte(quick: None, tmp_path: Path) -> None:
+    first = Outage(tmp_path, is_away=True)
+    first.start()
+    first.end_runs(3)
+    first.wait_for(spooled=3)
+    file = first.ledger.lane.file
+    assert file is not None
+    assert file.facts()["partition"] == ""
+    first.link.fate = lambda events, attempt: SendFailedError("timed out")
+    first.come_back()
+    wait_until(lambda: first.link.attempts)
+    chosen = first.ledger.lane.partition
+    assert file.facts()["partition"] == str(chosen)
+    first.die()
+    second = Outage(tmp_path, is_away=False)
+    # Chosen over these, it were another one.
+    second.link.known = frozenset(range(1_000))
+    second.start()
+    second.wait_for_runs(3)
+    assert {entry.partition for entry in second.ended()} == {chosen}
+    second.close()
 
 
-def test_what_is_left_at_exit_is_adopted_by_the_next_process(quick: None, tmp_path: Path) -> None:
-    first = _Outage(tmp_path, is_away=True)
+def test_what_is_left_at_exit_is_sent_unchanged_by_the_next_process(quick: None, tmp_path: Path) -> None:
+    first = Outage(tmp_path, is_away=True)
     first.start()
     first.end_runs(20)
-    first.ring.close()
-    first.sender.close(0.5)
-    assert (first.ledger.delivery().spooled, first.ledger.delivery().dropped) == (20, {})
-    second = _Outage(tmp_path, is_away=False)
+    first.close_away()
+    delivery = first.ledger.delivery()
+    assert (delivery.spooled, delivery.waiting, delivery.dropped) == (20, 0, {})
+    second = Outage(tmp_path, is_away=False)
     second.start()
-    second.wait_for_runs(20)
-    reports = second.close()
-    assert reports[-1].adopted == {first.ledger.emitter: 20}
-    assert all(_balance(report, waiting=20 - sum(report.lanes.values()) + 1) for report in reports[:1])
-    assert _balance(reports[-1])
-    # The report that says so comes before the events.
-    assert isinstance(second.read_first(), EmitterReported)
-    assert {event.emitter for event in second.read()} == {second.ledger.emitter}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    second.end_runs(1)
+    second.wait_for_runs(21)
+    second.close()
+    # The closing report of its owner is the lane's end, and nothing is added to it.
+    assert check_ledger(_of(second, first.ledger.lane.emitter)).closing
+    assert len(_of(second, first.ledger.lane.emitter)) == 21
+    assert len(_of(second, second.ledger.lane.emitter)) == 2
+    assert not _files(tmp_path)
 
 
 def test_a_cluster_that_does_not_say_its_id_at_once_sets_no_spool_aside(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _Outage(tmp_path, is_away=True)
-    first.sender._spool.learn_cluster("a-cluster")
+    first = Outage(tmp_path, is_away=True)
+    first.spool.learn_cluster("a-cluster")
     first.start()
     first.end_runs(20)
-    first.ring.close()
-    first.sender.close(0.5)
-    said = iter(["", "", "a-cluster"])
+    first.close_away()
+    said = iter(["", "", "", "a-cluster"])
 
     async def cluster_id(_link: FakeLink) -> str:
         return next(said, "a-cluster")
@@ -344,51 +392,20 @@ def test_a_cluster_that_does_not_say_its_id_at_once_sets_no_spool_aside(
     # It is asked again soon, not only at the next look.
     monkeypatch.setattr(replay_module, "SCAN_SECONDS", 60.0)
     monkeypatch.setattr(replay_module, "_RETRY_SECONDS", 0.01)
-    second = _Outage(tmp_path, is_away=False)
+    second = Outage(tmp_path, is_away=False)
     second.start()
     second.wait_for_runs(20)
-    assert second.close()[-1].adopted == {first.ledger.emitter: 20}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    second.close()
+    assert not _files(tmp_path)
 
 
-def test_killed_between_an_adoption_and_its_report_leaves_the_report_to_the_next(
+def test_killed_between_sending_and_deleting_the_same_frames_come_again(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _Outage(tmp_path, is_away=True)
-    first.start()
-    first.end_runs(20)
-    first.ring.close()
-    first.sender.close(0.5)
-    second = _Outage(tmp_path, is_away=False)
-    second.link.fate = lambda values, attempt: SendDeniedError("nothing lands")
-    second.ring.offer(_record())
-    # It waits for the report before it numbers what it adopted.
-    with monkeypatch.context() as patch:
-        patch.setattr(replay_module, "SCAN_SECONDS", 60.0)
-        second.start()
-        second.wait_for(spooled=20)
-        second.die()
-    assert second.ledger.adopted == {first.ledger.emitter: 20}
-    third = _Outage(tmp_path, is_away=False)
-    third.start()
-    third.wait_for_runs(20)
-    assert _balance(third.close()[-1])
-    reports = [event for event in third.read() if isinstance(event, EmitterReported)]
-    newest = {report.emitter: report.adopted for report in sorted(reports, key=lambda report: report.number)}
-    assert newest == {
-        second.ledger.emitter: {first.ledger.emitter: 20},
-        third.ledger.emitter: {second.ledger.emitter: 20},
-    }
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_killed_between_sending_and_deleting_sends_the_same_numbers_again(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forget(file: SpoolFile, row: int) -> None:
+    def forget(file: SpoolFile, last: int) -> None:
         raise SpoolError("killed before this")
 
-    first = _Outage(tmp_path, is_away=True)
+    first = Outage(tmp_path, is_away=True)
     first.start()
     first.end_runs(20)
     first.wait_for(spooled=20)
@@ -397,134 +414,289 @@ def test_killed_between_sending_and_deleting_sends_the_same_numbers_again(
         first.come_back()
         first.wait_for_runs(20)
         first.die()
-    second = _Outage(tmp_path, is_away=False)
+    second = Outage(tmp_path, is_away=False)
     second.start()
     second.wait_for_runs(20)
-    (*_, last) = second.close()
-    assert second.runs() == first.runs()
-    assert {event.emitter for event in second.read() if isinstance(event, RunEnded)} == {first.ledger.emitter}
-    assert [(lane.emitter, lane.last) for lane in last.replayed] == [(first.ledger.emitter, 20)]
-    assert last.adopted == {}
-    assert _balance(last)
+    second.close()
+    assert _of(second, first.ledger.lane.emitter) == first.read()
 
 
-def test_killed_before_sending_keeps_the_numbers_that_were_given(
+def test_frame_that_cannot_be_deleted_is_not_sent_again_by_its_owner(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _Outage(tmp_path, is_away=True)
+    sending = Outage(tmp_path, is_away=True)
+    sending.start()
+    sending.end_runs(5)
+    sending.wait_for(spooled=5)
+    forget, failures = SpoolFile.forget, iter([True, True])
+
+    def fail_first(file: SpoolFile, last: int) -> None:
+        if next(failures, False):
+            raise SpoolError("no room")
+        forget(file, last)
+
+    monkeypatch.setattr(SpoolFile, "forget", fail_first)
+    sending.come_back()
+    sending.sender.flush(5)
+    for _ in range(3):
+        sending.end_runs(1)
+        sending.sender.flush(5)
+    sending.close()
+    check_ledger(sending.read())
+    assert sending.ledger.delivery().sent == 8
+    assert not _files(tmp_path)
+
+
+def test_killed_before_sending_keeps_the_numbers_that_were_given(quick: None, tmp_path: Path) -> None:
+    first = Outage(tmp_path, is_away=True)
     first.start()
     first.end_runs(20)
     first.wait_for(spooled=20)
 
-    def fail(values: list[bytes], attempt: int) -> SendError:
+    def fail(events: list[LoggedEvent], attempt: int) -> SendError:
         raise OSError("killed before this")
 
     first.link.fate = fail
     first.come_back()
-    first.wait_for(spooled=0)
+    wait_until(lambda: first.link.attempts)
     first.die()
-    second = _Outage(tmp_path, is_away=False)
+    second = Outage(tmp_path, is_away=False)
     second.start()
     second.wait_for_runs(20)
     second.close()
-    assert {(event.emitter, event.sequence) for event in second.read() if isinstance(event, RunEnded)} == {
-        (first.ledger.emitter, number) for number in range(1, 21)
-    }
+    assert [entry.number for entry in _of(second, first.ledger.lane.emitter)] == list(range(1, 21))
 
 
-def test_batch_numbered_more_than_seven_days_ago_is_announced_and_never_sent(quick: None, tmp_path: Path) -> None:
-    old = time.time_ns() - MAX_AGE_NS - 1
-    spool = Spool(tmp_path, _SETTINGS, 10**9)
-    spool.cluster_id = "a-cluster"
-    spool.write("e-old", [_record(at_ns=old)], [_batch("e-old", 5, 9, numbered_at_ns=old)])
-    _die(spool)
-    sending = _Outage(tmp_path, is_away=False)
+# What is never sent
+
+
+def _left(directory: Path, lane: Lane) -> None:
+    """Leaves the spool of a killed process."""
+    spool = make_spool(directory)
+    spool.write(lane)
+    die(spool)
+
+
+def _announced(sending: Sending) -> list[LaneAbandoned]:
+    return [entry.event for entry in sending.read() if isinstance(entry.event, LaneAbandoned)]
+
+
+@pytest.mark.parametrize("says_so", ["wall clock", "append time"])
+def test_frames_of_more_than_seven_days_ago_are_announced_and_never_sent(
+    says_so: str, quick: None, tmp_path: Path
+) -> None:
+    old_ns = time.time_ns() - (MAX_AGE_NS + 1 if says_so == "wall clock" else 1)
+    report = _report(superseded=3)
+    lane = make_lane(_report(), closed_at_ns=old_ns)
+    add_frame(lane, closed_at_ns=old_ns)
+    add_frame(lane, report, closed_at_ns=old_ns)
+    add_frame(lane, closed_at_ns=time.time_ns() + 10**9)
+    _left(tmp_path, lane)
+    sending = Outage(tmp_path, is_away=False)
+    if says_so == "append time":
+        # The clock of this machine stands in the past.
+        sending.link.newest_append_ns = time.time_ns() + MAX_AGE_NS
     sending.start()
-    deadline = time.monotonic() + 5
-    while list(tmp_path.rglob("*.spool")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    (*_, last) = sending.close()
-    assert [(s.emitter, s.partition, s.first, s.last, s.reason) for s in last.skipped] == [
-        ("e-old", 0, 5, 9, "unknown")
+    wait_until(lambda: not list(tmp_path.rglob("*.spool")))
+    sending.close()
+    assert _announced(sending) == [
+        LaneAbandoned(
+            at_ns=_announced(sending)[0].at_ns, emitter=lane.emitter, first=1, last=3, reason="expired", report=report
+        )
     ]
-    assert last.dropped == {"expired": {"run.ended": 1}}
-    assert last.adopted == {"e-old": 1}
-    assert _balance(last)
-    assert not any(
-        isinstance(decode_event(value), RunEnded) for values in sending.link.log.values() for value in values
-    )
+    assert [entry.number for entry in _of(sending, lane.emitter)] == [4]
+    # Not events of this process.
+    assert (sending.ledger.delivery().sent, sending.ledger.delivery().dropped) == (0, {})
+
+
+def test_own_frames_that_are_too_old_are_said_in_the_next_report(quick: None, tmp_path: Path) -> None:
+    sending = Outage(tmp_path, is_away=True)
+    sending.start()
+    sending.end_runs(4)
+    sending.wait_for(spooled=4)
+    sending.link.newest_append_ns = time.time_ns() + MAX_AGE_NS + 10**9
+    sending.come_back()
+    wait_until(lambda: sending.ledger.delivery().spooled == 0)
+    sending.link.newest_append_ns = 0
+    (report,) = sending.close()
+    assert [(each.first, each.last, each.reason) for each in report.skipped] == [(1, 4, "expired")]
+    assert sending.ledger.delivery().dropped == {"expired": 4}
+    assert sending.ended() == []
+
+
+def test_frames_whose_partition_is_gone_are_announced_and_never_sent(quick: None, tmp_path: Path) -> None:
+    lane = make_lane(partition=7)
+    _left(tmp_path, lane)
+    sending = Outage(tmp_path, is_away=False)
+    sending.start()
+    wait_until(lambda: not list(tmp_path.rglob("*.spool")))
+    sending.close()
+    (said,) = _announced(sending)
+    assert (said.emitter, said.first, said.last, said.reason) == (lane.emitter, 1, 1, "partition_gone")
+
+
+def test_announcement_that_is_given_up_itself_is_made_again(quick: None, tmp_path: Path) -> None:
+    other = LaneAbandoned(at_ns=1, emitter="e0", first=1, last=9, reason="expired")
+    lane = make_lane(other, partition=7)
+    _left(tmp_path, lane)
+    sending = Outage(tmp_path, is_away=False)
+    sending.start()
+    wait_until(lambda: not list(tmp_path.rglob("*.spool")))
+    sending.close()
+    assert [(said.emitter, said.first, said.last) for said in _announced(sending)] == [
+        ("e0", 1, 9),
+        (lane.emitter, 1, 1),
+    ]
+
+
+def test_file_is_kept_until_kafka_has_the_announcement(quick: None, tmp_path: Path) -> None:
+    lane = make_lane(partition=7)
+    _left(tmp_path, lane)
+    sending = Outage(tmp_path, is_away=False)
+    sending.link.fate = lambda events, attempt: SendFailedError("timed out")
+    sending.start()
+    wait_until(lambda: sending.link.attempts)
+    time.sleep(0.05)
+    assert len(list(tmp_path.rglob(f"{lane.emitter}*.spool"))) == 1
+    sending.die()
+    third = Outage(tmp_path, is_away=False)
+    third.start()
+    wait_until(lambda: not list(tmp_path.rglob("*.spool")))
+    third.close()
+    # The killed process's own announcement was in its spool, and may come beside the new one.
+    assert {said.emitter for said in _announced(third)} == {lane.emitter}
+
+
+def test_event_of_another_emitter_that_is_refused_is_announced(quick: None, tmp_path: Path) -> None:
+    events = [RunScored(at_ns=1, run_id=f"r{number}", key="k", service="s", environment="e") for number in range(4)]
+    lane = make_lane(*events)
+    _left(tmp_path, lane)
+
+    def fate(logged: list[LoggedEvent], attempt: int) -> SendError | None:
+        is_refused = any(entry.emitter == lane.emitter and entry.number == 3 for entry in logged)
+        return FrameRefusedError("too_large") if is_refused else None
+
+    sending = Outage(tmp_path, is_away=False)
+    sending.link.fate = fate
+    sending.start()
+    wait_until(lambda: not list(tmp_path.rglob("*.spool")))
+    sending.close()
+    assert [entry.number for entry in _of(sending, lane.emitter)] == [1, 2, 4]
+    (said,) = _announced(sending)
+    assert (said.emitter, said.first, said.last, said.reason) == (lane.emitter, 3, 3, "too_large")
+
+
+# A spool that does not work
 
 
 def test_unwritable_spool_falls_back_to_memory_and_everything_still_arrives(quick: None, tmp_path: Path) -> None:
     (tmp_path / "a-file").write_text("")
-    sending = _Outage(tmp_path / "a-file" / "below", is_away=True)
+    sending = Outage(tmp_path / "a-file" / "below", is_away=True)
     sending.start()
     sending.end_runs(30)
-    deadline = time.monotonic() + 5
-    while not sending.spool.failures and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: sending.spool.failures)
     assert sending.ledger.delivery().waiting == 30
     sending.come_back()
     sending.sender.flush(5)
     assert sending.ledger.delivery().sent == 30
-    assert _balance(sending.close()[-1])
+    sending.close()
+    check_ledger(sending.read())
 
 
-def test_reports_form_a_chain(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 0.0)
-    monkeypatch.setattr(sender_module, "REPORT_SECONDS", 0.005)
-    sending = _Outage(tmp_path, is_away=False)
+def test_own_spool_that_cannot_be_read_does_not_hold_what_follows(
+    quick: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sending = Outage(tmp_path, is_away=True)
     sending.start()
-    sending.end_runs(1)
-    time.sleep(0.1)
-    reports = sending.close()
-    assert len(reports) > 2
-    assert reports[0].previous_report_id is None
-    assert [report.previous_report_id for report in reports[1:]] == [report.report_id for report in reports[:-1]]
-    assert len({report.report_id for report in reports}) == len(reports)
+    for spooled in (3, 6):
+        sending.end_runs(3)
+        sending.wait_for(spooled)
+    file = sending.ledger.lane.file
+    assert file is not None
+    file._connection.execute("UPDATE frames SET frame = x'00'")
+    sending.come_back()
+    wait_until(lambda: sending.ledger.former)
+    sending.end_runs(2)
+    # The first frame had been read before.
+    sending.wait_for_runs(5)
+    assert any("spool_not_read" in record.getMessage() for record in caplog.records)
+    sending.close()
 
 
 def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_comes(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(link: FakeLink, builder: object, partition: int) -> None:
+    async def never(link: FakeLink, key: bytes, value: bytes, partition: int) -> None:
         link.unanswered_seconds = 1.0
         await asyncio.Event().wait()
 
     monkeypatch.setattr(FakeLink, "send", never)
-    sending = _Outage(tmp_path, is_away=False)
+    sending = Outage(tmp_path, is_away=False)
     sending.start()
     sending.end_runs(3)
-    deadline = time.monotonic() + 5
-    # The file is there before anything is in it.
-    while not any(file.numbered() for file in sending.spool.files) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    (file,) = sending.spool.files
-    (batch,) = file.numbered()
-    assert (batch.first, batch.last) == (1, 3)
+    sending.wait_for(spooled=3)
+    file = sending.ledger.lane.file
+    assert file is not None
+    assert [(frame.first, frame.last) for frame in file.frames()] == [(1, 3)]
     sending.sender.close(0.1)
+
+
+def test_frame_on_its_way_that_goes_to_disk_is_deleted_there_when_it_arrives(quick: None, tmp_path: Path) -> None:
+    sending = Outage(tmp_path, is_away=False)
+    sending.start()
+    spooled: list[int] = []
+
+    def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
+        if not spooled:
+            sending.sender._put_in_spool()
+            spooled.append(sending.ledger.delivery().spooled)
+        return None
+
+    sending.link.fate = fate
+    sending.end_runs(3)
+    sending.sender.flush(5)
+    assert spooled == [3]
+    delivery = sending.ledger.delivery()
+    assert (delivery.sent, delivery.spooled, delivery.waiting, sending.buffer.held_bytes) == (3, 0, 0, 0)
+    sending.close()
+    check_ledger(sending.read())
+
+
+def test_a_backlog_on_disk_does_not_let_memory_fill(quick: None, tmp_path: Path) -> None:
+    sending = Outage(tmp_path, is_away=True)
+    sending.buffer.spool_mark = 20_000
+    sending.start()
+    sending.end_runs(10)
+    sending.wait_for(spooled=10)
+    sending.link.down_seconds = 0.0
+    # Kafka is there, but the lane's backlog does not move.
+    sending.end_runs(200)
+    wait_until(lambda: sending.ledger.delivery().spooled > 10)
+    assert sending.buffer.held_bytes <= 20_000
+    sending.come_back()
+    sending.wait_for_runs(210)
+    sending.close()
+    check_ledger(sending.read())
 
 
 def test_sum_of_stats_holds_while_events_are_written_to_disk(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Stats] = []
-    deliveries: list[Delivery] = []
+    seen: list[tuple[Stats, Delivery]] = []
     write = Spool.write
 
-    def look_and_write(spool: Spool, *arguments: Any) -> Any:
-        seen.append(sending.ledger.stats(0))
-        deliveries.append(sending.ledger.delivery())
-        return write(spool, *arguments)
+    def look_and_write(spool: Spool, lane: Lane) -> int:
+        seen.append((sending.ledger.stats(0), sending.ledger.delivery()))
+        return write(spool, lane)
 
     monkeypatch.setattr(Spool, "write", look_and_write)
-    sending = _Outage(tmp_path, is_away=True)
+    sending = Outage(tmp_path, is_away=True)
     sending.end_runs(100)
     sending.start()
     sending.wait_for(spooled=100)
-    stats = seen[0]
-    assert (stats.captured, stats.waiting, stats.in_transit) == (100, 0, 100)
-    assert (deliveries[0].waiting, deliveries[0].spooled) == (100, 0)
+    stats, delivery = seen[0]
+    assert (stats.captured, stats.numbered, stats.waiting, stats.spooled) == (100, 100, 0, 0)
+    assert (delivery.waiting, delivery.spooled) == (100, 0)
     stats = sending.ledger.stats(0)
-    assert (stats.captured, stats.waiting, stats.spooled, stats.in_transit) == (100, 100, 100, 0)
+    assert (stats.captured, stats.numbered, stats.waiting, stats.spooled) == (100, 100, 0, 100)
     sending.sender.close(0.1)

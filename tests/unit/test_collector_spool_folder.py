@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtap_collector.spool.spool import SpoolError
-from unit.test_collector_spool import _die, _Outage, _record, _spool, quick
+from unit.test_collector_spool import Outage, die, make_lane, make_spool, quick
 
 __all__ = ["quick"]
 
@@ -22,18 +22,18 @@ def test_a_folder_that_is_a_link_is_refused_and_said_once(
     which: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tmp_path / "state"
-    abandoned = _spool(base)
-    abandoned.write("e1", [_record()], [])
-    folder = _die(abandoned).path.parent
+    abandoned = make_spool(base)
+    abandoned.write(make_lane())
+    folder = die(abandoned).path.parent
     target = folder if which == "one connection" else base
     elsewhere = target.rename(tmp_path / "elsewhere")
     elsewhere.chmod(0o755)
     target.symlink_to(elsewhere)
-    spool = _spool(base)
+    spool = make_spool(base)
     for _ in range(3):
         with pytest.raises(SpoolError, match="is a link"):
-            spool.write("e2", [_record()], [])
-        assert spool.find_abandoned() == []
+            spool.write(make_lane())
+        assert spool.find_abandoned(9) == []
     assert (_said(caplog, "spool_not_written"), _said(caplog, "spool_not_read")) == (1, 1)
     assert elsewhere.stat().st_mode & 0o777 == 0o755
     assert len(list(elsewhere.rglob("*.spool"))) == 1
@@ -42,17 +42,17 @@ def test_a_folder_that_is_a_link_is_refused_and_said_once(
 def test_another_users_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    abandoned = _spool(tmp_path)
-    abandoned.write("e1", [_record()], [])
-    _die(abandoned)
+    abandoned = make_spool(tmp_path)
+    abandoned.write(make_lane())
+    die(abandoned)
     monkeypatch.setattr(os, "geteuid", lambda: 54_321)
-    spool = _spool(tmp_path)
+    spool = make_spool(tmp_path)
     with pytest.raises(SpoolError, match="another user"):
-        spool.write("e2", [_record()], [])
-    assert spool.find_abandoned() == []
+        spool.write(make_lane())
+    assert spool.find_abandoned(9) == []
     assert _said(caplog, "spool_not_read") == 1
     monkeypatch.undo()
-    assert len(_spool(tmp_path).find_abandoned()) == 1
+    assert len(make_spool(tmp_path).find_abandoned(9)) == 1
 
 
 def test_no_folder_is_made_where_a_link_leads(tmp_path: Path) -> None:
@@ -60,14 +60,14 @@ def test_no_folder_is_made_where_a_link_leads(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (tmp_path / "state").symlink_to(elsewhere)
     with pytest.raises(SpoolError, match="is a link"):
-        _spool(tmp_path / "state").write("e1", [_record()], [])
+        make_spool(tmp_path / "state").write(make_lane())
     assert list(elsewhere.iterdir()) == []
 
 
 def test_events_wait_in_memory_then_and_arrive(quick: None, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "state").symlink_to(tmp_path / "elsewhere")
-    sending = _Outage(tmp_path / "state", is_away=True)
+    sending = Outage(tmp_path / "state", is_away=True)
     sending.start()
     sending.end_runs(20)
     sending.come_back()
@@ -77,8 +77,8 @@ def test_events_wait_in_memory_then_and_arrive(quick: None, tmp_path: Path) -> N
 
 
 def test_its_files_are_for_the_user_alone(tmp_path: Path) -> None:
-    spool = _spool(tmp_path)
-    spool.write("e1", [_record()], [])
+    spool = make_spool(tmp_path)
+    spool.write(make_lane())
     modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
     assert set(modes.values()) == {0o600}
     assert {".spool", ".spool-wal", ".spool-shm", ".lock"} == set(modes)

@@ -87,5 +87,5 @@ def test_tokens_of_blocks_odd_values_and_huge_ones_do_no_harm() -> None:
     pieces = _pieces(captured)
     assert pieces[0].text == "xy"
     assert max(len(piece.text) for piece in pieces) <= 16 * 1024
-    assert captured.emitter.ring.content_dropped == 1
-    assert not captured.emitter.ring.dropped
+    assert captured.emitter.buffer.content_dropped == 1
+    assert not captured.emitter.buffer.dropped

@@ -9,8 +9,8 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from runtap_collector.capture.translate import add_response, request_of, run_name
-from runtap_collector.send.records import OpenRun, Outcome, Route, View
+from runtap_collector.capture.translate import add_response, host_of, request_of, run_name
+from runtap_collector.send.records import OpenRun, Outcome, Trace, View
 from runtap_schemas import Usage
 
 _BASE: Any = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}
@@ -147,17 +147,33 @@ def test_web_searches_are_counted() -> None:
 
 def _run(**facts: Any) -> OpenRun:
     run_id = uuid4()
-    run = OpenRun(run_id, None, "chain", None, View("s", "e", {}, captures_content=False), Route(run_id))
+    run = OpenRun(run_id, None, "chain", None, View("s", "e", {}, captures_content=False), Trace(run_id))
     for name, value in facts.items():
         setattr(run, name, value)
     return run
 
 
-def test_request_says_provider_model_and_tier() -> None:
+def test_request_says_provider_model_tier_and_host() -> None:
     told = _run(metadata={"ls_provider": "openai", "ls_model_name": "gpt-4"}, invocation={"service_tier": "flex"})
-    assert request_of(told) == ("openai", "gpt-4", "flex")
-    local = _run(serialized={"kwargs": {"model": "local"}}, invocation={"_type": "fake", "service_tier": "auto"})
-    assert request_of(local) == ("fake", "local", None)
+    assert request_of(told) == ("openai", "gpt-4", "flex", None)
+    kwargs = {"model": "local", "openai_api_base": "http://127.0.0.1:8000/v1"}
+    local = _run(serialized={"kwargs": kwargs}, invocation={"_type": "fake", "service_tier": "auto"})
+    assert request_of(local) == ("fake", "local", None, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://user:secret@Proxy.example.com:8443/key/v1?token=x", "proxy.example.com"),
+        ("my-account.openai.azure.com/", "my-account.openai.azure.com"),
+        ("http://[::1]:11434", "::1"),
+        ("http://[broken", None),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_of_a_url_the_host_alone_is_kept(url: object, host: str | None) -> None:
+    assert host_of(url) == host
 
 
 @pytest.mark.parametrize(

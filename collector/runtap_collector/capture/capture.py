@@ -1,4 +1,4 @@
-"""From a callback's arguments to records offered to the ring: `Capture.begin`, `end`, `end_model`, `fail`, `note`.
+"""From a callback's arguments to events offered to the buffer: `Capture.begin`, `end`, `end_model`, `fail`, `note`.
 
 What runs for every callback: measured in tests/benchmarks, and written for it. Its methods never raise.
 """
@@ -16,10 +16,10 @@ from runtap_collector.capture.context import context_of
 from runtap_collector.capture.failures import describe_error, status_of
 from runtap_collector.capture.open_runs import identity_of, key_of
 from runtap_collector.capture.text import add_metadata, clip, clip_tags, name_of, own_keys
-from runtap_collector.capture.translate import add_response
+from runtap_collector.capture.translate import add_response, run_name
 from runtap_collector.logs import RareLog
 from runtap_collector.send.encoding import note_of, streamed_of
-from runtap_collector.send.records import Note, OpenRun, Outcome, Route, Session, Stream, View
+from runtap_collector.send.records import Note, OpenRun, Outcome, Session, Stream, Trace, View
 from runtap_schemas.events import MAX_COUNT, MAX_STREAMED_LENGTH
 
 if TYPE_CHECKING:
@@ -79,18 +79,18 @@ class Capture:
                 parent_run_id = identity_of(parent_run_id)
                 parent = by_key.get(key_of(parent_run_id))
             if parent is not None:
-                route = parent.route
+                trace = parent.trace
             elif not self.is_on:
                 return
             else:
-                route = Route(run_id) if parent_run_id is None else open_runs.route_under(parent_run_id)
+                trace = Trace(run_id) if parent_run_id is None else open_runs.trace_under(parent_run_id)
             run = OpenRun(
                 run_id,
                 parent_run_id,
                 run_type,
                 kwargs.get("name"),
                 self.view,
-                route,
+                trace,
                 serialized,
                 tags,
                 metadata,
@@ -103,8 +103,10 @@ class Capture:
             if by_key.setdefault(key, run) is not run:
                 # Another handler has reported this start.
                 return
+            if parent_run_id is None:
+                trace.root_name = run_name(run)
             run.context = context_of(run, parent)
-            if emitter.ring.offer_start(run):
+            if emitter.buffer.offer_start(run):
                 emitter.wake()
             if len(by_key) > open_runs.max_runs:
                 emitter.evict_runs()
@@ -128,7 +130,7 @@ class Capture:
     def _offer_stream(self, run: OpenRun, stream: Stream, now_ns: int) -> None:
         text = clip("".join(stream.parts), MAX_STREAMED_LENGTH)
         if stream.length > len(text):
-            self.emitter.ring.count_content_lost()
+            self.emitter.buffer.count_content_lost()
         index = stream.index
         stream.index += len(stream.parts)
         stream.parts, stream.length, stream.sent_monotonic_ns = [], 0, now_ns
@@ -229,23 +231,23 @@ class Capture:
         if outputs is not None and run.view.captures_content:
             run.outputs, lost_bytes = self._content_of(outputs)
             run.lost_bytes += lost_bytes
-        if self.emitter.ring.offer_end(run):
+        if self.emitter.buffer.offer_end(run):
             self.emitter.wake()
 
     def _content_of(self, value: object) -> tuple[bytes | None, int]:
         """JSON of captured content, or its size where it is too large to keep or there is no room."""
-        ring = self.emitter.ring
+        buffer = self.emitter.buffer
         json, size_bytes = content_of(value)
-        if json is not None and ring.has_content_room(size_bytes):
+        if json is not None and buffer.has_content_room(size_bytes):
             return json, 0
-        ring.count_content_lost()
+        buffer.count_content_lost()
         return None, size_bytes
 
     def count_failure(self, kind: str) -> None:
         """Counts an event that was lost to a failure of our own, and says so at most once a minute."""
         # A token of a stream is no event of its own: not counted as one that was lost.
         if kind != "run.streamed":
-            self.emitter.ring.count_lost(kind, "internal_error")
+            self.emitter.buffer.count_lost(kind, "internal_error")
         _warnings.warn("callback_failed", kind=kind, exc_info=True)
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from uuid import UUID
 
 from runtap_collector.capture.text import clip, text_of
-from runtap_collector.send.records import OpenRun, Route
+from runtap_collector.send.records import OpenRun, Trace
 
 MAX_OPEN_RUNS = 50_000
 MAX_AGE_SECONDS = 24 * 3_600
@@ -47,35 +47,35 @@ def key_of(run_id: object) -> int | str:
     return identity.int if isinstance(identity, UUID) else identity
 
 
-class RouteMemory:
-    """The newest routes by the id of a run or a session: between half the limit and the limit of them.
+class TraceMemory:
+    """The newest traces by the id of a run: between half the limit and the limit of them.
 
     Two halves, the older of which is let go whole: taking the oldest of a dict one by one gets slower with each.
     """
 
     def __init__(self, limit: int = _MAX_REMEMBERED) -> None:
         self._half = limit // 2
-        self._newer: dict[int | str, Route] = {}
-        self._older: dict[int | str, Route] = {}
+        self._newer: dict[int | str, Trace] = {}
+        self._older: dict[int | str, Trace] = {}
 
-    def add(self, key: int | str, route: Route) -> None:
-        """Remembers a route."""
+    def add(self, key: int | str, trace: Trace) -> None:
+        """Remembers a trace."""
         newer = self._newer
-        newer[key] = route
+        newer[key] = trace
         if len(newer) > self._half:
             self._older, self._newer = newer, {}
 
-    def get(self, key: int | str) -> Route | None:
-        """The route of that id, if it is remembered."""
+    def get(self, key: int | str) -> Trace | None:
+        """The trace of that id, if it is remembered."""
         return self._newer.get(key) or self._older.get(key)
 
-    def get_or_add(self, key: int | str, identity: UUID | str) -> Route:
-        """The route of that id, a new one if it is not remembered."""
-        route = self.get(key)
-        if route is None:
-            route = Route(identity)
-            self.add(key, route)
-        return route
+    def get_or_add(self, key: int | str, identity: UUID | str) -> Trace:
+        """The trace of that id, a new one if it is not remembered."""
+        trace = self.get(key)
+        if trace is None:
+            trace = Trace(identity)
+            self.add(key, trace)
+        return trace
 
 
 class OpenRuns:
@@ -85,9 +85,9 @@ class OpenRuns:
         self.max_runs = max_runs
         # Also read, and added to, by `Capture.begin`.
         self.by_key: dict[int | str, OpenRun] = {}
-        self._closed = RouteMemory()
+        self._closed = TraceMemory()
         # Parents that never started here: their children share a trace.
-        self._strangers = RouteMemory()
+        self._strangers = TraceMemory()
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -96,10 +96,10 @@ class OpenRuns:
         """Takes a run out. None: it ended before, or began where nobody saw it."""
         run = self.by_key.pop(key, None)
         if run is not None:
-            self._closed.add(key, run.route)
+            self._closed.add(key, run.trace)
         return run
 
-    def route_under(self, parent_run_id: UUID | str) -> Route:
+    def trace_under(self, parent_run_id: UUID | str) -> Trace:
         """The trace of a run whose parent is not open: the parent's if that was open lately, else one by its id."""
         key = key_of(parent_run_id)
         return self._closed.get(key) or self._strangers.get_or_add(key, parent_run_id)
@@ -133,7 +133,7 @@ class OpenRuns:
             if len(evicted) >= excess and run.started_monotonic_ns > too_old_ns:
                 break
             if self.by_key.pop(key, None) is not None:
-                self._closed.add(key, run.route)
+                self._closed.add(key, run.trace)
                 run.child_errors = None
                 evicted.append(run)
         return evicted

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from runtap_collector.capture.text import name_of
 from runtap_collector.capture.translate import tokens_of
-from runtap_collector.send.records import OpenRun, Outcome, Route, View
+from runtap_collector.send.records import OpenRun, Outcome, Trace, View
 from runtap_schemas import Usage
 
 
@@ -37,7 +37,8 @@ def recorded_call(view: View, name: str, provider: str | None, model: str) -> tu
     if model_name is None:
         raise ValueError("a recorded call needs the name of its model")
     run_id = uuid4()
-    run = OpenRun(run_id, None, "llm", name_of(name) or "recorded", view, Route(run_id))
+    run_name = name_of(name) or "recorded"
+    run = OpenRun(run_id, None, "llm", run_name, view, Trace(run_id, run_name))
     return run, Outcome("ok", provider=name_of(provider), model=model_name, usage_source="recorded")
 
 

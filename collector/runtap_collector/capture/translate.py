@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from langchain_core.outputs import LLMResult
 from msgspec import structs
@@ -20,6 +21,18 @@ from runtap_schemas import Usage
 from runtap_schemas.events import MAX_TOKENS
 
 _MODEL_KEYS = ("model_name", "model", "model_id")
+# What clients call the URL of a seller's own, of a proxy or of a model at home.
+_HOST_KEYS = (
+    "openai_api_base",
+    "base_url",
+    "azure_endpoint",
+    "endpoint",
+    "endpoint_url",
+    "anthropic_api_url",
+    "api_base",
+)
+# Words of an answer that change its price, beside the service tier.
+_PRICE_KEYS = ("inference_geo", "region", "speed", "batch")
 _FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "finishReason")
 _MAX_WORD_LENGTH = 32
 _NOTHING: Mapping[str, Any] = {}
@@ -38,8 +51,8 @@ def run_name(run: OpenRun) -> str:
     return name or run.run_type
 
 
-def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
-    """What the request of a model's run says of it: provider, name and service tier."""
+def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None, str | None]:
+    """What the request of a model's run says of it: provider, name, service tier, and the host that is called."""
     metadata, invocation = run.metadata or _NOTHING, run.invocation or _NOTHING
     kwargs = (run.serialized or _NOTHING).get("kwargs") or _NOTHING
     try:
@@ -51,14 +64,28 @@ def request_of(run: OpenRun) -> tuple[str | None, str | None, str | None]:
 
 def _request_of(
     metadata: Mapping[str, Any], invocation: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> tuple[str | None, str | None, str | None]:
+) -> tuple[str | None, str | None, str | None, str | None]:
     model = metadata.get("ls_model_name") or _first(invocation, _MODEL_KEYS) or _first(kwargs, _MODEL_KEYS)
     tier = invocation.get("service_tier")
     return (
         name_of(metadata.get("ls_provider") or invocation.get("_type")),
         name_of(model),
         word_of(tier) if tier and tier != "auto" else None,
+        host_of(_first(invocation, _HOST_KEYS) or _first(kwargs, _HOST_KEYS)),
     )
+
+
+def host_of(url: object) -> str | None:
+    """The host of a URL, and nothing else of it, which may be secret. `None`: it names none."""
+    return _host_of(url) if type(url) is str else None
+
+
+@lru_cache(maxsize=1_024)
+def _host_of(url: str) -> str | None:
+    try:
+        return name_of(urlsplit(url if "://" in url else f"//{url}").hostname)
+    except ValueError:
+        return None
 
 
 def note_usage(run: OpenRun, usage: Mapping[str, Any]) -> None:
@@ -110,6 +137,7 @@ def add_response(
         outcome.reported_cost_usd = _billed(raw_usage)
     else:
         raw_usage = {}
+    outcome.price_facts = _price_facts([raw_usage, *sources])
     if outcome.provider == "openrouter" and outcome.reported_cost_usd is None:
         outcome.reported_cost_usd = dollars_of(_first_of(sources, ("cost",)))
     # With several answers each message repeats the usage of the whole call: only the first is counted.
@@ -133,6 +161,15 @@ def add_response(
     outcome.usage = usage
     if usage is not None:
         outcome.usage_source = "stream" if was_streamed else "response"
+
+
+def _price_facts(sources: list[Mapping[str, Any]]) -> dict[str, str]:
+    facts = {key: _first_of(sources, (key,)) for key in _PRICE_KEYS}
+    return {
+        key: name_of(value) or "" if type(value) is str else "true"
+        for key, value in facts.items()
+        if value is True or type(value) is str
+    }
 
 
 def _billed(raw: Mapping[str, Any]) -> str | None:

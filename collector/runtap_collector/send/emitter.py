@@ -1,6 +1,6 @@
 """The process's one emitter: what all taps and handlers share.
 
-Emitter.offer -> Ring.offer -> (first event after a pause) Sender.wake
+Emitter.offer -> Buffer.offer -> (first event after a pause) Sender.wake
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from multiprocessing import util as multiprocessing_util
 from typing import Any, cast
 
 from runtap_collector import signals
-from runtap_collector.capture.open_runs import OpenRuns, RouteMemory
+from runtap_collector.capture.open_runs import OpenRuns
 from runtap_collector.errors import ConnectionConflictError
 from runtap_collector.logs import log
+from runtap_collector.send.buffer import Buffer
 from runtap_collector.send.ledger import Delivery, EmitterHealth, Ledger, Stats
-from runtap_collector.send.records import Record, View
-from runtap_collector.send.ring import Ring
+from runtap_collector.send.records import View
 from runtap_collector.send.sender import TASK_RETRY_SECONDS, Sender
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.spool.spool import Spool
-from runtap_schemas import ConnectionSettings
+from runtap_schemas import ConnectionSettings, Event
 
 EXIT_SECONDS = 2.0
 
 
 class Emitter:
-    """Ring, open runs and sender. Made anew in place after a fork, and when it is used again after its close."""
+    """Buffer, open runs and sender. Made anew in place after a fork, and when it is used again after its close."""
 
     def __init__(self, settings: CollectorSettings) -> None:
         self._settings = settings
@@ -40,19 +40,18 @@ class Emitter:
 
     def _begin_anew(self, settings: CollectorSettings) -> None:
         self._settings = settings
-        # Reentrant for the same reason as the ring's.
+        # Reentrant for the same reason as the buffer's.
         self._lock = threading.RLock()
         self._sender: Sender | None = None
         self._sender_deaths = 0
-        self.ring = Ring(settings.buffer_bytes)
+        self.buffer = Buffer(settings.buffer_bytes)
         self.open_runs = OpenRuns()
-        self.session_routes = RouteMemory()
         self.spool = Spool(settings.spool_directory, settings, settings.spool_bytes)
-        self.ledger = Ledger(self.ring, View.of(settings), self.spool)
+        self.ledger = Ledger(self.buffer, View.of(settings))
 
-    def offer(self, record: Record) -> None:
-        """Hands a record to the sender, or counts why not. Never waits."""
-        if self.ring.offer(record):
+    def offer(self, event: Event) -> None:
+        """Hands an event to the sender, or counts why not. Never waits."""
+        if self.buffer.offer(event):
             self.wake()
 
     def wake(self) -> None:
@@ -65,7 +64,7 @@ class Emitter:
             sender.wake()
 
     def _make_sender(self) -> Sender:
-        return Sender(self.ring, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
+        return Sender(self.buffer, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
 
     def _start_sender(self) -> Sender | None:
         # Here as well: in a forked child the server may have reset what its parent installed.
@@ -74,14 +73,14 @@ class Emitter:
         try:
             sender.start()
         except RuntimeError as error:
-            # An interpreter that is leaving starts no threads: what is in the ring is counted at close.
+            # An interpreter that is leaving starts no threads: what is in the buffer is spooled at close.
             log.warning("sender_not_started", reason=str(error))
             return None
         self._sender = sender
         return sender
 
     def _replace_sender(self) -> None:
-        """Makes the sender anew that a fault of ours ended; ring, lanes and spool are as it left them."""
+        """Makes the sender anew that a fault of ours ended; buffer, lanes and spool are as it left them."""
         time.sleep(TASK_RETRY_SECONDS)
         with self._lock:
             self._sender_deaths += 1
@@ -91,16 +90,14 @@ class Emitter:
     def health(self) -> EmitterHealth:
         """Whether events get to Kafka."""
         sender = self._sender
-        with self.ring.lock:
-            has_waiting = self.ring.count_waiting() > 0
         away_seconds = 0.0 if sender is None else sender.down_seconds
         problems = [
             word
             for word, is_so in (
                 ("kafka_away", away_seconds > 0),
                 ("spool_not_written", self.spool.has_failed_lately),
-                ("sender_down", sender is None and has_waiting),
-                ("closed", self.ring.is_closed),
+                ("sender_down", sender is None and not self.buffer.is_empty),
+                ("closed", self.buffer.is_closed),
             )
             if is_so
         ]
@@ -111,8 +108,8 @@ class Emitter:
         for run in self.open_runs.evict():
             # Its children may hold it for longer.
             inputs, run.inputs = run.inputs, None
-            self.ring.release(len(inputs or b""))
-            self.ring.count_lost("run.ended", "evicted")
+            self.buffer.release(len(inputs or b""))
+            self.buffer.count_lost("run.ended", "evicted")
 
     def flush(self, timeout_seconds: float) -> Delivery:
         """Waits until everything captured so far is in Kafka, or given up, or time is up."""
@@ -128,14 +125,14 @@ class Emitter:
     @property
     def is_over(self) -> bool:
         """Whether it is closed, and its sender gone."""
-        return self.ring.is_closed and (self._sender is None or self._sender.is_over)
+        return self.buffer.is_closed and (self._sender is None or self._sender.is_over)
 
     @property
     def is_busy(self) -> bool:
         """Whether this thread holds a lock that the sender may need. For signal handlers, which
         interrupt it anywhere.
         """
-        return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.ring.lock))
+        return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.buffer.lock))
 
     def stats(self) -> Stats:
         """The emitter's side of the ledger."""
@@ -148,7 +145,7 @@ class Emitter:
             ConnectionConflictError: the emitter is at work with another connection.
         """
         with self._lock:
-            if self._views == 0 and self.ring.is_closed:
+            if self._views == 0 and self.buffer.is_closed:
                 self._begin_anew(settings)
             elif differences := _differences(self._settings, settings):
                 raise ConnectionConflictError(differences)
@@ -163,10 +160,10 @@ class Emitter:
 
     def close(self, timeout_seconds: float) -> Delivery:
         """Sends what there is, reports for the last time, and takes no more events."""
-        self.ring.close()
+        self.buffer.close()
         if self._sender is not None:
             self._sender.close(timeout_seconds)
-        elif self.ring.captured:
+        elif self.buffer.captured:
             # None could be started: an interpreter that is leaving starts no threads.
             self._make_sender().put_rest_away()
         return self.ledger.delivery()
@@ -174,18 +171,18 @@ class Emitter:
     def go_on_as_another(self) -> None:
         """After a close: begins anew with an id of its own, for the taps that there are."""
         with self._lock:
-            if self._views and self.ring.is_closed:
+            if self._views and self.buffer.is_closed:
                 self._begin_anew(self._settings)
 
     def leave_parent_process(self) -> None:
         """In a forked child: begins anew, with an id of its own and without what the parent still holds."""
         self.spool.leave()
         # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
-        _inherited.append((self._sender, self.ring, self.ledger, self.open_runs))
-        was_closed = self.ring.is_closed
+        _inherited.append((self._sender, self.buffer, self.ledger, self.open_runs))
+        was_closed = self.buffer.is_closed
         self._begin_anew(self._settings)
         if was_closed:
-            self.ring.close()
+            self.buffer.close()
 
 
 def _differences(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
@@ -251,7 +248,7 @@ def _chain_on_signals(settings: CollectorSettings) -> None:
 
 
 def _secure() -> None:
-    if _emitter is not None and not _emitter.ring.is_closed:
+    if _emitter is not None and not _emitter.buffer.is_closed:
         with suppress(Exception):
             _emitter.secure(EXIT_SECONDS)
 

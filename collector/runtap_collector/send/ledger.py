@@ -1,6 +1,7 @@
-"""What the emitter says of itself: reports on the wire, figures for the app.
+"""What the emitter says of itself, reports on the wire and figures for the app; and where its events get their numbers:
+`Ledger.close_frames`.
 
-Inside the emitter, always: captured + adopted = sum of the lanes' last numbers + dropped + superseded + waiting.
+Always: captured = last numbers of the lanes + dropped + superseded + waiting.
 """
 
 from __future__ import annotations
@@ -10,27 +11,21 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from operator import itemgetter
-from typing import TYPE_CHECKING
 
 from runtap_collector.capture.text import clip
-from runtap_collector.send.lanes import Lane
+from runtap_collector.logs import RareLog
+from runtap_collector.send.buffer import Buffer, Counts, Filled
+from runtap_collector.send.encoding import start_of
+from runtap_collector.send.lane import Frame, Lane, cut
 from runtap_collector.send.records import View
-from runtap_collector.send.ring import Ring
-from runtap_schemas import EmitterReported, ReplayedLane, SkippedRange
-from runtap_schemas.events import (
-    MAX_ADOPTED_EMITTERS,
-    MAX_LANES,
-    MAX_NAME_LENGTH,
-    MAX_REPLAYED_LANES,
-    MAX_SKIPPED_RANGES,
-)
+from runtap_schemas import EmitterReported, Event, encode_event
+from runtap_schemas.events import MAX_NAME_LENGTH, MAX_SKIPPED_RANGES
 
-if TYPE_CHECKING:
-    from runtap_collector.spool.spool import Spool
+# Lets the app's threads have the interpreter while many starts are encoded: it is taken from us only every 5 ms.
+_BREATH_EVENTS = 32
 
 
 @dataclass(frozen=True)
@@ -52,23 +47,22 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Stats:
-    """The emitter's side of the ledger, counted since it began.
+    """The emitter's side of the ledger, counted since it began; its own reports are counted with the rest.
 
-    At any instant captured + adopted = numbered + waiting + in_transit + superseded + dropped.
+    At any instant captured = numbered + waiting + superseded + dropped.
 
     Attributes:
-        captured: events that got, or would have got, a number.
-        numbered: events that got one; `acknowledged` of them are in Kafka for certain.
+        emitter: its id now; a process whose partition could not be written goes on under another.
+        captured: events that came while it was open.
+        numbered: events that got a number; `acknowledged` of them are in Kafka for certain, `spooled` on disk.
         superseded: starts that were not sent since their end says it all.
-        waiting: events without a number, `spooled` of them on disk.
-        in_transit: likewise, on their way from one place to the next at this very moment; 0 at rest.
-        adopted: events that other emitters left in their spools.
-        dropped: events given up before they got one, by reason and kind.
+        waiting: events without a number.
+        dropped: events refused before they got one, by reason and kind.
         skipped: events given up after they got one.
         content_dropped: events that went without their content.
         open_runs: runs that have started and not ended.
         held_bytes: memory held for events, as the buffer counts it.
-        oldest_waiting_seconds: age of the oldest event without a number.
+        oldest_waiting_seconds: age of the oldest frame in memory that Kafka has not acknowledged.
     """
 
     emitter: str
@@ -78,8 +72,6 @@ class Stats:
     superseded: int
     waiting: int
     spooled: int
-    in_transit: int
-    adopted: int
     dropped: dict[str, dict[str, int]]
     skipped: int
     content_dropped: int
@@ -108,157 +100,194 @@ class EmitterHealth:
 
 
 class Ledger:
-    """Counts of one emitter, read from its ring and its lanes."""
+    """The process's lane, those that it left for another partition, and what was captured for them."""
 
-    def __init__(self, ring: Ring, view: View, spool: Spool) -> None:
-        self.emitter = uuid.uuid4().hex
-        self._ring = ring
-        self._spool = spool
+    def __init__(self, buffer: Buffer, view: View) -> None:
+        self._buffer = buffer
         self._view = view
-        self._started_at_ns = time.time_ns()
-        self._reports = 0
-        self._last_report_id: str | None = None
-        self.lanes: dict[int, Lane] = {}
-        # Events without numbers that other emitters left, by emitter; and lanes of those whose batches are replayed.
-        self.adopted: Counter[str] = Counter()
-        self.foreign_lanes: dict[tuple[str, int], Lane] = {}
+        self.lane = Lane()
+        # Of this process: some of their frames may still wait. And of other emitters, whose spools were adopted.
+        self.former: list[Lane] = []
+        self.adopted: list[Lane] = []
+        # What the closing reports of former lanes have said.
+        self._said = Counts(Counter(), 0, 0)
+        self._announcements: list[Event] = []
+        self._warnings = RareLog()
 
-    def report(self, lane: Lane, *, closing: bool) -> EmitterReported:
-        """The next report, counting itself as the next event of `lane`. Called in the sender's thread only, where no
-        lane moves meanwhile; `count_report` makes it true.
+    @property
+    def own_lanes(self) -> list[Lane]:
+        """All lanes of this process, the oldest first."""
+        return [*self.former, self.lane]
+
+    def announce(self, event: Event) -> None:
+        """Puts an event of the emitter's own into the next frame."""
+        self._announcements.append(event)
+
+    def close_frames(self, *, with_report: bool = False, closing: bool = False) -> int:
+        """Closes what was captured until now: gives it numbers, and puts it into the lane. In the sender's thread.
+
+        Args:
+            with_report: whether a report is its last line.
+            closing: whether that is the lane's last.
+
+        Returns:
+            How many events got a number.
         """
-        with self._ring.lock:
-            now_ns, now_monotonic_ns = time.time_ns(), time.monotonic_ns()
-            oldest = self._oldest_waiting()
-            captured = self._ring.captured + 1
-            superseded = self._ring.superseded
-            content_dropped = self._ring.content_dropped
-            dropped = dict(self._ring.dropped)
-        others = [(other.partition, other.last) for other in self.lanes.values() if other.last and other is not lane]
-        last_numbers = dict([*others, (lane.partition, lane.last + 1)][-MAX_LANES:])
+        lane = self.lane
+        if lane.is_closed:
+            return 0
+        filled = self._buffer.swap()
+        if filled.unencoded is not None:
+            self._warnings.warn("event_not_encoded", kind=filled.unencoded[0], reason=filled.unencoded[1])
+        try:
+            return self._close(lane, filled, with_report, closing)
+        except BaseException:
+            self._buffer.put_back(filled)
+            raise
+
+    def _close(self, lane: Lane, filled: Filled, with_report: bool, closing: bool) -> int:
+        starts, superseded, failed = self._encode_starts(filled)
+        counts = Counts(filled.counts.dropped + failed, filled.counts.superseded + superseded, filled.counts[2])
+        said: list[Event] = [*self._announcements]
+        report_id = uuid.uuid4().hex
+        if with_report:
+            said.append(self._report(lane, counts, report_id, closing=closing))
+        for event in said:
+            event.at_ns = filled.at_ns
+        lines = [*filled.lines, *starts, *map(encode_event, said)]
+        frames = cut(lane.birth, lane.last + 1, filled.at_ns, lines, len(said)) if lines else []
+        with self._buffer.lock:
+            lane.frames.extend(frames)
+            lane.last += len(lines)
+            lane.said += len(said)
+            self._buffer.superseded += superseded
+            self._buffer.dropped.update(failed)
+            self._buffer.held_bytes += sum(len(frame.value) for frame in frames) - filled.size_bytes
+        self._announcements = []
+        if with_report:
+            lane.last_report_id, lane.is_closed = report_id, closing
+        if closing:
+            self._said = counts
+        lane.has_frames.set()
+        return len(lines)
+
+    def _encode_starts(self, filled: Filled) -> tuple[list[bytes], int, Counter[tuple[str, str]]]:
+        """Lines of the runs that have not ended, how many have, and what could not be encoded."""
+        lines: list[bytes] = []
+        superseded, failed = 0, Counter[tuple[str, str]]()
+        for index, run in enumerate(filled.starts, 1):
+            line = b""
+            try:
+                line = start_of(run)
+            except Exception as error:  # noqa: BLE001 - one event that cannot be written must not stop the others
+                if not run.ended:
+                    self._warnings.warn("event_not_encoded", kind="run.started", reason=type(error).__name__)
+                    failed["internal_error", "run.started"] += 1
+                    continue
+            if run.ended:
+                # Meanwhile, in another thread, and perhaps before all of it was read.
+                superseded += 1
+            else:
+                lines.append(line)
+            if not index % _BREATH_EVENTS:
+                time.sleep(0)
+        return lines, superseded, failed
+
+    def _report(self, lane: Lane, counts: Counts, report_id: str, *, closing: bool) -> EmitterReported:
         return EmitterReported(
-            at_ns=now_ns,
-            number=self._reports + 1,
-            report_id=uuid.uuid4().hex,
-            previous_report_id=self._last_report_id,
+            at_ns=0,
+            report_id=report_id,
+            previous_report_id=lane.last_report_id,
             service=self._view.service,
             environment=self._view.environment,
             host=clip(socket.gethostname(), MAX_NAME_LENGTH),
             process_id=os.getpid(),
             runtap_version=_runtap_version(),
-            started_at_ns=self._started_at_ns,
-            complete_at_ns=now_ns if oldest is None else oldest[0],
-            complete_age_ns=0 if oldest is None else now_monotonic_ns - oldest[1],
+            started_at_ns=lane.started_at_ns,
             closing=closing,
-            captured=captured,
-            superseded=superseded,
-            dropped=_by_reason(dropped),
-            content_dropped=content_dropped,
-            lanes=last_numbers,
-            adopted=dict(self.adopted),
-            skipped=self._newest_skipped(),
-            replayed=[
-                ReplayedLane(emitter=emitter, partition=partition, last=lane.last)
-                for (emitter, partition), lane in self.foreign_lanes.items()
-                if lane.last
-            ][-MAX_REPLAYED_LANES:],
+            superseded=counts.superseded - self._said.superseded,
+            dropped=_by_reason(counts.dropped - self._said.dropped),
+            content_dropped=counts.content_dropped - self._said.content_dropped,
+            skipped=lane.skipped[-MAX_SKIPPED_RANGES:],
         )
 
-    def _newest_skipped(self) -> list[SkippedRange]:
-        """The newest ranges of each lane, as many as fit. What followed an older one shows readers its gap."""
-        lanes = [lane.skipped for lane in self.all_lanes() if lane.skipped]
-        share = max(1, MAX_SKIPPED_RANGES // max(1, len(lanes)))
-        return [skipped for ranges in lanes for skipped in ranges[-share:]][-MAX_SKIPPED_RANGES:]
+    def move_on(self, suits: Callable[[str], bool]) -> Lane:
+        """Closes the lane, and goes on as a new emitter, whose id suits.
 
-    def can_adopt(self) -> bool:
-        """Whether a report has room to name another emitter whose spool is emptied here."""
-        return len(self.adopted) < MAX_ADOPTED_EMITTERS and len(self.foreign_lanes) < MAX_REPLAYED_LANES
+        Returns:
+            The lane that was left.
+        """
+        left = self.lane
+        self.close_frames(with_report=True, closing=True)
+        lane = Lane()
+        while not suits(lane.emitter):
+            lane = Lane()
+        with self._buffer.lock:
+            self.former.append(left)
+            self.lane = lane
+        return left
 
-    def count_report(self, report: EmitterReported) -> None:
-        """Counts a report that got its number."""
-        self._reports += 1
-        self._last_report_id = report.report_id
-        with self._ring.lock:
-            self._ring.captured += 1
+    def note_spooled(self, lane: Lane) -> None:
+        """Gives a lane's frames up in memory, which are on disk now."""
+        with self._buffer.lock:
+            for frame in lane.frames:
+                lane.spooled += frame.count - frame.said
+                self._buffer.held_bytes -= len(frame.value)
+            lane.frames.clear()
 
-    def skip(self, lane: Lane, first: int, last: int, reason: str) -> None:
-        """Announces numbers that were given and will never be seen."""
-        lane.skipped_count += last - first + 1
-        if lane.skipped and lane.skipped[-1].last == first - 1 and lane.skipped[-1].reason == reason:
-            # Reports repeat all of them, so neighbours are one.
-            first = lane.skipped.pop().first
-        lane.skipped.append(
-            SkippedRange(emitter=lane.emitter, partition=lane.partition, first=first, last=last, reason=reason)
-        )
+    def settle(self, lane: Lane, frame: Frame, skipped: int = 0) -> None:
+        """Counts a frame of which all but `skipped` events were acknowledged, and lets it go.
+
+        Raises:
+            SpoolError: it stays on disk, and may be sent once more: a repeat, which readers drop.
+        """
+        with self._buffer.lock:
+            if frame.last > lane.through:
+                lane.acknowledged += frame.count - skipped
+                lane.delivered += max(0, frame.count - frame.said - skipped)
+            if lane.frames and lane.frames[0].first == frame.first:
+                self._buffer.held_bytes -= len(lane.frames.popleft().value)
+            else:
+                lane.spooled -= frame.count - frame.said
+        lane.pass_through(frame.last)
+        if lane.file is not None:
+            lane.file.forget(lane.through)
 
     def delivery(self) -> Delivery:
         """The short answer, for `flush` and `close`."""
-        with self._ring.lock:
-            dropped: Counter[str] = Counter()
-            for (reason, _), count in self._ring.dropped.items():
+        buffer, dropped = self._buffer, Counter[str]()
+        with buffer.lock:
+            for (reason, _), count in buffer.dropped.items():
                 dropped[reason] += count
-            lanes = self.all_lanes()
-            delivered = sum(lane.delivered for lane in lanes)
-            in_flight = [batch for lane in lanes for batch in list(lane.batches)]
-            in_memory, on_disk, in_transit = self._count_unnumbered()
-            spooled = on_disk + sum(batch.event_count for batch in in_flight if batch.is_spooled)
-            waiting = in_memory + in_transit + sum(batch.event_count for batch in in_flight if not batch.is_spooled)
-        for lane in lanes:
-            for skipped in list(lane.skipped):
-                dropped[skipped.reason] += skipped.last - skipped.first + 1
-        return Delivery(delivered, waiting, spooled, dict(dropped))
+            for lane in self.own_lanes:
+                for skipped in list(lane.skipped):
+                    dropped[skipped.reason] += skipped.last - skipped.first + 1
+            sent, spooled = (sum(getattr(lane, name) for lane in self.own_lanes) for name in ("delivered", "spooled"))
+            waiting = buffer.captured - buffer.superseded - dropped.total() - sent - spooled
+        return Delivery(sent, max(0, waiting), spooled, dict(dropped))
 
     def stats(self, open_runs: int) -> Stats:
         """The long answer."""
-        with self._ring.lock:
-            lanes = list(self.lanes.values())
-            oldest = self._oldest_waiting()
-            age_ns = 0 if oldest is None else time.monotonic_ns() - oldest[1]
-            in_memory, on_disk, in_transit = self._count_unnumbered()
+        buffer, lanes = self._buffer, self.own_lanes
+        with buffer.lock:
+            captured = buffer.captured + sum(lane.said for lane in lanes)
+            numbered = sum(lane.last for lane in lanes)
+            oldest_ns = min((lane.frames[0].closed_at_ns for lane in lanes if lane.frames), default=0)
             return Stats(
-                emitter=self.emitter,
-                captured=self._ring.captured,
-                numbered=sum(lane.last for lane in lanes),
+                emitter=self.lane.emitter,
+                captured=captured,
+                numbered=numbered,
                 acknowledged=sum(lane.acknowledged for lane in lanes),
-                superseded=self._ring.superseded,
-                waiting=in_memory + on_disk,
-                spooled=on_disk,
-                in_transit=in_transit,
-                adopted=self.adopted.total(),
-                dropped=_by_reason(self._ring.dropped),
-                skipped=sum(lane.skipped_count for lane in lanes),
-                content_dropped=self._ring.content_dropped,
+                superseded=buffer.superseded,
+                waiting=captured - numbered - buffer.superseded - buffer.dropped.total(),
+                spooled=sum(lane.spooled for lane in lanes),
+                dropped=_by_reason(buffer.dropped),
+                skipped=sum(each.last - each.first + 1 for lane in lanes for each in list(lane.skipped)),
+                content_dropped=buffer.content_dropped,
                 open_runs=open_runs,
-                held_bytes=self._ring.held_bytes,
-                oldest_waiting_seconds=age_ns / 1e9,
+                held_bytes=buffer.held_bytes,
+                oldest_waiting_seconds=max(0, time.time_ns() - oldest_ns) / 1e9 if oldest_ns else 0.0,
             )
-
-    def all_lanes(self) -> list[Lane]:
-        """This emitter's lanes, and those it replays for others."""
-        return [*self.lanes.values(), *self.foreign_lanes.values()]
-
-    def _count_unnumbered(self) -> tuple[int, int, int]:
-        """Events without a number that are in memory, on disk, and between two places. The caller holds the ring's
-        lock.
-
-        The first two are counted; the third is what is missing in them while the sender moves events.
-        """
-        numbered = sum(lane.last for lane in list(self.lanes.values()))
-        ring = self._ring
-        there = ring.captured + self.adopted.total() - numbered - ring.superseded - ring.dropped.total()
-        # For a moment one that has just been given its number stands in both.
-        on_disk = max(0, min(self._spool.event_count, there))
-        in_memory = max(0, min(self._count_in_memory(), there - on_disk))
-        return in_memory, on_disk, max(0, there - on_disk - in_memory)
-
-    def _count_in_memory(self) -> int:
-        return self._ring.count_waiting() + sum(len(lane.pending) for lane in list(self.lanes.values()))
-
-    def _oldest_waiting(self) -> tuple[int, int] | None:
-        in_lanes = [lane.pending[0] for lane in list(self.lanes.values()) if lane.pending]
-        times = [(record.at_ns, record.monotonic_ns) for record in in_lanes]
-        times += [oldest for oldest in (self._ring.oldest_waiting(), self._spool.oldest) if oldest is not None]
-        return min(times, key=itemgetter(1), default=None)
 
 
 def _by_reason(dropped: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

@@ -1,6 +1,6 @@
 """The connection to Kafka, and the only module that knows aiokafka.
 
-`Link.run` keeps a producer; `Link.send` sends one batch and says how it ended in the four ways that a lane tells apart.
+`Link.run` keeps a producer; `Link.send` sends one frame and says how it ended in the four ways that a lane tells apart.
 A producer is given up only where it missed our own deadline or its tasks died: with any other failure the same
 producer recovers soonest.
 """
@@ -13,19 +13,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.protocol.metadata import MetadataRequest
 
 from runtap_collector.logs import log
-from runtap_collector.send.lanes import Builder
 from runtap_schemas import ConnectionSettings
+from runtap_schemas.frame import MAX_FRAME_BYTES
 
-# Room for hundreds of events; what aiokafka checks is the size before compression.
-BATCH_BYTES = 256 * 1024
 REQUEST_TIMEOUT_MS = 4_000
 # An attempt may wait for another before it and for metadata, so a delivery takes longer than a request.
 DELIVERY_SECONDS = 3 * REQUEST_TIMEOUT_MS / 1_000
@@ -51,18 +50,19 @@ _REFUSALS: dict[type[Exception], str] = {
     kafka_errors.CorruptRecordException: "invalid_record",
     kafka_errors.kafka_errors[_InvalidRecordError.errno]: "invalid_record",
 }
+_LACKS_REPLICAS = (kafka_errors.NotEnoughReplicasError, kafka_errors.NotEnoughReplicasAfterAppendError)
 
 
 class SendError(Exception):
-    """A batch was not acknowledged. `reason` is for people."""
+    """A frame was not acknowledged. `reason` is for people."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-class BatchRefusedError(SendError):
-    """Kafka refuses this batch for good. `reason` is a word for the ledger."""
+class FrameRefusedError(SendError):
+    """Kafka refuses this frame for good. `reason` is a word for the ledger."""
 
 
 class SendDeniedError(SendError):
@@ -74,7 +74,12 @@ class PartitionUnknownError(SendError):
 
 
 class SendFailedError(SendError):
-    """The batch may have reached the log or not."""
+    """The frame may have reached the log or not.
+
+    `lacks_replicas`: the partition has a leader, and too few replicas in sync.
+    """
+
+    lacks_replicas = False
 
 
 class Link:
@@ -87,8 +92,10 @@ class Link:
         self._is_up = asyncio.Event()
         self._is_lost = asyncio.Event()
         self._down_since: float | None = None
-        self._took_batch_at = time.monotonic()
-        # What has had no answer yet: when this began to connect, and when batches went out.
+        self._took_frame_at = time.monotonic()
+        # By the brokers' clock, where they say it.
+        self.newest_append_ns = 0
+        # What has had no answer yet: when this began to connect, and when frames went out.
         self._connecting_since: float | None = None
         self._asked_at: set[float] = set()
         self._last_complaint: str | None = None
@@ -125,10 +132,10 @@ class Link:
             **self._settings.client_options(),
             acks="all",
             compression_type="zstd",
-            max_batch_size=BATCH_BYTES,
+            max_batch_size=MAX_FRAME_BYTES + 1024,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             metadata_max_age_ms=5_000,
-            # Sticks for good after one refused batch; the lanes' numbers do its work.
+            # Sticks for good after one refused batch; the events' numbers do its work.
             enable_idempotence=False,
         )
 
@@ -142,9 +149,35 @@ class Link:
             return frozenset()
         return frozenset(self._producer.client.cluster.partitions_for_topic(self._topic) or ())
 
-    def new_builder(self) -> Builder:
-        """An empty batch. Only while there is a producer."""
-        return cast(Builder, self._producer.create_batch())
+    def partition_of(self, key: str) -> int | None:
+        """The partition that Kafka's own clients would choose for this key. `None`: none is known."""
+        partitions = sorted(self.partitions())
+        return int(DefaultPartitioner()(key.encode(), partitions, [])) if partitions else None
+
+    async def writable_besides(self, partition: int, failure: SendError) -> frozenset[int]:
+        """The partitions that by what Kafka says just now would take what this one does not. None: it is Kafka that is
+        away, or nothing is known.
+        """
+        try:
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                if self._producer is None or not await self._producer.client.force_metadata_update():
+                    return frozenset()
+        except TimeoutError:
+            return frozenset()
+        known = self._producer.client.cluster._partitions.get(self._topic, {}) if self._producer else {}
+        stuck = known.get(partition)
+        lacks_replicas = isinstance(failure, SendFailedError) and failure.lacks_replicas
+        return frozenset(
+            number
+            for number, each in known.items()
+            if each.leader != -1
+            and (
+                stuck is None
+                or stuck.leader == -1
+                or len(each.isr) > len(stuck.isr)
+                or (each.leader != stuck.leader and not lacks_replicas)
+            )
+        )
 
     @property
     def is_up(self) -> bool:
@@ -158,7 +191,7 @@ class Link:
 
     @property
     def unanswered_seconds(self) -> float:
-        """For how long Kafka has said nothing to what it was asked, while it took no other batch. 0: it was asked
+        """For how long Kafka has said nothing to what it was asked, while it took no other frame. 0: it was asked
         nothing.
         """
         asked_at = min(self._asked_at, default=self._connecting_since)
@@ -166,8 +199,8 @@ class Link:
 
     @property
     def silent_seconds(self) -> float:
-        """Since Kafka took a batch, or since this began."""
-        return time.monotonic() - self._took_batch_at
+        """Since Kafka took a frame, or since this began."""
+        return time.monotonic() - self._took_frame_at
 
     async def cluster_id(self) -> str:
         """The id of the cluster behind the connection; empty where it does not say."""
@@ -181,15 +214,8 @@ class Link:
             return ""
         return str(getattr(answer, "cluster_id", None) or "")
 
-    async def refresh(self) -> None:
-        """Asks Kafka for the topic's partitions."""
-        if self._producer is None:
-            return
-        async with asyncio.timeout(DELIVERY_SECONDS):
-            await self._producer.client.force_metadata_update()
-
-    async def send(self, builder: Builder, partition: int) -> None:
-        """Sends a batch and waits until Kafka has it.
+    async def send(self, key: bytes, value: bytes, partition: int) -> None:
+        """Sends a frame and waits until Kafka has it.
 
         Raises:
             SendError: one of its subclasses: what to do next.
@@ -198,10 +224,12 @@ class Link:
         producer = self._producer
         asked_at = time.monotonic()
         self._asked_at.add(asked_at)
+        builder = producer.create_batch()
+        builder.append(timestamp=None, key=key, value=value)
         try:
             async with asyncio.timeout(DELIVERY_SECONDS):
                 delivery = await producer.send_batch(builder, self._topic, partition=partition)
-                await delivery
+                written = await delivery
         except TimeoutError as error:
             self._lose(producer)
             raise SendFailedError(f"no answer within {DELIVERY_SECONDS:.0f} s") from error
@@ -216,6 +244,7 @@ class Link:
             raise _classify(error) from error
         finally:
             self._asked_at.discard(asked_at)
+        self.newest_append_ns = max(self.newest_append_ns, (written.timestamp or 0) * 1_000_000)
         self._say_up()
 
     def _say_not_started(self, error: Exception) -> None:
@@ -239,7 +268,7 @@ class Link:
             )
 
     def _say_up(self) -> None:
-        self._took_batch_at = time.monotonic()
+        self._took_frame_at = time.monotonic()
         if self._down_since is not None:
             self._down_since = None
             self._last_complaint = None
@@ -354,8 +383,10 @@ class _Eavesdropper(logging.Filter):
 def _classify(error: KafkaError) -> SendError:
     for kind, word in _REFUSALS.items():
         if isinstance(error, kind):
-            return BatchRefusedError(word)
+            return FrameRefusedError(word)
     reason = str(error)
     if getattr(error, "retriable", False) or type(error) is KafkaError:
-        return SendFailedError(reason)
+        failure = SendFailedError(reason)
+        failure.lacks_replicas = isinstance(error, _LACKS_REPLICAS)
+        return failure
     return SendDeniedError(reason)

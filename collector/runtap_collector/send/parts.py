@@ -32,7 +32,10 @@ class _End(Struct, gc=False, omit_defaults=True, tag_field="type", tag="run.ende
     provider: str | None = None
     request_model: str | None = None
     model: str | None = None
+    model_source: str | None = None
+    seller_host: str | None = None
     service_tier: str | None = None
+    price_facts: dict[str, str] = {}
     finish_reason: str | None = None
     usage: Usage | None = None
     usage_source: str = "none"
@@ -48,6 +51,7 @@ class _Kind(Struct, gc=False, omit_defaults=True):
     environment: str
     run_type: str
     name: str
+    root_name: str | None = None
     tags: list[str] = []
 
 
@@ -63,7 +67,7 @@ def encode_end(run: OpenRun, outcome: Outcome) -> bytes:
     end = _End(
         run.ended_at_ns,
         run.run_id,
-        run.route.key,
+        run.trace.id,
         outcome.status,
         run.started_at_ns,
         run.duration_ns if 0 <= run.duration_ns <= MAX_DURATION_NS else _clamped(run.duration_ns),
@@ -73,11 +77,15 @@ def encode_end(run: OpenRun, outcome: Outcome) -> bytes:
     if run.run_type == "llm":
         if run.first_token_ns:
             end.time_to_first_token_ns = _clamped(run.first_token_ns - run.started_monotonic_ns)
-        provider, request_model, request_tier = request_of(run)
+        provider, request_model, request_tier, end.seller_host = request_of(run)
         end.provider = provider or outcome.provider
         end.request_model = request_model
         end.model = outcome.model or request_model
+        if end.model is not None:
+            end.model_source = "request" if outcome.model is None else "answer"
         end.service_tier = outcome.service_tier or request_tier
+        if outcome.price_facts:
+            end.price_facts = outcome.price_facts
         end.finish_reason = outcome.finish_reason
         end.usage = outcome.usage
         end.usage_source = outcome.usage_source
@@ -104,17 +112,20 @@ def _kind_of(run: OpenRun) -> bytes:
     name = run.given_name
     if type(name) is not str or not 0 < len(name) <= MAX_NAME_LENGTH:
         name = run_name(run)
+    facts = (view.service, view.environment, run.run_type, name, run.trace.root_name)
     try:
-        return _encode_kind(view.service, view.environment, run.run_type, name, tuple(tags))
+        return _encode_kind(*facts, tuple(tags))
     except BaseException as error:  # noqa: BLE001 - a foreign object's methods raise what they like
         # What has no hash, or cannot be compared, is looked at by what it is.
         let_signals_pass(error)
-        return _encode_kind(view.service, view.environment, run.run_type, name, tuple(clip_tags(tags)))
+        return _encode_kind(*facts, tuple(clip_tags(tags)))
 
 
 @lru_cache(maxsize=1_024)
-def _encode_kind(service: str, environment: str, run_type: str, name: str, tags: tuple[object, ...]) -> bytes:
-    kind = _Kind(service, environment, run_type, clip(name, MAX_NAME_LENGTH), clip_tags(tags))
+def _encode_kind(
+    service: str, environment: str, run_type: str, name: str, root_name: str | None, tags: tuple[object, ...]
+) -> bytes:
+    kind = _Kind(service, environment, run_type, clip(name, MAX_NAME_LENGTH), root_name, clip_tags(tags))
     return b"," + _encode(kind)[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""What goes from a callback to the sender: runs as references to what LangChain gave, records as finished JSON."""
+"""What callbacks keep of a run until it is encoded: references to what LangChain gave."""
 
 from __future__ import annotations
 
@@ -6,24 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, field
 
-from runtap_schemas import Event, RunError, Usage
+from runtap_schemas import RunError, Usage
 from runtap_schemas.events import Status, UsageSource
 
 if TYPE_CHECKING:
     from runtap_collector.settings import CollectorSettings
 
 MetadataValues = dict[str, str | int | float | bool]
-
-# The kind of the emitter's reports, which are no events of the app.
-REPORT = "emitter.reported"
-
-# Memory that a queued start holds, with its run; and that a record holds beside its JSON.
-START_BYTES = 700
-RECORD_BYTES = 200
-# What any other event is counted with at the door, beside its content, until it is encoded.
-EVENT_BYTES = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +45,11 @@ class View:
 # a cycle (exceptions, foreign metadata) is let go when a run leaves the table of open runs.
 
 
-class Route(Struct, gc=False):
-    """Key of the events of one trace (the id of its root) or session, and the partition that the first of them went to.
+class Trace(Struct, gc=False):
+    """What all runs under one root share: its id (a UUID, or a text), and its name where the root was seen."""
 
-    Kept for as long as the trace lives: its events stay together when partitions are added.
-    """
-
-    # A UUID, or the text of a session's id.
-    key: Any
-    partition: int | None = None
-    # Set with the partition.
-    key_bytes: bytes = b""
-
-    def key_text(self) -> bytes:
-        """The Kafka records' key."""
-        if not self.key_bytes:
-            # A UUID's text in half the time of `str`.
-            self.key_bytes = to_builtins(self.key).encode()
-        return self.key_bytes
+    id: Any
+    root_name: str | None = None
 
 
 class Stream(Struct, gc=False):
@@ -109,9 +87,8 @@ class OpenRun(Struct, gc=False):
         streamed_usage: of the last chunk of a stream that had some.
         has_running_usage: whether chunks repeat the usage so far, which LangChain adds up; `None`: one had any.
         child_errors: exceptions with which children ended: one that passes through here was counted there.
-        ended: set by the ring when it takes the end: only then is the start not needed any more.
+        ended: set by the buffer when it takes the end: only then is the start not needed any more.
         lost_bytes: original size of the content that was not kept.
-        size_bytes: memory that the ring counts its end with.
     """
 
     # `Any` for UUIDs: msgspec writes them as text by itself, in a tenth of the time of `str`.
@@ -120,7 +97,7 @@ class OpenRun(Struct, gc=False):
     run_type: str
     given_name: Any
     view: View
-    route: Route
+    trace: Trace
     serialized: Mapping[str, Any] | None = None
     tags: Sequence[Any] | None = None
     metadata: Mapping[str, Any] | None = None
@@ -140,11 +117,9 @@ class OpenRun(Struct, gc=False):
     outcome: Outcome | None = None
     duration_ns: int = 0
     ended_at_ns: int = 0
-    ended_monotonic_ns: int = 0
     inputs: bytes | None = None
     outputs: bytes | None = None
     lost_bytes: int = 0
-    size_bytes: int = 0
 
 
 class Outcome(Struct, gc=False):
@@ -159,6 +134,7 @@ class Outcome(Struct, gc=False):
     usage: Usage | None = None
     usage_source: UsageSource = "none"
     reported_cost_usd: str | None = None
+    price_facts: dict[str, str] = field(default_factory=dict)
 
 
 class Session(Struct, gc=False):
@@ -169,27 +145,6 @@ class Session(Struct, gc=False):
     user_id: str | None = None
     tags: list[str] = field(default_factory=list)
     metadata: MetadataValues = field(default_factory=dict)
-
-
-class Record(Struct, gc=False):
-    """One event on its way, but for its number.
-
-    Attributes:
-        size_bytes: memory that it is counted with.
-        event: what the ring stamps at its door and encodes before it is taken; then `None`.
-        run: the run of a start.
-        is_cut: whether it went without its content, which left no room for the rest.
-    """
-
-    kind: str
-    route: Route
-    size_bytes: int
-    body: bytes = b""
-    event: Event | None = None
-    at_ns: int = 0
-    monotonic_ns: int = 0
-    run: OpenRun | None = None
-    is_cut: bool = False
 
 
 class Note(Struct, gc=False):

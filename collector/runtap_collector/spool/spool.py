@@ -1,11 +1,11 @@
-"""Events on disk while Kafka is away: one SQLite file an emitter, adopted by the next process after a crash.
+"""Closed frames on disk while Kafka is away: one SQLite file an emitter, adopted by another process after a crash.
 
-    Sender._spool -> Spool.write          chunks of events that have no number yet
-    Replay        -> SpoolFile.renumber   a chunk becomes numbered batches, before their first byte is sent
-    Sender        -> SpoolFile.forget     a batch is acknowledged
+    Sender -> Spool.write        frames of a lane, before they are given up in memory
+    Sender -> SpoolFile.forget   they are acknowledged, or given up for good
+    Replay -> Spool.find_abandoned
 
-A file belongs to whoever holds the lock of the file beside it. A chunk's events are numbered once: the transaction that
-takes them out puts them back as numbered batches, so whoever comes after a crash sends the same numbers again.
+A file belongs to whoever holds the lock of the file beside it. What is in it has its numbers, so nothing goes wrong
+where a frame is sent by two.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ import sqlite3
 import stat
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import cramjam
-import msgspec
 
 from runtap_collector.logs import RareLog, log
-from runtap_collector.send.lanes import Batch, NumberedEvent
-from runtap_collector.send.records import Record
+from runtap_collector.send.lane import Frame, Lane
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import events_topic
 
@@ -40,20 +37,13 @@ try:
 except ImportError:
     fcntl = None
 
-# Half of the least life of a reader's mark: what is sent later might be counted twice.
-MAX_AGE_NS = 7 * 24 * 3_600 * 1_000_000_000
-_CHUNK_BYTES = 1024 * 1024
 _RETRY_SECONDS = 30.0
 _COMPRESSION_LEVEL = 1
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, event_count INTEGER NOT NULL, oldest_at_ns INTEGER NOT NULL,
-    oldest_monotonic_ns INTEGER NOT NULL, events BLOB NOT NULL
-) STRICT;
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, emitter TEXT NOT NULL, partition INTEGER NOT NULL, first INTEGER NOT NULL,
-    last INTEGER NOT NULL, numbered_at_ns INTEGER NOT NULL, events BLOB NOT NULL
+CREATE TABLE frames (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, said INTEGER NOT NULL, closed_at_ns INTEGER NOT NULL,
+    frame BLOB NOT NULL
 ) STRICT;
 """
 
@@ -62,65 +52,27 @@ class SpoolError(Exception):
     """The spool cannot be written or read now: no room, no right, or its limit is reached."""
 
 
-class SpooledEvent(NamedTuple):
-    """An event without a number. `partition`: the one that its trace began with, if that was known."""
-
-    kind: str
-    key: bytes
-    partition: int | None
-    at_ns: int
-    body: bytes
-
-
-class NumberedBatch(NamedTuple):
-    """Events that have their numbers, of whichever emitter gave them. `row` is their place in the file."""
-
-    emitter: str
-    partition: int
-    first: int
-    last: int
-    numbered_at_ns: int
-    events: list[NumberedEvent]
-    row: int = 0
-
-
-def stored_form(batch: Batch, partition: int, numbered_at_ns: int) -> NumberedBatch:
-    """A batch as a spool keeps it."""
-    return NumberedBatch(batch.emitter, partition, batch.first, batch.last, numbered_at_ns, batch.numbered())
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_events = msgspec.msgpack.Decoder(list[SpooledEvent]).decode
-_decode_numbered = msgspec.msgpack.Decoder(list[NumberedEvent]).decode
-
-
-def _pack(events: Sequence[tuple[object, ...]]) -> bytes:
-    return bytes(cramjam.zstd.compress(_encode(events), _COMPRESSION_LEVEL))
-
-
 class SpoolFile:
     """One file, locked by this process. Used in one thread at a time."""
 
-    def __init__(self, path: Path, lock_descriptor: int) -> None:
+    def __init__(self, path: Path, lock_descriptor: int, facts: Mapping[str, str] | None = None) -> None:
+        """Opens a file, or makes it with what it says of itself: birth, topic, cluster id, partition, inode and host.
+
+        Raises:
+            SpoolError: it cannot be opened.
+        """
         self.path = path
         self._lock_descriptor = lock_descriptor
-        try:
+        with _translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
             self._connection.execute("PRAGMA journal_mode = WAL")
-            # What is numbered here must be here after a power cut too, or the next process numbers it again.
+            # What was given up in memory must be here after a power cut too.
             self._connection.execute("PRAGMA synchronous = FULL")
-            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-                self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
-            self.event_count = 0
-            self._look()
-        except sqlite3.Error as error:
-            raise SpoolError(str(error)) from error
-
-    def _look(self) -> None:
-        (self.event_count,) = self._connection.execute("SELECT coalesce(sum(event_count), 0) FROM chunks").fetchone()
-        self.oldest: tuple[int, int] | None = self._connection.execute(
-            "SELECT oldest_at_ns, oldest_monotonic_ns FROM chunks ORDER BY oldest_monotonic_ns LIMIT 1"
-        ).fetchone()
+        if facts is not None:
+            with self._transaction():
+                for statement in _SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                self._insert_facts(facts)
 
     def size_bytes(self) -> int:
         """What it takes on disk."""
@@ -128,102 +80,60 @@ class SpoolFile:
         return sum(path.stat().st_size for path in paths if path.exists())
 
     def facts(self) -> dict[str, str]:
-        """What the file says of itself: owner, topic, cluster id, inode and host."""
-        return dict(self._connection.execute("SELECT name, value FROM meta"))
+        """What the file says of itself. Nothing: its maker was killed before it was whole."""
+        with _translated():
+            if not self._has_table("meta"):
+                return {}
+            return dict(self._connection.execute("SELECT name, value FROM meta"))
+
+    def _has_table(self, name: str) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        return self._connection.execute(query, (name,)).fetchone() is not None
 
     def say(self, **facts: str) -> None:
         """Stores facts."""
         with self._transaction():
-            self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+            self._insert_facts(facts)
 
-    def store(
-        self, events: Sequence[SpooledEvent], oldest_monotonic_ns: int, batches: Sequence[NumberedBatch]
-    ) -> list[int]:
-        """Adds events without numbers and numbered batches, all or none. Returns the rows of the batches."""
+    def _insert_facts(self, facts: Mapping[str, str]) -> None:
+        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+
+    def store(self, frames: Sequence[Frame]) -> None:
+        """Adds frames, all or none. One that is there already is the same."""
+        rows = [(*frame[:4], bytes(cramjam.zstd.compress(frame.value, _COMPRESSION_LEVEL))) for frame in frames]
         with self._transaction():
-            for chunk in _chunks(events):
-                oldest_at_ns = min(event.at_ns for event in chunk)
-                row = (len(chunk), oldest_at_ns, oldest_monotonic_ns, _pack(chunk))
-                self._connection.execute("INSERT INTO chunks VALUES (NULL, ?, ?, ?, ?)", row)
-            rows = [self._insert(batch) for batch in batches]
-        self._look()
-        return rows
+            self._connection.executemany("INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)", rows)
 
-    def first_chunk(self) -> tuple[int, list[SpooledEvent]] | None:
-        """The oldest events without numbers, and their row."""
-        try:
-            found = self._connection.execute("SELECT id, events FROM chunks ORDER BY id LIMIT 1").fetchone()
-        except sqlite3.Error as error:
-            raise SpoolError(str(error)) from error
-        return None if found is None else (found[0], _decode_events(cramjam.zstd.decompress(found[1])))
+    def frames(self, after: int = 0) -> Iterator[Frame]:
+        """The frames that begin after a number, in order."""
+        query = "SELECT first, count, said, closed_at_ns, frame FROM frames WHERE first > ? ORDER BY first LIMIT 1"
+        while True:
+            with _translated():
+                row = self._connection.execute(query, (after,)).fetchone()
+                frame = row and Frame(*row[:4], bytes(cramjam.zstd.decompress(row[4])))
+            if not frame:
+                return
+            yield frame
+            after = frame.first
 
-    def renumber(self, chunk: int, batches: Sequence[NumberedBatch]) -> list[int]:
-        """Puts numbered batches in the place of a chunk, in one transaction, and returns their rows."""
+    def forget(self, last: int) -> None:
+        """Takes out the frames up to a number: Kafka has them, or never will."""
         with self._transaction():
-            rows = [self._insert(batch) for batch in batches]
-            self._connection.execute("DELETE FROM chunks WHERE id = ?", (chunk,))
-        self._look()
-        return rows
+            self._connection.execute("DELETE FROM frames WHERE first <= ?", (last,))
 
-    def numbered(self) -> list[NumberedBatch]:
-        """All numbered batches, in the order in which their lanes need them."""
-        query = "SELECT emitter, partition, first, last, numbered_at_ns, events, id FROM batches"
-        return [
-            NumberedBatch(
-                emitter, partition, first, last, at_ns, _decode_numbered(cramjam.zstd.decompress(events)), row
-            )
-            for emitter, partition, first, last, at_ns, events, row in self._connection.execute(
-                f"{query} ORDER BY emitter, partition, first"
-            )
-        ]
-
-    def forget(self, row: int) -> None:
-        """Takes out a batch that Kafka has, or never will have."""
-        with self._transaction():
-            self._connection.execute("DELETE FROM batches WHERE id = ?", (row,))
-
-    def set_clocks(self) -> None:
-        """Makes the monotonic times those of this boot: another one's say nothing here."""
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE chunks SET oldest_monotonic_ns = ? - max(0, ? - oldest_at_ns)",
-                (time.monotonic_ns(), time.time_ns()),
-            )
-        self._look()
-
-    def count_expired(self, now_ns: int) -> Counter[str]:
-        """Counts by kind the events of chunks that are too old."""
-        query = "SELECT events FROM chunks WHERE oldest_at_ns < ?"
-        expired: Counter[str] = Counter()
-        for (events,) in self._connection.execute(query, (now_ns - MAX_AGE_NS,)):
-            expired.update(event.kind for event in _decode_events(cramjam.zstd.decompress(events)))
-        return expired
-
-    def take_over(self, owner: str, now_ns: int, announcement: NumberedBatch) -> int:
-        """Makes another emitter the owner of the events without numbers, but for those that are too old: they go.
-
-        Args:
-            owner: the other emitter's id.
-            now_ns: the time that was given to `count_expired`.
-            announcement: the report that says so. Whoever comes next sends it where its emitter cannot.
-
-        Returns:
-            The announcement's row.
-        """
-        with self._transaction():
-            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'owner'", (owner,))
-            self._connection.execute("DELETE FROM chunks WHERE oldest_at_ns < ?", (now_ns - MAX_AGE_NS,))
-            row = self._insert(announcement)
-        self._look()
-        return row
+    def count(self) -> int:
+        """How many events are in it."""
+        with _translated():
+            if not self._has_table("frames"):
+                return 0
+            return int(self._connection.execute("SELECT coalesce(sum(count), 0) FROM frames").fetchone()[0])
 
     def close(self) -> None:
         """Lets others have the file; one with nothing in it is removed."""
         try:
-            queries = ("SELECT 1 FROM chunks LIMIT 1", "SELECT 1 FROM batches LIMIT 1")
-            is_empty = not any(self._connection.execute(query).fetchone() for query in queries)
+            is_empty = not self.count()
             self._connection.close()
-        except sqlite3.Error:
+        except (SpoolError, sqlite3.Error):
             is_empty = False
         if is_empty:
             for suffix in ("", "-wal", "-shm"):
@@ -251,55 +161,25 @@ class SpoolFile:
             "spool_set_aside", path=f"{self.path}.set-aside", reason=reason, consequence="its events are not sent"
         )
 
-    def _insert(self, batch: NumberedBatch) -> int:
-        row = (*batch[:5], _pack(batch.events))
-        return int(self._connection.execute("INSERT INTO batches VALUES (NULL, ?, ?, ?, ?, ?, ?)", row).lastrowid or 0)
-
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
-
-
-def forgetting(file: SpoolFile, row: int) -> Callable[[], None]:
-    """What takes a batch out of a file."""
-    return lambda: file.forget(row)
-
-
-class _Transaction:
-    """All or nothing, with SQLite's errors as ours."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        try:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated():
             self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise SpoolError(str(error)) from error
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if error is None:
+            try:
+                yield
                 self._connection.execute("COMMIT")
-                return
-        except sqlite3.Error as failure:
-            error = failure
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error):
-            raise SpoolError(str(error)) from error
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
 
 
-def _chunks(events: Sequence[SpooledEvent]) -> Iterator[list[SpooledEvent]]:
-    chunk: list[SpooledEvent] = []
-    size_bytes = 0
-    for event in events:
-        chunk.append(event)
-        size_bytes += len(event.body)
-        if size_bytes > _CHUNK_BYTES:
-            yield chunk
-            chunk, size_bytes = [], 0
-    if chunk:
-        yield chunk
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Makes SQLite's errors ours."""
+    try:
+        yield
+    except (sqlite3.Error, cramjam.DecompressionError) as error:
+        raise SpoolError(str(error)) from error
 
 
 def _lock_path(path: Path) -> Path:
@@ -323,49 +203,27 @@ def _lock(path: Path) -> int | None:
 
 
 class Spool:
-    """The spool of one emitter: its own file, made when it is first needed, and those it adopted."""
+    """This process's files, made when they are first needed, and those it adopted."""
 
     def __init__(self, directory: Path | None, settings: ConnectionSettings, max_bytes: int) -> None:
         """Args:
         directory: where spools of all emitters are, by connection. `None`: there is no spool.
         settings: which Kafka the events are for.
-        max_bytes: most that an emitter's own file may hold.
+        max_bytes: most that a process's own files may hold.
         """
         self._topic = events_topic(settings.topic_prefix)
-        place = hashlib.sha256(f"{settings.bootstrap_servers} {self._topic}".encode()).hexdigest()[:12]
+        connection = hashlib.sha256(f"{settings.bootstrap_servers} {self._topic}".encode()).hexdigest()[:12]
         self._directory: Path | None = None
         if directory is not None and fcntl is not None:
-            self._directory = directory / f"{self._topic}-{place}"
+            self._directory = directory / f"{self._topic}-{connection}"
         self._max_bytes = max_bytes
-        self._own: SpoolFile | None = None
-        self.adopted: list[SpoolFile] = []
-        # What is in them since they were closed.
-        self._left_event_count = 0
+        self._own: list[SpoolFile] = []
+        self._adopted: list[SpoolFile] = []
         self._try_again_at = 0.0
         self._warnings = RareLog()
         self.failures = 0
         # Known once Kafka was reached.
-        self.cluster_id = ""
-
-    @property
-    def files(self) -> list[SpoolFile]:
-        """Its own file, if there is one, and those it adopted."""
-        return [*self.adopted, *([] if self._own is None else [self._own])]
-
-    @property
-    def event_count(self) -> int:
-        """Events in it that have no number."""
-        return self._left_event_count + sum(file.event_count for file in self.files)
-
-    @property
-    def own_event_count(self) -> int:
-        """Likewise, without those of adopted files."""
-        return 0 if self._own is None else self._own.event_count
-
-    @property
-    def oldest(self) -> tuple[int, int] | None:
-        """Times of the oldest of them: by the clock, and monotonic."""
-        return min((file.oldest for file in self.files if file.oldest), key=lambda times: times[1], default=None)
+        self._cluster_id = ""
 
     @property
     def is_usable(self) -> bool:
@@ -377,30 +235,22 @@ class Spool:
         """Whether it could not be written at the last try."""
         return self.failures > 0 and time.monotonic() < self._try_again_at + _RETRY_SECONDS
 
-    def write(
-        self, owner: str, records: Sequence[Record], batches: Sequence[NumberedBatch]
-    ) -> list[Callable[[], None]]:
-        """Takes records that wait and batches that Kafka may or may not have. All or none.
-
-        Args:
-            owner: the emitter's id.
-            records: in the order of their capture.
-            batches: numbered ones that are in no spool yet.
-
-        Returns:
-            For each batch, what takes it out again.
+    def write(self, lane: Lane) -> int:
+        """Copies the frames that a lane has in memory to its file. Returns how many events they have.
 
         Raises:
-            SpoolError: it could not: they stay where they are.
+            SpoolError: it could not: they are where they were.
         """
-        if not records and not batches:
-            return []
+        frames = list(lane.frames)
+        if not frames:
+            return 0
         try:
-            own = self._own or self._make(owner)
-            if own.size_bytes() + sum(record.size_bytes for record in records) // 4 > self._max_bytes:
+            if lane.file is None:
+                lane.file = self._make(lane)
+            held_bytes = sum(file.size_bytes() for file in self._own)
+            if held_bytes + sum(len(frame.value) for frame in frames) // 4 > self._max_bytes:
                 raise SpoolError(f"it holds as much as RUNTAP_SPOOL_BYTES={self._max_bytes} allows")
-            events = [SpooledEvent(r.kind, r.route.key_text(), r.route.partition, r.at_ns, r.body) for r in records]
-            rows = own.store(events, records[0].monotonic_ns if records else 0, batches)
+            lane.file.store(frames)
         except (OSError, SpoolError) as error:
             self.failures += 1
             self._try_again_at = time.monotonic() + _RETRY_SECONDS
@@ -412,9 +262,9 @@ class Spool:
                     consequence="events wait in memory, up to RUNTAP_BUFFER_BYTES",
                 )
             raise SpoolError(str(error)) from error
-        return [forgetting(own, row) for row in rows]
+        return sum(frame.count for frame in frames)
 
-    def _make(self, owner: str) -> SpoolFile:
+    def _make(self, lane: Lane) -> SpoolFile:
         if self._directory is None:
             raise SpoolError("RUNTAP_SPOOL_DIR is off")
         self._refuse_unsafe()
@@ -422,25 +272,26 @@ class Spool:
         # Another may have made it in between.
         self._refuse_unsafe()
         self._directory.chmod(0o700)
-        path = self._directory / f"{uuid.uuid4().hex}.spool"
+        path = self._directory / f"{lane.emitter}-{uuid.uuid4().hex[:8]}.spool"
         descriptor = _lock(path)
         if descriptor is None:
             raise SpoolError(f"its lock {_lock_path(path)} cannot be had")
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
-            own = SpoolFile(path, descriptor)
-            own.say(
-                owner=owner,
-                topic=self._topic,
-                cluster_id=self.cluster_id,
-                inode=str(path.stat().st_ino),
-                host=socket.gethostname(),
-            )
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            facts = {
+                "birth": lane.birth,
+                "topic": self._topic,
+                "cluster_id": self._cluster_id,
+                "partition": "" if lane.partition is None else str(lane.partition),
+                "inode": str(path.stat().st_ino),
+                "host": socket.gethostname(),
+            }
+            file = SpoolFile(path, descriptor, facts)
         except BaseException:
             os.close(descriptor)
             raise
-        self._own = own
-        return own
+        self._own.append(file)
+        return file
 
     def _refuse_unsafe(self) -> None:
         """Looks whether events could be led elsewhere, or foreign ones brought here.
@@ -461,13 +312,16 @@ class Spool:
 
     def learn_cluster(self, cluster_id: str) -> None:
         """Notes which cluster the events are for, now that it has been reached."""
-        self.cluster_id = cluster_id
-        if self._own is not None and self._own.facts()["cluster_id"] != cluster_id:
-            self._own.say(cluster_id=cluster_id)
+        self._cluster_id = cluster_id
+        for file in self._own:
+            if file.facts()["cluster_id"] != cluster_id:
+                file.say(cluster_id=cluster_id)
 
-    def find_abandoned(self) -> list[SpoolFile]:
-        """Locks and opens the files that no living process holds. Those that belong elsewhere are set aside."""
-        found: list[SpoolFile] = []
+    def find_abandoned(self, limit: int) -> list[Lane]:
+        """Locks and opens files that no living process holds, at most `limit` of them beside those that are open. Those
+        that belong elsewhere are set aside.
+        """
+        found: list[Lane] = []
         if self._directory is None or not self._directory.is_dir():
             return found
         try:
@@ -475,42 +329,55 @@ class Spool:
         except SpoolError as error:
             self._warnings.warn("spool_not_read", path=str(self._directory), reason=str(error))
             return found
-        ours = {file.path for file in self.files}
+        ours = {file.path for file in [*self._own, *self._adopted]}
         for path in sorted(self._directory.glob("*.spool")):
+            if len(self._adopted) >= limit:
+                break
             if path in ours or (descriptor := _lock(path)) is None:
                 continue
             try:
                 file = SpoolFile(path, descriptor)
-                facts = file.facts()
-            except (SpoolError, sqlite3.Error) as error:
+                facts, count = file.facts(), file.count()
+            except SpoolError as error:
                 self._warnings.warn("spool_not_read", path=str(path), reason=str(error))
                 os.close(descriptor)
                 continue
-            if reason := self._why_elsewhere(path, facts):
+            if not facts:
+                file.close()
+            elif reason := self._why_elsewhere(path, facts):
                 file.set_aside(reason)
             else:
-                found.append(file)
+                self._adopted.append(file)
+                found.append(Lane(facts["birth"], int(facts["partition"]) if facts["partition"] else None, file))
+                log.warning("spool_adopted", path=str(path), emitter=found[-1].emitter, events=count)
         return found
 
     def _why_elsewhere(self, path: Path, facts: dict[str, str]) -> str | None:
+        if "birth" not in facts:
+            return "an earlier version of runtap made it"
         expected = {"topic": self._topic, "inode": str(path.stat().st_ino), "host": socket.gethostname()}
-        if facts.get("cluster_id"):
-            # Empty: it was made before Kafka had been reached, and nothing in it has a number.
-            expected["cluster_id"] = self.cluster_id
+        if facts["cluster_id"]:
+            # Empty: it was made before Kafka had been reached, and nothing of it was sent.
+            expected["cluster_id"] = self._cluster_id
         for name, value in expected.items():
-            if facts.get(name) != value:
-                return f"its {name} is {facts.get(name)!r}, here it is {value!r}: a copy, or from another cluster"
+            if facts[name] != value:
+                return f"its {name} is {facts[name]!r}, here it is {value!r}: a copy, or from another cluster"
         return None
+
+    def drop(self, file: SpoolFile) -> None:
+        """Closes a file, and removes it if nothing is in it."""
+        for files in (self._own, self._adopted):
+            if file in files:
+                files.remove(file)
+                file.close()
 
     def close(self) -> None:
         """Lets the next process have what is left."""
-        self._left_event_count = self.event_count
-        for file in self.files:
-            file.close()
-        self._own, self.adopted = None, []
+        for file in [*self._own, *self._adopted]:
+            self.drop(file)
 
     def leave(self) -> None:
         """In a forked child: leaves the files to the parent."""
-        for file in self.files:
+        for file in [*self._own, *self._adopted]:
             file.leave()
-        self._own, self.adopted = None, []
+        self._own, self._adopted = [], []
