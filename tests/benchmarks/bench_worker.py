@@ -25,7 +25,19 @@ from measurement import print_machine, spread
 from rich.console import Console
 from rich.table import Table
 from worker_latency import measure_latency, percentile
-from worker_setting import KINDS, PARTITIONS, PREFIX, SETS, TOPIC, Postgres, Stores, fill_topic, postgres, start_worker
+from worker_setting import (
+    FRAME_EVENTS,
+    KINDS,
+    PARTITIONS,
+    PREFIX,
+    SETS,
+    TOPIC,
+    Postgres,
+    Stores,
+    fill_topic,
+    postgres,
+    start_worker,
+)
 
 from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.kafka.topics import create_topics
@@ -38,9 +50,9 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.worker.decoding import count_events, decode_records
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_demo.kafka.broker import EmbeddedKafka
-from runtap_schemas import decode_event
 
 LATENCY_PREFIX = "bench-latency"
 _STAGES = ("fetch", "decode", "price", *PROJECTIONS, "lanes, caps, rows", "commit", "sum")
@@ -50,24 +62,24 @@ Combination = tuple[str, str]
 Figures = dict[Combination, list[float]]
 
 
-async def read_partition(settings: ConsumerSettings, wanted: int) -> tuple[list[KafkaRecord], float]:
-    """The first records of one partition, and the CPU that reading one takes, seconds."""
+async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord], float]:
+    """The frames of one partition, and the CPU that reading an event of them takes, seconds."""
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
     try:
-        place = TopicPartition(TOPIC, 0)
-        consumer.assign([place])
-        await consumer.seek_to_beginning(place)
-        wanted = min(wanted, (await consumer.end_offsets([place]))[place])
+        topic_partition = TopicPartition(TOPIC, 0)
+        consumer.assign([topic_partition])
+        await consumer.seek_to_beginning(topic_partition)
+        end = (await consumer.end_offsets([topic_partition]))[topic_partition]
         records: list[KafkaRecord] = []
         began = time.process_time()
-        while len(records) < wanted:
+        while len(records) < end:
             for polled in (await consumer.getmany(timeout_ms=1_000)).values():
                 records += polled
-        fetch_seconds = (time.process_time() - began) / len(records)
+        fetch_seconds = (time.process_time() - began) / sum(map(count_events, records))
     finally:
         await consumer.stop()
-    return records[:wanted], fetch_seconds
+    return records, fetch_seconds
 
 
 def drain(
@@ -154,17 +166,17 @@ def time_stages(
     """Decodes, folds and commits batches of records; CPU of each stage, seconds."""
     store = open_store(store_url, TOPIC)
     batches = []
-    size = settings.commit_events
+    frames = settings.commit_events // FRAME_EVENTS
     try:
         with Writer.of(store) as writer:
             dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ())
             partition = Partition(0, projections, Tools(store, writer, PriceTable.load(), dimensions, settings))
             partition.load(log_start=0)
-            for first in range(0, len(records), size):
-                batch = records[first : first + size]
+            for first in range(0, len(records), frames):
+                batch = records[first : first + frames]
                 spent: dict[str, float] = defaultdict(float)
                 began = time.process_time()
-                decoded = [decode_event(record.value) for record in batch]
+                decoded = list(decode_records(batch))
                 spent["decode"] = time.process_time() - began
                 del decoded
                 began = time.process_time()
@@ -182,13 +194,11 @@ def time_stages(
     return batches[1:]
 
 
-def measure_stages(console: Console, settings: ConsumerSettings, stores: Stores, wanted: int) -> None:
+def measure_stages(console: Console, settings: ConsumerSettings, stores: Stores) -> None:
     """Prints what each stage costs."""
-    records, fetch_seconds = asyncio.run(read_partition(settings, wanted))
+    records, fetch_seconds = asyncio.run(read_partition(settings))
     size = settings.commit_events
-    table = new_table(
-        f"\nCPU of the stages, µs an event, commits of {size:,}: median of {wanted // size - 1}", *_STAGES
-    )
+    table = new_table(f"\nCPU of the stages, µs an event, commits of {size:,}: median", *_STAGES)
     for kind, name in _COMBINATIONS:
         batches = time_stages(settings, stores.make(kind), SETS[name], records)
         costs = {"fetch": fetch_seconds * 1e6}
@@ -268,7 +278,7 @@ def main() -> None:
         size = asyncio.run(fill_topic(settings, arguments.events))
         console.print(f"{arguments.events:,} events of {size:,.0f} bytes in {PARTITIONS} partitions\n")
         measure_speed(console, settings, stores, server, folder, arguments.events, arguments.rounds)
-        measure_stages(console, settings, stores, arguments.events // PARTITIONS // 10_000 * 10_000)
+        measure_stages(console, settings, stores)
         if arguments.seconds:
             measure_latencies(
                 console,
