@@ -178,8 +178,9 @@ def test_no_command_lets_a_text_drive_the_terminal(
     assert hidden_in(found + errors) == set()
     if "--json" in arguments or arguments[:2] == ("dead-letters", "export"):
         lines = [found] if arguments[0] in ("report", "ledger") else found.splitlines()
-        # The values are what was sent, to the last character.
-        assert any(HIDDEN in text for text in map(str, strings_of([json.loads(line) for line in lines])))
+        # The values are what was sent, to the last character; of what could not be read the cause quotes it.
+        wanted = SHOWN if arguments[0] == "dead-letters" else HIDDEN
+        assert any(wanted in text for text in map(str, strings_of([json.loads(line) for line in lines])))
     elif arguments[0] not in WITHOUT_TEXTS_OF_RECORDS:
         assert SHOWN in found, found
 
