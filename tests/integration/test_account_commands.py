@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from partition_setting import WorkerTools
 from runtap_consumers.figures.ledger_report import build_ledger
 from runtap_consumers.store.engine import Store
@@ -123,6 +125,17 @@ def test_a_vanished_emitter_is_named_and_captured_at_least_what_it_said(store: S
     shown = runtap(store, "ledger").stdout.decode()
     assert "captured at least 18 = applied 15 + in flight 0 + dropped 3 + lost 0 + unreadable 0" in shown
     assert "vanished" in shown
+
+
+@pytest.mark.parametrize(("step_seconds", "state"), [(10, "vanished"), (30, "vanished"), (40, "silent")])
+def test_an_outage_ages_nobody(store: Store, tools: WorkerTools, step_seconds: int, state: str) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "killed", 1)
+    for number in range(1, 40):
+        log.append(report(START_NS + number * step_seconds * SECOND_NS), "alive", number)
+    tools.apply(log)
+    states = {row["emitter"]: row["state"] for row in ledger_of(store)["emitters"]}
+    assert states == {id_of("killed"): state, id_of("alive"): "open"}
 
 
 def test_an_emitter_that_holds_complete_to_is_named_and_can_be_forgotten(store: Store, tools: WorkerTools) -> None:

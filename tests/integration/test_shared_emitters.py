@@ -66,9 +66,7 @@ def test_a_second_process_whose_clock_is_slow_is_found_by_where_it_reports_from(
 ) -> None:
     slow = _frames(START_NS - 3600 * SECOND_NS, 1, 10, host="host-2")
     tools.apply(_log(_frames(START_NS, 5, 10), slow))
-    assert [(one.emitter, one.processes) for one in find_shared(store)] == [
-        (id_of("twin"), (("host-1", 1), ("host-2", 1)))
-    ]
+    assert find_shared(store) == {id_of("twin"): (("host-1", 1), ("host-2", 1))}
 
 
 def test_one_process_is_one_also_where_its_frames_come_twice_and_late(store: Store, tools: WorkerTools) -> None:
@@ -79,7 +77,7 @@ def test_one_process_is_one_also_where_its_frames_come_twice_and_late(store: Sto
     for at_ns, value in frames:
         log.append_value(value, at_ns + 60 * SECOND_NS)
     tools.apply(log)
-    assert find_shared(store) == []
+    assert find_shared(store) == {}
 
 
 async def test_shared_emitter_is_told_once_within_a_minute_of_its_frames(
