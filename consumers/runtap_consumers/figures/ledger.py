@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS
-from runtap_consumers.store.read.ledger import SILENCE_NS, Books, LaneKey, Range
+from runtap_consumers.store.read.ledger import Books, LaneKey, Range
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
         heard_ns = books.heard_ns[key]
         # What is older than the marks of a lane live is never sent again.
         silent_ns = min(books.watched.get(key, heard_ns + LANE_RETENTION_NS), heard_ns + LANE_RETENTION_NS)
-        if emitter.forgotten_ns >= heard_ns or read_to_ns >= max(silent_ns, heard_ns + SILENCE_NS):
+        if emitter.forgotten_ns >= heard_ns or read_to_ns >= silent_ns:
             return None
     if lane is not None:
         # Events of a clock that is fast count at their log time.
