@@ -179,10 +179,9 @@ def test_numbers_that_somebody_gave_up_are_lost_with_the_reason(store: Store, to
     log.append(model_call(START_NS), "e1", 1)
     said = report(START_NS, dropped={"buffer_full": {"run.ended": 2}}, closing=True)
     for emitter, last in (("e1", 5), ("never met", 4)):
-        abandoned = LaneAbandoned(
-            at_ns=START_NS, emitter=id_of(emitter), first=2 if last == 5 else 1, last=last, reason="too_old", report=said
-        )
-        log.append(abandoned, "e2", 1 if last == 5 else 2, log_time_ns=START_NS + SECOND_NS)
+        of = id_of(emitter)
+        event = LaneAbandoned(at_ns=START_NS, emitter=of, first=last - 3, last=last, reason="too_old", report=said)
+        log.append(event, "e2", 1 if last == 5 else 2, log_time_ns=START_NS + SECOND_NS)
     partition = tools.apply(log)
     ledger = ledger_of(store)
     # Captured: 1 + 4 + 2 dropped, 4 + 2, and two announcements.

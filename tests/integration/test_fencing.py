@@ -181,7 +181,8 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
     monkeypatch.setattr(partitions, "_RETENTION_EVERY_NS", 0)
     topic = await events_topic(partitions=1)
     settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
-    lanes = f"SELECT count(*) FROM lane_marks WHERE emitter = '{id_of("long ago/0")}'"
+    lane = id_of("long ago/0")
+    lanes = f"SELECT count(*) FROM lane_marks WHERE emitter = '{lane}'"
     async with running(settings, store, "cost"):
         for first, emitter in enumerate(("long ago", "e1", "e1")):
             event = [model_call(time.time_ns())]

@@ -147,9 +147,10 @@ def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
     read_to_ns = books.read_to_ns(projection, key[0])
     if books.is_gone(projection, key[0]):
         return None
-    if emitter.is_closed and (is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0])):
-        return None
-    if not emitter.is_closed:
+    if emitter.is_closed:
+        if is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0]):
+            return None
+    else:
         heard_ns = books.heard_ns[key]
         # What is older than the marks of a lane live is never sent again.
         silent_ns = min(books.watched.get(key, heard_ns + LANE_RETENTION_NS), heard_ns + LANE_RETENTION_NS)
