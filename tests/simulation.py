@@ -4,7 +4,6 @@ reads those lists into the real worker. What it knows of every event is the orac
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from runtap_schemas import Event, SkippedRange, Usage, encode_event, number_event
-from samples import SECOND_NS, START_NS, Log, LogRecord, model_call, report
+from runtap_schemas import EmitterReported, Event, LaneAbandoned, SkippedRange, Usage
+from samples import SECOND_NS, START_NS, Log, LogRecord, framed, id_of, model_call, report
 
 TOPIC = "runtap.events"
 # Dollars 0.15 and 0.60 a million tokens.
 INPUT_PICODOLLARS, OUTPUT_PICODOLLARS = 150_000, 600_000
 
-Place = tuple[str, int, int]
+# Emitter and number.
+Place = tuple[str, int]
 
 
 @dataclass
@@ -29,9 +29,10 @@ class Capture:
     kind: str
     at_ns: int
     serial: int
-    partition: int
     number: int | None = None
     is_given_up: bool = False
+    # Of an announcement: whose lane ended, at which number, and whether its report was among what was given up.
+    abandoned: tuple[str, int, bool] | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -51,7 +52,7 @@ class World:
         self.now_ns = START_NS
         self.logs = [Log() for _ in range(partitions)]
         self.captures: dict[Place, Capture] = {}
-        self.by_value: dict[bytes, Place] = {}
+        self.by_value: dict[bytes, list[Place]] = {}
         # Values that the Kafka client cannot decode.
         self.poison: set[bytes] = set()
         self._serial = 0
@@ -65,141 +66,153 @@ class World:
         self._serial += 1
         return self._serial
 
-    def append(self, partition: int, values: Iterable[bytes]) -> None:
-        """The broker's side of a delivery."""
-        for value in values:
-            self.logs[partition].append_value(value, self.now_ns)
-
     def places(self, records: Iterable[LogRecord]) -> set[Place]:
-        """Whose events records are; those without a number, or that nobody can decode, are nobody's."""
-        found = (self.by_value.get(record.value or b"") for record in records if record.value not in self.poison)
-        return {place for place in found if place is not None}
+        """Whose events records hold; what has no number, or nobody can decode, is nobody's."""
+        values = (record.value or b"" for record in records if record.value not in self.poison)
+        return {place for value in values for place in self.by_value.get(value, ())}
 
 
 @dataclass
 class Emitter:
-    """Captures, numbers, sends, and reports as `runtap_collector` does."""
+    """Captures, numbers, sends, and reports as `runtap_collector` does. `form` of a frame: `plain`, `future` (of a
+    major version that nobody knows yet) or `poison` (its record cannot be decoded by the client).
+    """
 
     world: World
     name: str
+    partition: int
     captured: list[Capture] = field(default_factory=list)
-    waiting: list[Capture] = field(default_factory=list)
-    lanes: Counter[int] = field(default_factory=Counter)
-    batches: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
+    waiting: list[tuple[Capture, Event | bytes]] = field(default_factory=list)
+    last: int = 0
+    frames: list[list[tuple[Capture, Event | bytes]]] = field(default_factory=list)
+    claims: list[tuple[int | None, str]] = field(default_factory=list)
     # Requests that were written and may still land.
-    underway: list[tuple[int, list[bytes]]] = field(default_factory=list)
+    underway: list[bytes] = field(default_factory=list)
     skipped: list[SkippedRange] = field(default_factory=list)
     dropped: int = 0
     superseded: int = 0
-    reports: int = 0
+    newest_report: EmitterReported | None = None
     is_closed: bool = False
 
-    def capture(self, partition: int, kind: str) -> None:
+    def capture(self, kind: str) -> Capture:
         """Takes an event, or drops it at the door."""
-        capture = Capture(kind, self.world.now_ns, self.world.next_serial(), partition)
+        capture = Capture(kind, self.world.now_ns, self.world.next_serial())
         self.captured.append(capture)
         if kind == "dropped":
             capture.is_given_up = True
             self.dropped += 1
         else:
-            self.waiting.append(capture)
+            self.waiting.append((capture, b'{"type":"run.ended"}' if kind == "unreadable" else _event(capture)))
+        return capture
 
     def supersede(self) -> None:
         """Gives up the oldest start that waits."""
-        if self.waiting:
-            self.waiting.pop(0).is_given_up = True
+        if self.waiting and self.waiting[0][0].kind == "call":
+            self.waiting.pop(0)[0].is_given_up = True
             self.superseded += 1
 
-    def number(self, partition: int, *, with_report: bool, closing: bool = False) -> None:
-        """Makes the lane's next batch; there is one at a time."""
-        if partition in self.batches:
-            return
-        batch: list[tuple[int, bytes]] = []
+    def close_frame(self, *, with_report: bool, form: str = "plain", closing: bool = False) -> None:
+        """Numbers all that waits, in a frame that claims everything up to now; a report comes last."""
         if with_report:
-            self._number(partition, self._report_capture(partition), self._report(partition, closing), batch)
-        for capture in [capture for capture in self.waiting if capture.partition == partition]:
-            self.waiting.remove(capture)
-            self._number(partition, capture, _event(capture), batch)
-        if batch:
-            self.batches[partition] = batch
+            capture = Capture("report", self.world.now_ns, self.world.next_serial())
+            self.captured.append(capture)
+            dropped = {"buffer_full": {"run.ended": self.dropped}} if self.dropped else {}
+            facts = {"closing": closing, "superseded": self.superseded, "dropped": dropped}
+            said = self.newest_report = report(self.world.now_ns, skipped=list(self.skipped), **facts)
+            self.waiting.append((capture, said))
+        if not self.waiting:
+            return
+        for capture, _ in self.waiting:
+            self.last += 1
+            capture.number = self.last
+            self.world.captures[self.name, self.last] = capture
+            if form == "future":
+                capture.kind = "unreadable"
+        self.frames.append(self.waiting)
+        self.claims.append((self.world.now_ns, form))
+        self.waiting = []
 
-    def _report_capture(self, partition: int) -> Capture:
-        capture = Capture("report", self.world.now_ns, self.world.next_serial(), partition)
-        self.captured.append(capture)
-        return capture
+    def halve(self) -> None:
+        """Makes two of the frame that is sent next; only the second claims what it claimed."""
+        if self.frames and len(self.frames[0]) > 1:
+            half = len(self.frames[0]) // 2
+            self.frames[:1] = [self.frames[0][:half], self.frames[0][half:]]
+            self.claims[:1] = [(None, self.claims[0][1]), self.claims[0]]
 
-    def _report(self, partition: int, closing: bool) -> Event:
-        self.reports += 1
-        now_ns = self.world.now_ns
-        oldest_ns = min((capture.at_ns for capture in self.waiting), default=now_ns)
-        lanes = {**self.lanes, partition: self.lanes[partition] + 1}
-        return report(
-            self.reports,
-            len(self.captured),
-            {lane: last for lane, last in lanes.items() if last},
-            now_ns,
-            complete_at_ns=oldest_ns,
-            complete_age_ns=now_ns - oldest_ns,
-            closing=closing,
-            superseded=self.superseded,
-            dropped={"buffer_full": {"run.ended": self.dropped}} if self.dropped else {},
-            skipped=list(self.skipped),
-        )
-
-    def _number(self, partition: int, capture: Capture, event: Event, batch: list[tuple[int, bytes]]) -> None:
-        self.lanes[partition] += 1
-        number = capture.number = self.lanes[partition]
-        value = number_event(encode_event(event), self.name, number)
-        if capture.kind == "unreadable":
-            value = value.replace(b'"version":1', b'"version":2')
-        if capture.kind == "poison":
-            self.world.poison.add(value)
-        batch.append((number, value))
-        self.world.captures[self.name, partition, number] = capture
-        self.world.by_value[value] = (self.name, partition, number)
-
-    def send(self, partition: int, outcome: str) -> None:
-        """Sends the lane's batch: `acknowledged`, `unanswered` (it landed), `underway` (it may still land) or
+    def send(self, outcome: str) -> None:
+        """Sends the oldest frame: `acknowledged`, `unanswered` (it landed), `underway` (it may still land) or
         `refused`.
         """
-        batch = [value for _, value in self.batches.get(partition, ())]
+        if not self.frames:
+            return
+        value = self._value()
         if outcome in ("acknowledged", "unanswered"):
-            self.world.append(partition, batch)
+            self.world.logs[self.partition].append_value(value, self.world.now_ns)
         if outcome == "acknowledged":
-            self.batches.pop(partition, None)
-        if outcome == "underway" and batch:
-            self.underway.append((partition, batch))
+            self._pop()
+        if outcome == "underway":
+            self.underway.append(value)
 
-    def give_up(self, partition: int) -> None:
-        """Announces the lane's batch as skipped, though it may still land."""
-        batch = self.batches.pop(partition, None)
-        if batch:
-            self.underway.append((partition, [value for _, value in batch]))
-            self.skipped.append(
-                SkippedRange(
-                    emitter=self.name, partition=partition, first=batch[0][0], last=batch[-1][0], reason="unknown"
-                )
-            )
+    def _value(self) -> bytes:
+        lines, (at_ns, form) = self.frames[0], self.claims[0]
+        first = lines[0][0].number
+        assert first is not None
+        value = framed([event for _, event in lines], self.name, first, at_ns)
+        if form == "future":
+            value = value.replace(b'"frame":1', b'"frame":2')
+        if form == "poison":
+            self.world.poison.add(value)
+        self.world.by_value[value] = [(self.name, first + place) for place in range(len(lines))]
+        return value
+
+    def _pop(self) -> list[tuple[Capture, Event | bytes]]:
+        self.claims.pop(0)
+        return self.frames.pop(0)
+
+    def skip(self) -> None:
+        """Announces the oldest frame's numbers as never to come, though they may still land."""
+        if self.frames:
+            self.underway.append(self._value())
+            numbers = [capture.number or 0 for capture, _ in self._pop()]
+            self.skipped.append(SkippedRange(first=numbers[0], last=numbers[-1], reason="too_large"))
 
     def land(self, choice: int, *, again: bool) -> None:
         """Lets a request that was underway reach the log."""
         if self.underway:
-            partition, values = self.underway[choice % len(self.underway)]
-            self.world.append(partition, values)
+            place = choice % len(self.underway)
+            self.world.logs[self.partition].append_value(self.underway[place], self.world.now_ns)
             if not again:
-                self.underway.pop(choice % len(self.underway))
+                self.underway.pop(place)
 
-    def close(self, partition: int) -> None:
+    def close(self) -> None:
         """Sends all there is and reports for the last time."""
         if self.is_closed:
             return
-        for lane in range(len(self.world.logs)):
-            self.send(lane, "acknowledged")
-            self.number(lane, with_report=False)
-            self.send(lane, "acknowledged")
-        self.number(partition, with_report=True, closing=True)
-        self.send(partition, "acknowledged")
+        self.close_frame(with_report=True, closing=True)
+        while self.frames:
+            self.send("acknowledged")
         self.is_closed = True
+
+    def abandon(self, other: Emitter) -> None:
+        """Says for another that what it has not sent never will be. It went on as a new emitter."""
+        if other.is_closed or other is self:
+            return
+        other.close_frame(with_report=True, closing=True)
+        first = other.frames[0][0][0].number
+        assert first is not None
+        capture = Capture("abandonment", self.world.now_ns, self.world.next_serial())
+        capture.abandoned = (other.name, other.last, other.newest_report is not None)
+        self.captured.append(capture)
+        event = LaneAbandoned(
+            at_ns=self.world.now_ns,
+            emitter=id_of(other.name),
+            first=first,
+            last=other.last,
+            reason="too_old",
+            report=other.newest_report,
+        )
+        self.waiting.append((capture, event))
+        other.frames, other.claims, other.is_closed = [], [], True
 
 
 def _event(capture: Capture) -> Event:

@@ -11,28 +11,27 @@ import msgspec
 import orjson
 from sqlalchemy import create_engine, text
 
-from runtap_schemas import Event, encode_event, number_event
-from samples import model_call, report
+from runtap_schemas import Event, encode_event
+from samples import framed, id_of, model_call, report
 from worker_process import WorkerSetting, numbered, produce
 
 LONG_NUMBER = int("9" * 20)
 
 
 def changed(event: Event, number: int, **changes: object) -> bytes:
-    fields = orjson.loads(number_event(encode_event(event), "e1", number))
-    return msgspec.json.encode({**fields, **changes})
+    return framed([msgspec.json.encode({**orjson.loads(encode_event(event)), **changes})], "e1/0", number)
 
 
-async def test_report_with_a_key_of_20_digits_is_a_dead_letter_and_the_ledger_goes_on(
+async def test_report_with_a_number_of_20_digits_is_a_dead_letter_and_the_ledger_goes_on(
     kafka: str, events_topic: Callable[..., Awaitable[str]], setting: WorkerSetting
 ) -> None:
     topic = await events_topic(partitions=1)
     values = [
         changed(model_call(), 1),
-        changed(report(1, 2, {0: 2}), 2, lanes={str(LONG_NUMBER): 1}),
+        changed(report(), 2, dropped={"full": {"run.ended": LONG_NUMBER}}),
         changed(model_call(), 3, metadata={"n": LONG_NUMBER}),
-        changed(report(2, 5, {0: 5}), 4, process_id=LONG_NUMBER),
-        changed(report(3, 5, {0: 5}), 5),
+        changed(report(), 4, process_id=LONG_NUMBER),
+        changed(report(), 5),
     ]
     await produce(kafka, topic, [(0, value, []) for value in values])
     setting.drain()
@@ -42,7 +41,7 @@ async def test_report_with_a_key_of_20_digits_is_a_dead_letter_and_the_ledger_go
     engine = create_engine(setting.store_url)
     with engine.connect() as connection:
         letters = connection.execute(text("SELECT emitter, sequence FROM dead_letters ORDER BY log_offset"))
-        assert [tuple(row) for row in letters] == [("e1", 2), ("e1", 3), ("e1", 4)]
+        assert [tuple(row) for row in letters] == [(id_of("e1/0"), 2), (id_of("e1/0"), 3), (id_of("e1/0"), 4)]
         marks = connection.execute(text("SELECT DISTINCT mark, quarantined, gaps FROM lane_marks"))
         assert [tuple(row) for row in marks] == [(6, 3, "[]")]
         positions = connection.execute(text("SELECT DISTINCT next_offset FROM positions"))

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from partition_setting import WorkerTools
 from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
-from runtap_schemas import SkippedRange
-from samples import SECOND_NS, START_NS, Log, model_call, report
+from runtap_schemas import LaneAbandoned, SkippedRange
+from samples import SECOND_NS, START_NS, Log, framed, id_of, model_call, report
 
 UTC = ZoneInfo("UTC")
 
@@ -46,13 +48,13 @@ def troubled_log() -> Log:
     log = Log()
     for number in (1, 2, 2, 3):
         log.append(model_call(START_NS + number), "e1", number)
-    log.append_value(b'{"version":1,"emitter":"e1","sequence":4,"type":"run.ended","at_ns":-5}')
+    log.append_value(framed([b'{"type":"run.ended","at_ns":-5}'], "e1", 4))
     log.append(model_call(START_NS + 6), "e1", 6)
-    log.append_value(b'{"version":1,"emitter":"e1","sequence":7,"type":"run.dreamt"}')
+    log.append_value(framed([b'{"type":"run.dreamt"}'], "e1", 7))
     log.append(model_call(START_NS + 9 * 86_400 * SECOND_NS), "e1", 9, log_time_ns=START_NS)
-    skip = SkippedRange(emitter="e1", partition=0, first=8, last=8, reason="too_large")
+    skip = SkippedRange(first=8, last=8, reason="too_large")
     facts = {"dropped": {"buffer_full": {"run.started": 3}}, "skipped": [skip], "superseded": 2, "closing": True}
-    log.append(report(1, 15, {0: 10}, START_NS + 20, **facts), "e1", 10)
+    log.append(report(START_NS + 20, **facts), "e1", 10)
     return log
 
 
@@ -61,13 +63,14 @@ def test_each_emitters_row_adds_up_with_reasons(store: Store, tools: WorkerTools
     ledger = ledger_of(store)
     (row,) = ledger["emitters"]
     assert row == {
-        "emitter": "e1",
+        "emitter": id_of("e1"),
         "service": "checkout",
         "environment": "test",
         "host": "host-1",
         "process_id": 1,
         "state": "closed",
         "last_heard": row["last_heard"],
+        "captured_is_at_least": False,
         # Two of the fifteen were starts that nobody needed.
         "captured": 13,
         "applied": 7,
@@ -75,7 +78,6 @@ def test_each_emitters_row_adds_up_with_reasons(store: Store, tools: WorkerTools
         "dropped": {"buffer_full": 3},
         "lost": 2,
         "quarantined": 1,
-        "handed_over": 0,
         "lost_by_reason": {"too_large": 1, "unannounced": 1},
         "repeats": 1,
         "content_dropped": 0,
@@ -97,28 +99,109 @@ def test_the_headline_is_of_the_projection_that_lags_most(store: Store, tools: W
     tools.apply(log, projections=("performance", "ledger"))
     slow = Log()
     slow.records = log.records[:2]
-    tools.apply(slow, projections=("cost",))
+    partition = tools.apply(slow, projections=("cost",))
     ledger = ledger_of(store)
     assert ledger["projection"] == "cost"
-    assert (ledger["applied"], ledger["in_flight"], ledger["lost"]) == (2, 7, 1)
+    assert (ledger["applied"], ledger["in_flight"], ledger["lost"]) == (2, 8, 0)
     assert ledger["captured"] == 13
+    # Once it has read all that was there when the last number was heard, the others will not come.
+    partition.note_caught_up(START_NS + SECOND_NS)
+    ledger = ledger_of(store)
+    assert (ledger["applied"], ledger["in_flight"], ledger["lost"], ledger["captured"]) == (2, 0, 8, 13)
+    assert ledger["lost_by_reason"] == {"too_large": 1, "unannounced": 7}
 
 
 def test_a_vanished_emitter_is_named_and_captured_at_least_what_it_said(store: Store, tools: WorkerTools) -> None:
     log = Log()
     log.append(model_call(START_NS), "killed", 1)
-    log.append(report(1, 5, {0: 2}, START_NS + SECOND_NS), "killed", 2)
+    log.append(report(START_NS + SECOND_NS, dropped={"buffer_full": {"run.ended": 3}}), "killed", 2)
     for number in range(1, 14):
-        log.append(report(number, number, {0: number}, START_NS + number * 10 * SECOND_NS), "alive", number)
+        log.append(report(START_NS + number * 10 * SECOND_NS), "alive", number)
     tools.apply(log)
     ledger = ledger_of(store)
-    states = {row["emitter"]: (row["state"], row["captured"], row["in_flight"]) for row in ledger["emitters"]}
-    # Three of its events were waiting when it was killed: nobody will see them, and nobody calls them applied.
-    assert states == {"killed": ("vanished", 5, 3), "alive": ("open", 13, 0)}
+    states = {row["emitter"]: (row["state"], row["captured"]) for row in ledger["emitters"]}
+    assert states == {id_of("killed"): ("vanished", 5), id_of("alive"): ("open", 13)}
     assert ledger["captured_is_at_least"] is True
     shown = runtap(store, "ledger").stdout.decode()
-    assert "captured at least 18 = applied 15 + in flight 3 + dropped 0 + lost 0 + unreadable 0" in shown
+    assert "captured at least 18 = applied 15 + in flight 0 + dropped 3 + lost 0 + unreadable 0" in shown
     assert "vanished" in shown
+
+
+@pytest.mark.parametrize(("step_seconds", "state"), [(10, "vanished"), (30, "vanished"), (40, "silent")])
+def test_an_outage_ages_nobody(store: Store, tools: WorkerTools, step_seconds: int, state: str) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "killed", 1)
+    for number in range(1, 40):
+        log.append(report(START_NS + number * step_seconds * SECOND_NS), "alive", number)
+    tools.apply(log)
+    states = {row["emitter"]: row["state"] for row in ledger_of(store)["emitters"]}
+    assert states == {id_of("killed"): state, id_of("alive"): "open"}
+
+
+def test_an_emitter_that_holds_complete_to_is_named_and_can_be_forgotten(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    # The only one there is: nobody else reports, so that this may be an outage.
+    tools.apply(log).note_caught_up(START_NS + 3_600 * SECOND_NS)
+    ledger = ledger_of(store)
+    assert (ledger["complete_to"], ledger["held_by"]) == ("2026-03-02T10:00:00.000000Z", id_of("e1"))
+    (row,) = ledger["emitters"]
+    # Known by its events alone, it has their service.
+    assert (row["state"], row["service"], row["host"]) == ("silent", "checkout", None)
+    assert f"runtap ledger forget {id_of('e1')}" in " ".join(runtap(store, "ledger").stdout.decode().split())
+    assert b"there is no emitter 'nobody'" in runtap(store, "ledger", "forget", "nobody", code=2).stderr
+    runtap(store, "ledger", "forget", id_of("e1"))
+    ledger = ledger_of(store)
+    assert (ledger["complete_to"], ledger["emitters"][0]["state"]) == ("2026-03-02T11:00:00.000000Z", "forgotten")
+    # Heard again, it has its say again.
+    log.append(model_call(START_NS + 60 * SECOND_NS), "e1", 2)
+    tools.apply(log)
+    assert ledger_of(store)["complete_to"] == "2026-03-02T10:01:00.000000Z"
+
+
+def test_what_belongs_to_no_lane_is_counted_outside_of_the_sum(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    log.append_value(b"not json")
+    log.append_value(framed([b"{}"] * 3, "e1", 10**12))
+    log.append_value(framed([model_call(START_NS)], "e1", 2).replace(id_of("e1").encode(), id_of("e2").encode()))
+    tools.apply(log)
+    ledger = ledger_of(store)
+    assert (ledger["captured"], ledger["applied"], ledger["foreign"], ledger["impossible"]) == (1, 1, 2, 3)
+    shown = runtap(store, "ledger").stdout.decode()
+    assert "2 records of no emitter, outside of these sums" in shown
+    assert "3 events with impossible numbers, outside of these sums" in shown
+    assert len(runtap(store, "dead-letters", "list", "--json").stdout.splitlines()) == 3
+
+
+def test_numbers_that_somebody_gave_up_are_lost_with_the_reason(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    said = report(START_NS, dropped={"buffer_full": {"run.ended": 2}}, closing=True)
+    for emitter, last in (("e1", 5), ("never met", 4)):
+        of = id_of(emitter)
+        event = LaneAbandoned(at_ns=START_NS, emitter=of, first=last - 3, last=last, reason="too_old", report=said)
+        log.append(event, "e2", 1 if last == 5 else 2, log_time_ns=START_NS + SECOND_NS)
+    partition = tools.apply(log)
+    ledger = ledger_of(store)
+    # Captured: 1 + 4 + 2 dropped, 4 + 2, and two announcements.
+    assert (ledger["captured"], ledger["applied"], ledger["in_flight"], ledger["lost"]) == (15, 3, 8, 0)
+    partition.note_caught_up(START_NS + 2 * SECOND_NS)
+    ledger = ledger_of(store)
+    assert (ledger["captured"], ledger["applied"], ledger["in_flight"], ledger["lost"]) == (15, 3, 0, 8)
+    assert ledger["lost_by_reason"] == {"too_old": 8}
+    states = {row["emitter"]: row["state"] for row in ledger["emitters"]}
+    assert states == {id_of("e1"): "closed", id_of("never met"): "closed", id_of("e2"): "open"}
+
+
+def test_counters_that_step_back_are_not_believed(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    for number, (dropped, superseded) in enumerate(((5, 2), (3, 4), (4, 1)), start=1):
+        facts = {"dropped": {"buffer_full": {"run.ended": dropped}}, "superseded": superseded}
+        log.append(report(START_NS + number, **facts), "e1", number)
+    tools.apply(log)
+    ledger = ledger_of(store)
+    assert (ledger["captured"], ledger["dropped"]) == (3 + 5, {"buffer_full": 5})
 
 
 def test_offsets_that_retention_deleted_unread_are_shown(store: Store, tools: WorkerTools) -> None:

@@ -25,9 +25,9 @@ from runtap_consumers.kafka.record_tail import tail_records
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_schemas import Alert, decode_alert, encode_event, number_event
+from runtap_schemas import Alert, decode_alert
 from runtap_schemas.topics import alerts_topic, events_topic
-from samples import chain_end, failure
+from samples import chain_end, failure, framed
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -73,7 +73,7 @@ async def _fail_and_be_alerted(settings: ConsumerSettings) -> Alert:
         for number in range(1, 31):
             status: dict[str, Any] = {"status": "error", "error": failure()} if number % 3 else {}
             ended = chain_end(time.time_ns(), run_id=f"run-{number}", **status)
-            value = number_event(encode_event(ended), "emitter-1", number)
+            value = framed([ended], "emitter-1", number, ended.at_ns)
             await publisher.publish(events_topic(settings.topic_prefix), b"one key, one lane", value)
     async with asyncio.timeout(20):
         tail = tail_records(settings, alerts_topic(settings.topic_prefix), from_beginning=True)

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -181,7 +181,8 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
     monkeypatch.setattr(partitions, "_RETENTION_EVERY_NS", 0)
     topic = await events_topic(partitions=1)
     settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
-    lanes = f"SELECT count(*) FROM lane_marks WHERE emitter = '{id_of('long ago/0')}'"
+    lane = id_of("long ago/0")
+    lanes = f"SELECT count(*) FROM lane_marks WHERE emitter = '{lane}'"
     async with running(settings, store, "cost"):
         for first, emitter in enumerate(("long ago", "e1", "e1")):
             event = [model_call(time.time_ns())]
@@ -209,7 +210,7 @@ async def test_a_worker_that_was_fenced_loads_again_and_goes_on(
         assert health.fenced == 1
 
 
-class Log:
+class Log(PartitionReader):
     """A partition's log that grows, and whose position another worker moves, while it is looked at."""
 
     def __init__(self, on_first_look: Callable[[], None]) -> None:
@@ -235,7 +236,7 @@ async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_in
 ) -> None:
     settings = ConsumerSettings.load(topic_prefix=topic_prefix)
     with store.engine.begin() as connection:
-        connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 5, 1, 1, 0, 0, 'f', 0)"))
+        connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 5, 1, 1, 0, 0, 'f', 0, 0)"))
 
     def move_on() -> None:
         with store.engine.begin() as connection:
@@ -244,7 +245,7 @@ async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_in
     worker = Worker(settings, ("cost",), store, PriceSource(settings), Health(("cost",)), asyncio.Event())
     await worker._reader.stop()
     log = Log(move_on)
-    worker._reader = cast("PartitionReader", log)
+    worker._reader = log
     await worker._load(0, assigned.Assigned(), ["cost"])
     worker._writer.close()
     worker._thread.shutdown()

@@ -12,9 +12,11 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ from sqlalchemy import text
 import runtap_consumers.kafka.partition_reader
 import runtap_consumers.worker.worker
 from runtap_consumers.errors import StoreError
-from runtap_consumers.figures.completeness import work_out_completeness, work_out_sums
+from runtap_consumers.figures.completeness import lost_ranges, work_out_completeness, work_out_sums
 from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.sketch import quantiles_ns
@@ -39,14 +41,15 @@ from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import MINUTE_NS
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.worker import Worker
-from samples import Log, LogRecord
+from samples import SECOND_NS, Log, LogRecord, id_of
 from simulation import TOPIC, CommitFaults, Emitter, Place, SimulatedClient, World
 
 PARTITIONS = 2
 PROJECTIONS = ("cost", "performance", "runs", "ledger")
 # Any projections may run apart from the others.
 SETS = (PROJECTIONS, ("cost",), ("ledger", "performance"), ("cost", "runs"))
-CALLS = ("call", "dropped", "unreadable", "poison")
+CALLS = ("call", "call", "dropped", "unreadable")
+FORMS = ("plain", "plain", "plain", "future", "poison")
 EXAMPLES = int(os.environ.get("RUNTAP_MODEL_EXAMPLES", "50"))
 _SHRINKS = "RUNTAP_MODEL_SHRINKS" in os.environ
 _LONG_AGO = -1e9
@@ -76,6 +79,8 @@ def _be_silent(*_: object) -> Any:
 def _simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtap_consumers.kafka.partition_reader, "AIOKafkaConsumer", SimulatedClient)
+        clock = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: SimulatedClient.world.now_ns)
+        patch.setattr(runtap_consumers.worker.worker, "time", clock)
         # A thousand warnings are what it is about.
         structlog.configure(processors=[_be_silent])
         yield
@@ -92,7 +97,7 @@ class Machine(RuleBasedStateMachine):
         self.url = f"sqlite:///{self.folder}/runtap.db"
         self.store: Store = open_store(self.url, TOPIC, "Europe/Berlin")
         self.world = SimulatedClient.world = World(PARTITIONS)
-        self.emitters = [Emitter(self.world, f"emitter-{number}") for number in range(3)]
+        self.emitters = [Emitter(self.world, f"emitter-{number}", number % PARTITIONS) for number in range(3)]
         self.workers: list[Worker] = []
         self.faults: list[CommitFaults] = []
         self.applied: dict[str, set[Place]] = defaultdict(set)
@@ -115,31 +120,40 @@ class Machine(RuleBasedStateMachine):
 
     # What emitters do.
 
-    @rule(emitter=emitters, partition=partitions, kinds=st.lists(st.sampled_from(CALLS), min_size=1, max_size=4))
-    def capture(self, emitter: int, partition: int, kinds: list[str]) -> None:
+    @rule(emitter=emitters, kinds=st.lists(st.sampled_from(CALLS), min_size=1, max_size=4))
+    def capture(self, emitter: int, kinds: list[str]) -> None:
         if not self.emitters[emitter].is_closed:
             for kind in kinds:
-                self.emitters[emitter].capture(partition, kind)
+                self.emitters[emitter].capture(kind)
 
-    @rule(emitter=emitters, partition=partitions)
-    def capture_calls(self, emitter: int, partition: int) -> None:
-        self.capture(emitter, partition, ["call"] * 3)
+    @rule(emitter=emitters)
+    def capture_calls(self, emitter: int) -> None:
+        self.capture(emitter, ["call"] * 3)
 
     @rule(
         emitter=emitters,
-        partition=partitions,
         with_report=st.booleans(),
+        form=st.sampled_from(FORMS),
         outcome=st.sampled_from(["acknowledged", "acknowledged", "unanswered", "underway", "refused"]),
     )
-    def send(self, emitter: int, partition: int, with_report: bool, outcome: str) -> None:
+    def send(self, emitter: int, with_report: bool, form: str, outcome: str) -> None:
         if not self.emitters[emitter].is_closed:
-            self.emitters[emitter].number(partition, with_report=with_report)
-            self.emitters[emitter].send(partition, outcome)
+            self.emitters[emitter].close_frame(with_report=with_report, form=form)
+            self.emitters[emitter].send(outcome)
 
-    @rule(emitter=emitters, partition=partitions, worker=workers)
-    def flow(self, emitter: int, partition: int, worker: int) -> None:
-        self.capture_calls(emitter, partition)
-        self.send(emitter, partition, False, "acknowledged")
+    @rule(emitter=emitters, outcome=st.sampled_from(["acknowledged", "unanswered", "underway"]))
+    def send_again(self, emitter: int, outcome: str) -> None:
+        self.emitters[emitter].send(outcome)
+
+    @rule(emitter=emitters)
+    def halve(self, emitter: int) -> None:
+        self.emitters[emitter].halve()
+
+    @rule(emitter=emitters, worker=workers)
+    def flow(self, emitter: int, worker: int) -> None:
+        partition = self.emitters[emitter].partition
+        self.capture_calls(emitter)
+        self.send(emitter, False, "plain", "acknowledged")
         self._assign(worker, {partition})
         self._commit(worker, partition)
 
@@ -147,18 +161,27 @@ class Machine(RuleBasedStateMachine):
     def land(self, emitter: int, choice: int, again: bool) -> None:
         self.emitters[emitter].land(choice, again=again)
 
-    @rule(emitter=emitters, partition=partitions)
-    def give_up(self, emitter: int, partition: int) -> None:
+    @rule(emitter=emitters)
+    def skip(self, emitter: int) -> None:
         if not self.emitters[emitter].is_closed:
-            self.emitters[emitter].give_up(partition)
+            self.emitters[emitter].skip()
 
     @rule(emitter=emitters)
     def supersede(self, emitter: int) -> None:
         self.emitters[emitter].supersede()
 
-    @rule(emitter=emitters, partition=partitions)
-    def close(self, emitter: int, partition: int) -> None:
-        self.emitters[emitter].close(partition)
+    @rule(emitter=emitters)
+    def close(self, emitter: int) -> None:
+        self.emitters[emitter].close()
+
+    @rule(emitter=emitters, other=emitters)
+    def abandon(self, emitter: int, other: int) -> None:
+        if not self.emitters[emitter].is_closed:
+            self.emitters[emitter].abandon(self.emitters[other])
+
+    @rule(partition=partitions, value=st.sampled_from([b"not json", None]))
+    def write_noise(self, partition: int, value: bytes | None) -> None:
+        self.world.logs[partition].append_value(value, self.world.now_ns)
 
     @rule(seconds=st.integers(1, 40))
     def wait(self, seconds: int) -> None:
@@ -226,7 +249,7 @@ class Machine(RuleBasedStateMachine):
         for worker in self.workers:
             for assigned in worker._assigned.values():
                 # More than ten seconds pass before enough is written to hide it.
-                assigned.checked = _LONG_AGO
+                assigned.checked = assigned.end_noted = _LONG_AGO
 
     @rule(partition=partitions, count=st.integers(1, 5))
     def delete_oldest(self, partition: int, count: int) -> None:
@@ -276,7 +299,7 @@ class Machine(RuleBasedStateMachine):
             if is_due:
                 assigned.since = _LONG_AGO
             if is_checked:
-                assigned.checked = _LONG_AGO
+                assigned.checked = assigned.end_noted = _LONG_AGO
             await self.workers[worker]._work_on(partition, assigned)
 
     async def _commit_async(self, worker: int, partition: int, is_checked: bool = False) -> None:
@@ -367,22 +390,33 @@ class Machine(RuleBasedStateMachine):
             assert sum(_sketched(row[2]) for row in rows) == len(calls), grain
         runs = Counter(run_id for (run_id,) in self._rows("SELECT run_id FROM runs"))
         assert runs == Counter(f"run-{call.serial}" for call in self._calls("runs"))
-        reports = len(self._calls("ledger", "report"))
-        assert self._rows("SELECT count(*) FROM emitter_reports") == [(reports,)]
+        newest = defaultdict[str, int](int)
+        for name, number in self.applied["ledger"]:
+            capture = self.world.captures[name, number]
+            if capture.kind == "report":
+                newest[id_of(name)] = max(newest[id_of(name)], number)
+            if capture.abandoned is not None and capture.kind == "abandonment":
+                other, last, _ = capture.abandoned
+                newest[id_of(other)] = max(newest[id_of(other)], last)
+        query = "SELECT emitter, max(number) FROM emitter_reports WHERE number > 0 GROUP BY emitter"
+        assert dict(self._rows(query)) == newest
+        assert self._rows("SELECT count(*) FROM lane_marks WHERE is_shared") == [(0,)]
 
     @invariant()
     def ledger_and_completeness_are_true(self) -> None:
         with open_snapshot(self.store) as snapshot:
-            books = read_books(snapshot, PROJECTIONS)
+            books = read_books(snapshot)
         for name in PROJECTIONS:
             completeness = work_out_completeness(books, [name])
             for emitter in self.emitters:
+                if id_of(emitter.name) not in books.emitters:
+                    continue
                 self._check_sums(books, name, emitter)
-                if completeness.at_ns is not None and emitter.name not in completeness.silent:
+                if completeness.at_ns is not None and id_of(emitter.name) not in completeness.silent:
                     self._check_complete(books, name, emitter, completeness.at_ns)
 
     def _check_sums(self, books: Books, name: str, emitter: Emitter) -> None:
-        sums = work_out_sums(books, name, emitter.name)
+        sums = work_out_sums(books, name, id_of(emitter.name))
         terms = (sums.captured, sums.applied, sums.in_flight, sums.lost, sums.quarantined, sums.superseded)
         assert min(terms) >= 0, (name, emitter.name, sums)
         mine = [self.world.captures[place] for place in self.applied[name] if place[0] == emitter.name]
@@ -395,19 +429,18 @@ class Machine(RuleBasedStateMachine):
 
         An emitter is known from the first of its events that anybody read; what it captured before is unknown.
         """
-        if emitter.name not in books.first_at_ns:
+        key = (emitter.partition, id_of(emitter.name))
+        if key not in books.heard_ns:
             return
-        known_from = books.first_at_ns[emitter.name]
-        lanes = books.lanes_of(name, emitter.name)
+        lane = books.lanes[name].get(key)
+        lost = lost_ranges(books, name, key)
         for capture in emitter.captured:
-            if not known_from <= capture.at_ns < at_ns or capture.is_given_up:
+            if capture.at_ns >= at_ns or capture.is_given_up:
                 continue
             assert capture.number is not None, (name, emitter.name, capture, at_ns)
-            lane = lanes.get(capture.partition)
             if lane is None or capture.number > lane.mark:
-                above = capture.number - 1
-                is_announced = books.announced(emitter.name, capture.partition, above, capture.number) == 1
-                assert is_announced, (name, emitter.name, capture, at_ns)
+                is_lost = any(first <= capture.number <= last for first, last in lost)
+                assert is_lost, (name, emitter.name, capture, at_ns)
 
     def teardown(self) -> None:
         if not self.workers:
@@ -428,7 +461,7 @@ class Machine(RuleBasedStateMachine):
 
     def _come_to_rest(self) -> None:
         for emitter in self.emitters:
-            emitter.close(0)
+            emitter.close()
         # Whatever befell them, workers go on by themselves; then others take over.
         for number, worker in enumerate(self.workers):
             for partition in worker._assigned:
@@ -460,25 +493,23 @@ class Machine(RuleBasedStateMachine):
             for partition, log in enumerate(self.world.logs):
                 if (name, partition) not in self.slipped:
                     assert self.world.places(log.records) <= self.applied[name], (name, partition)
+        # Nothing comes any more, and workers notice.
+        self.world.tick(60)
+        for partition in range(PARTITIONS):
+            self._turn(0, partition, is_checked=True)
         with open_snapshot(self.store) as snapshot:
-            books = read_books(snapshot, PROJECTIONS)
+            books = read_books(snapshot)
         for name in PROJECTIONS:
             for emitter in self.emitters:
-                sums = work_out_sums(books, name, emitter.name)
-                if books.is_closed(emitter.name):
-                    assert sums.in_flight == self._unannounced(books, name, emitter), (name, emitter.name, sums)
+                known = books.emitters.get(id_of(emitter.name))
+                if known is not None and known.is_closed:
+                    sums = work_out_sums(books, name, id_of(emitter.name))
+                    assert sums.in_flight == 0, (name, emitter.name, sums)
                     assert sums.captured == len(emitter.captured), (name, emitter.name, sums)
                     assert sum(sums.dropped.values()) == emitter.dropped
                     assert sums.superseded == emitter.superseded
-
-    def _unannounced(self, books: Books, name: str, emitter: Emitter) -> int:
-        """Numbers at a lane's end whose records the log lost before they were read: no later number shows the gap."""
-        lanes = books.lanes_of(name, emitter.name)
-        count = 0
-        for partition, last in books.newest[emitter.name].lanes.items():
-            mark = lanes[partition].mark if partition in lanes else 0
-            count += max(last - mark, 0) - books.announced(emitter.name, partition, mark, last)
-        return count
+        if all(one.is_closed for one in books.emitters.values()):
+            assert work_out_completeness(books, PROJECTIONS).at_ns == self.world.now_ns - 10 * SECOND_NS
 
 
 def _fingerprint(record: KafkaRecord, world: World) -> str:
@@ -499,13 +530,13 @@ def test_a_log_that_was_made_again_is_noticed_at_once(count: int) -> None:
     machine = Machine()
     machine.begin()
     try:
-        emitter = machine.emitters[0]
+        emitter = machine.emitters[1]
 
         def send(calls: int) -> None:
             for _ in range(calls):
-                emitter.capture(1, "call")
-                emitter.number(1, with_report=False)
-                emitter.send(1, "acknowledged")
+                emitter.capture("call")
+                emitter.close_frame(with_report=False)
+                emitter.send("acknowledged")
 
         send(3)
         machine._commit(0, 1)
@@ -524,13 +555,14 @@ def test_what_was_polled_of_a_log_is_not_mixed_with_the_one_that_was_made_again(
     machine = Machine()
     machine.begin()
     try:
-        gone, there = machine.emitters[:2]
+        gone, there = machine.emitters[1], Emitter(machine.world, "another", 1)
+        machine.emitters.append(there)
 
         def send(emitter: Emitter, calls: int) -> None:
             for _ in range(calls):
-                emitter.capture(1, "call")
-                emitter.number(1, with_report=False)
-                emitter.send(1, "acknowledged")
+                emitter.capture("call")
+                emitter.close_frame(with_report=False)
+                emitter.send("acknowledged")
 
         send(gone, 3)
         # Polled, and not yet due.
@@ -551,8 +583,8 @@ def test_after_a_commit_that_failed_the_next_one_is_not_fenced(moment: str) -> N
     machine = Machine()
     machine.begin()
     try:
-        machine.capture_calls(0, 1)
-        machine.send(0, 1, False, "acknowledged")
+        machine.capture_calls(1)
+        machine.send(1, False, "plain", "acknowledged")
         machine.fail_a_commit(0, 1, moment)
         machine._commit(0, 1)
         assert machine._rows("SELECT sum(calls) FROM cost_total") == [(3,)]
@@ -565,12 +597,12 @@ def test_a_log_made_again_after_retention_overtook_the_worker_is_noticed() -> No
     machine = Machine()
     machine.begin()
     try:
-        emitter = machine.emitters[0]
+        emitter = machine.emitters[1]
         for kept in (0, 5):
             for _ in range(5):
-                emitter.capture(1, "call")
-            emitter.number(1, with_report=False)
-            emitter.send(1, "acknowledged")
+                emitter.capture("call")
+                emitter.close_frame(with_report=False)
+                emitter.send("acknowledged")
             if not kept:
                 machine.delete_oldest(1, 5)
                 machine._commit(0, 1)

@@ -26,8 +26,8 @@ from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_schemas import Alert, encode_alert, encode_event, number_event
-from samples import START_NS, chain_end, failure, model_call, session_start
+from runtap_schemas import Alert, encode_alert, encode_event
+from samples import START_NS, chain_end, failure, framed, model_call, session_start
 
 MakeTopic = Callable[..., Awaitable[str]]
 
@@ -70,7 +70,7 @@ def command(kafka: str, topic_prefix: str, tmp_path: Path) -> Command:
 
 
 def event(number: int, **changes: Any) -> bytes:
-    return number_event(encode_event(model_call(**changes)), "emitter-1", number)
+    return framed([model_call(**changes)], "emitter-1", number)
 
 
 async def publish(command: Command, topic: str, *values: bytes) -> None:
@@ -159,7 +159,7 @@ def test_doctor_with_a_wrong_setting_names_it(command: Command) -> None:
 
 async def test_tail_prints_events_as_they_come_and_ends_cleanly(command: Command, events_topic: MakeTopic) -> None:
     topic = await events_topic(partitions=1)
-    failed = number_event(encode_event(chain_end(status="error", error=failure())), "emitter-1", 2)
+    failed = framed([chain_end(status="error", error=failure())], "emitter-1", 2)
     with command.started("tail", "--from-beginning", "--timezone", "Europe/Berlin") as process:
         await publish(command, topic, event(1), failed, b"not json")
         lines = await asyncio.to_thread(lines_of, process, 3)
@@ -167,26 +167,26 @@ async def test_tail_prints_events_as_they_come_and_ends_cleanly(command: Command
         _, errors = await asyncio.to_thread(process.communicate, timeout=5)
     assert lines[0].startswith("11:00:00.000  checkout  llm        ChatOpenAI  ok  2.00 s  1,000 → 100 tokens")
     assert lines[1].endswith("error  3.00 s  ToolException: no such order\n")
-    assert "unreadable  partition 0, offset 2  not an event" in lines[2]
+    assert "unreadable  partition 0, offset 2  no readable header" in lines[2]
     assert (process.returncode, errors) == (0, "")
 
 
 async def test_tail_as_json_filters_by_session_and_type(command: Command, events_topic: MakeTopic) -> None:
     topic = await events_topic(partitions=1)
-    wanted = event(2, session_id="s-1")
+    wanted = model_call(session_id="s-1", run_id="wanted")
     values = [
         event(1, session_id="s-2"),
-        wanted,
-        number_event(encode_event(session_start()), "emitter-1", 3),
+        framed([wanted], "emitter-1", 2),
+        framed([session_start()], "emitter-1", 3),
         b"not json",
         event(4, session_id="s-1", run_type="chain"),
-        event(5, session_id="s-1"),
+        event(5, session_id="s-1", run_id="another"),
     ]
     await publish(command, topic, *values)
     with command.started("tail", "--from-beginning", "--json", "--session", "s-1", "--type", "llm") as process:
         lines = await asyncio.to_thread(lines_of, process, 2)
-    assert lines[0].encode() == wanted + b"\n"
-    assert [json.loads(line)["sequence"] for line in lines] == [2, 5]
+    assert lines[0].encode() == encode_event(wanted) + b"\n"
+    assert [json.loads(line)["run_id"] for line in lines] == ["wanted", "another"]
 
 
 async def test_tail_prints_streamed_text_while_the_model_is_still_talking(

@@ -458,6 +458,23 @@ def test_a_lane_keeps_its_marks_while_the_log_holds_anything_of_it(store: Store,
     assert rows(store, lanes) == sorted([(id_of("e15"),), (id_of("e16"),)])
 
 
+def test_a_lane_that_one_projection_still_hears_of_keeps_its_marks_in_all(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = Log()
+    for number, day in ((1, 0), (2, 10)):
+        log.append(model_call(START_NS + day * DAY_NS), "e0", number)
+    log.append(model_call(START_NS + 23 * DAY_NS), "e1", 1)
+    apply(worker(tools, ("cost",)), log, 1)
+    ahead = worker(tools, ("runs",))
+    ahead.log_start_ns = START_NS + 9 * DAY_NS
+    apply(ahead, log, at_most=1)
+    # The other one goes on where it stood, and has lost nothing.
+    apply(worker(tools, ("cost",)), log)
+    assert rows(store, "SELECT DISTINCT gaps FROM lane_marks") == [("[]",)]
+    assert one(store, "SELECT sum(calls) FROM cost_total") == (3,)
+
+
 def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools: Callable[[], Tools]) -> None:
     log = Log()
     partition = worker(tools)

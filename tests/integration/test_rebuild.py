@@ -581,6 +581,24 @@ async def test_what_live_workers_take_for_a_repeat_is_one_to_a_rebuild(store: St
     assert rows(store, "SELECT calls FROM cost_total") == [(3,)]
 
 
+async def test_numbers_that_live_workers_did_not_believe_are_none_to_a_rebuild(
+    store: Store, tools: WorkerTools
+) -> None:
+    log = Log()
+    for number in range(1, 4):
+        log.append(model_call(START_NS + number), "e1", number)
+    log.append_value(framed([model_call(START_NS + 4)], "e1", 10**9), START_NS + 4)
+    log.append(model_call(START_NS + 5), "e1", 4)
+    tools.apply(log)
+    before, ledger = figures(store), seen(store)
+    # Here it comes first of all that the log still holds of the lane.
+    for first_offset in (0, 3):
+        for projection in ALL:
+            await rebuild(store, projection, ListLogs({0: trimmed(log, first_offset)}), PRICES, SETTINGS)
+        assert (figures(store), seen(store)) == (before, ledger)
+    assert ledger["impossible"] == 1
+
+
 @pytest.mark.parametrize("price_set", [PRICES.price_set, "others"], ids=["the same", "other prices"])
 async def test_of_two_rebuilds_at_once_one_is_refused_and_the_other_is_exact(
     store: Store, tools: WorkerTools, price_set: str

@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.figures.runs import abandoned_before, describe_run
@@ -111,6 +111,8 @@ def test_a_store_without_figures_reports_nothing_and_claims_nothing(store: Store
         "dropped": {},
         "lost": 0,
         "quarantined": 0,
+        "impossible": 0,
+        "foreign": 0,
     }
 
 
@@ -400,40 +402,24 @@ def session_row(session_id: str, partition: int, last_at_ns: int, **other: Any) 
 
 
 def known_to(store: Store, complete_ns: int, projections: tuple[str, ...] = PROJECTIONS) -> None:
-    """One emitter, which all projections have caught up with, says that it is complete to that instant."""
-    lane = {
-        "partition": 0,
-        "emitter": "e1",
-        "mark": 5,
-        "gaps": "[]",
-        "before": 0,
-        "forgotten": 0,
-        "quarantined": 0,
-        "repeats": 0,
-        "first_at_ns": NOON_NS - 5 * HOUR_NS,
-        "last_log_time_ns": complete_ns,
-    }
+    """One emitter, whose newest frame all projections have applied, says that it is complete to that instant."""
+    lane_rows(store, {**LANE, "at_ns": complete_ns, "log_time_ns": complete_ns}, projections)
+
+
+LANE = {
+    "partition": 0,
+    "emitter": "e1",
+    "mark": 5,
+    "gaps": "[]",
+    **dict.fromkeys(("before", "forgotten", "quarantined", "repeats", "is_shared"), 0),
+    "first_at_ns": NOON_NS - 5 * HOUR_NS,
+    "at_ns": NOW_NS,
+    "log_time_ns": NOW_NS,
+}
+
+
+def lane_rows(store: Store, lane: dict[str, Any], projections: tuple[str, ...] = PROJECTIONS) -> None:
     fill(store, "lane_marks", *({**lane, "projection": name} for name in projections))
-    fill(store, "emitter_reports", emitter_report("e1", 1, complete_ns, {"0": 5}, captured=5))
-
-
-def emitter_report(emitter: str, number: int, at_ns: int, lanes: dict[str, int], **other: Any) -> dict[str, Any]:
-    return {
-        "emitter": emitter,
-        "number": number,
-        "partition": 0,
-        "service": "checkout",
-        "environment": "prod",
-        "host": "h",
-        "log_time_ns": at_ns,
-        "complete_at_ns": at_ns,
-        "dropped": "{}",
-        "adopted": "{}",
-        "lanes": repr(lanes).replace("'", '"'),
-        "skipped": "[]",
-        "replayed": "[]",
-        **other,
-    }
 
 
 def test_sessions_add_up_and_their_status_is_measured_against_complete_to(store: Store) -> None:
@@ -536,68 +522,59 @@ def test_alerts_of_the_range_come_newest_first(store: Store) -> None:
 
 def test_ledger_shows_the_worst_projection_and_leaves_superseded_starts_out(store: Store) -> None:
     position(store, 0)
-    position(store, 1)
-    lane = {
-        "partition": 0,
-        "emitter": "e1",
-        "before": 0,
-        "forgotten": 0,
-        "repeats": 3,
-        "first_at_ns": NOON_NS,
-        "last_log_time_ns": NOW_NS,
-    }
+    lane = {**LANE, "forgotten": 1, "quarantined": 1, "gaps": "[[2,3]]", "repeats": 3}
     for name in PROJECTIONS:
-        mark = 7 if name == "errors" else 10
-        fill(
-            store,
-            "lane_marks",
-            {**lane, "projection": name, "mark": mark, "gaps": "[[2, 3]]", "quarantined": 1, "forgotten": 1},
-        )
-    dropped = '{"full": {"started": 2, "noted": 1}, "closed": {"ended": 1}}'
-    report = emitter_report("e1", 4, NOW_NS, {"0": 10, "1": 2}, captured=25, superseded=5, dropped=dropped)
-    skipped = '[{"emitter": "e1", "partition": 1, "first": 2, "last": 2, "reason": "too_large"}]'
-    fill(store, "emitter_reports", {**report, "skipped": skipped})
+        lane_rows(store, {**lane, "mark": 7 if name == "errors" else 12}, (name,))
+    said = {"emitter": "e1", "log_time_ns": NOW_NS, "partition": 0}
+    counts = [("dropped", "full", 3), ("dropped", "closed", 1), ("superseded", "", 5)]
+    fill(
+        store,
+        "emitter_counts",
+        *({**said, "kind": kind, "reason": reason, "total": total} for kind, reason, total in counts),
+    )
     ledger = build_report(store, None, None, None, UTC, NOW_NS)["ledger"]
     assert ledger == {
-        "captured": 20,
+        "captured": 16,
         "applied": 3,
-        "in_flight": 8,
+        "in_flight": 5,
         "dropped": {"closed": 1, "full": 3},
-        "lost": 4,
+        "lost": 3,
         "quarantined": 1,
+        "impossible": 0,
+        "foreign": 0,
     }
     assert ledger["captured"] == ledger["applied"] + ledger["in_flight"] + 4 + ledger["lost"] + ledger["quarantined"]
 
 
-def test_complete_to_is_that_of_the_newest_report_a_projection_caught_up_with(store: Store) -> None:
+def test_complete_to_is_what_the_newest_frame_applied_says_in_the_projection_furthest_behind(store: Store) -> None:
     position(store, 0)
-    known_to(store, NOON_NS)
-    # Many reports that no projection has caught up with: none of them counts, however far back the covered one lies.
-    fill(
-        store,
-        "emitter_reports",
-        *(emitter_report("e1", n, NOON_NS + n * SECOND, {"0": 5 + n}, captured=5 + n) for n in range(2, 130)),
-    )
+    known_to(store, NOON_NS, ("cost", "errors", "sessions"))
+    lane_rows(store, {**LANE, "mark": 134}, ("performance", "ledger"))
     with open_snapshot(store) as snapshot:
         assert read_completeness(snapshot, ("cost", "errors")).at_ns == NOON_NS
+        assert read_completeness(snapshot, ("performance",)).at_ns == NOW_NS
     report = build_report(store, None, None, None, BERLIN, NOW_NS)
     assert report["complete_to"] == "2025-06-20T14:00:00.000000+02:00"
-    assert report["ledger"]["in_flight"] == 129
+    # The projections that have met nothing of it yet.
+    assert report["ledger"]["in_flight"] == 134
+
+
+def test_complete_to_waits_for_a_partition_that_was_not_read(store: Store) -> None:
+    position(store, 0)
+    position(store, 1, log_time_ns=0)
+    known_to(store, NOW_NS)
+    assert build_report(store, None, None, None, UTC, NOW_NS)["complete_to"] is None
+    with store.engine.begin() as connection:
+        connection.execute(text(f"UPDATE positions SET caught_up_at_ns = {NOON_NS} WHERE partition = 1"))
+    assert build_report(store, None, None, None, UTC, NOW_NS)["complete_to"] == "2025-06-20T12:00:00.000000Z"
 
 
 def test_emitter_that_fell_silent_long_ago_holds_nobody_back(store: Store) -> None:
     position(store, 0, log_time_ns=NOW_NS)
     known_to(store, NOON_NS - DAY_NS)
-    lane = {"partition": 0, "emitter": "e2", "mark": 900, "gaps": "[]", "before": 0, "forgotten": 0, "quarantined": 0}
-    lane |= {"repeats": 0, "first_at_ns": NOON_NS - 2 * DAY_NS, "last_log_time_ns": NOW_NS}
-    fill(store, "lane_marks", *({**lane, "projection": name} for name in PROJECTIONS))
-    begin = NOON_NS - DAY_NS
-    fill(
-        store,
-        "emitter_reports",
-        *(emitter_report("e2", n, begin + n * 10 * SECOND, {"0": n}, captured=n) for n in range(1, 9)),
-        emitter_report("e2", 500, NOW_NS, {"0": 500}, captured=500),
-    )
+    lane_rows(store, {**LANE, "emitter": "e2", "mark": 900})
+    minute = NOON_NS - DAY_NS - NOON_NS % MINUTE_NS
+    fill(store, "report_minutes", *({"bucket_ns": minute + n * MINUTE_NS, "tens": 63, "partition": 0} for n in (1, 2)))
     with open_snapshot(store) as snapshot:
         complete = read_completeness(snapshot, ("cost",))
     assert complete.silent == ("e1",)
@@ -701,8 +678,8 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
 
 
 def test_open_runs_are_shown_only_where_no_ended_row_has_their_id(store: Store) -> None:
-    position(store, 0)
-    position(store, 1)
+    position(store, 0, log_time_ns=0)
+    position(store, 1, log_time_ns=0)
     fill(store, "runs", run_row("done", NOON_NS), run_row("old", NOON_NS - 5), run_row("unborn", 1) | {"generation": 1})
     fill(
         store,
@@ -720,7 +697,8 @@ def test_open_runs_are_shown_only_where_no_ended_row_has_their_id(store: Store) 
         ("abandoned", "open"),
     ]
     # Only once it is known that no end is missing.
-    known_to(store, NOW_NS)
+    with store.engine.begin() as connection:
+        connection.execute(text(f"UPDATE positions SET caught_up_at_ns = {NOW_NS}"))
     assert ids(listed(store, status="abandoned")) == ["abandoned"]
     assert ids(listed(store, status="open")) == ["open", "unborn"]
     assert ids(listed(store, model="m")) == ["open"]

@@ -15,13 +15,18 @@ from samples import START_NS
 # What each revision brought: tables, and columns of tables that were there.
 _TABLES = {
     "0002": ("repricings",),
-    "0003": ("report_chains",),
     "0005": ("cost_by_attribute_hour", "cost_by_attribute_day"),
+    "0006": (
+        *("emitter_reports", "emitter_counts", "abandoned_lanes", "report_minutes", "strays", "lane_marks"),
+        "forgotten_emitters",
+    ),
 }
 _COLUMNS = {
     "error_groups": ("status_code", "code", "raised_at"),
     "recent_errors": ("category", "status_code", "code", "raised_at"),
     "runs": ("error_status_code", "error_code", "error_raised_at"),
+    "positions": (),
+    "dead_letters": (),
 }
 # The table of revisions before 0005.
 _OLD_ATTRIBUTES = """
@@ -31,7 +36,17 @@ price_set, price_class, partition, generation))
 """.format(", ".join(f"{measure.name} BIGINT" for measure in COST_MEASURES))
 
 
+def _take_back_0006(connection: Connection) -> None:
+    for name in _TABLES["0006"]:
+        connection.execute(text(f"DROP TABLE {name}"))
+    for name in ("emitter_reports", "report_chains", "lane_marks"):
+        connection.execute(text(f"CREATE TABLE {name} (emitter TEXT)"))
+    connection.execute(text("ALTER TABLE positions DROP COLUMN caught_up_at_ns"))
+    connection.execute(text("ALTER TABLE dead_letters DROP COLUMN events"))
+
+
 def _take_back_0005(connection: Connection) -> None:
+    _take_back_0006(connection)
     for name in _TABLES["0005"]:
         connection.execute(text(f"DROP TABLE {name}"))
     connection.execute(text(_OLD_ATTRIBUTES))
@@ -39,18 +54,22 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        _take_back_0005(connection)
+        if revision < "0005":
+            _take_back_0005(connection)
+        else:
+            _take_back_0006(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":
                 for name in names:
                     connection.execute(text(f"DROP TABLE {name}"))
         if revision < "0003":
+            connection.execute(text("DROP TABLE report_chains"))
             connection.execute(text("DROP INDEX runs_trace"))
             connection.execute(text("CREATE INDEX runs_trace ON runs (trace_id)"))
             connection.execute(text("CREATE INDEX runs_run ON runs (run_id)"))

@@ -36,6 +36,8 @@ _OLDER = {
     "skipped_types": "{from_ns} > 0",
     "skewed_events": "{from_ns} > 0",
     "strays": "{from_ns} > 0",
+    # Who reported when: a report that came again would count as another to a rebuild.
+    "report_minutes": "{from_ns} >= 0",
 }
 # Positions, and what live workers announce to the alert evaluator, are no figures.
 _NOT_FIGURES = ("positions", "touched_minutes")

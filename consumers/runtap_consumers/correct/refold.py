@@ -12,7 +12,7 @@ from runtap_consumers.correct.rebuild_statements import read_unreadable
 from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.batch import Batch, believed_time
 from runtap_consumers.projections.lane_marks import LaneMark, LaneMarks
-from runtap_consumers.projections.rollups import TOUCHED_MINUTES, Changes
+from runtap_consumers.projections.rollups import REPORT_MINUTES, TOUCHED_MINUTES, Changes
 from runtap_consumers.store.positions import lane_row, load_lanes
 from runtap_consumers.store.writer import Commit, Row
 from runtap_consumers.worker.partition import Partition, Tools
@@ -58,8 +58,9 @@ class Refold(Partition):
 
     def _changes_of(self, name: str, batch: Batch) -> Changes:
         changes = super()._changes_of(self._projection, batch)
-        # Live workers have announced these minutes to the alert evaluator already.
-        changes.rows.pop(TOUCHED_MINUTES.name, None)
+        # Live workers have announced these minutes to the alert evaluator already, and noted those of reports.
+        for rollup in (TOUCHED_MINUTES, REPORT_MINUTES):
+            changes.rows.pop(rollup.name, None)
         return changes
 
     def _add_deletions(self, commit: Commit) -> None:

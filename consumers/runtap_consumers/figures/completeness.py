@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS
-from runtap_consumers.store.read.books import SILENCE_NS, Books, LaneKey, Range
+from runtap_consumers.store.read.books import Books, LaneKey, Range
 
 
 @dataclass
@@ -35,11 +35,6 @@ class Sums:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    @property
-    def not_applied(self) -> int:
-        """Numbered events that the projection does not show."""
-        return self.in_flight + self.lost + self.quarantined
 
 
 @dataclass(frozen=True)
@@ -98,26 +93,21 @@ def work_out_sums(books: Books, projection: str, emitter: str) -> Sums:
 
 def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]:
     """The ledger of each projection over all emitters."""
-    ledger = {}
-    for projection in projections:
-        total = Sums()
+    ledger = {projection: Sums() for projection in projections}
+    for projection, total in ledger.items():
         for emitter in books.emitters:
             total.add(work_out_sums(books, projection, emitter))
-        ledger[projection] = total
     return ledger
 
 
 def worst_projection(ledger: dict[str, Sums]) -> str | None:
     """Whose sums are the headline: the projection that shows the fewest of the numbered events."""
-    return max(
-        ledger, key=lambda name: (ledger[name].not_applied, ledger[name].lost, ledger[name].quarantined), default=None
-    )
 
+    def badness(name: str) -> tuple[int, ...]:
+        sums = ledger[name]
+        return sums.in_flight + sums.lost + sums.quarantined, sums.lost, sums.quarantined
 
-def worst_of(ledger: dict[str, Sums]) -> Sums:
-    """The headline. Nothing where there is no projection."""
-    worst = worst_projection(ledger)
-    return Sums() if worst is None else ledger[worst]
+    return max(ledger, key=badness, default=None)
 
 
 def describe_sums(sums: Sums) -> dict[str, Any]:
@@ -141,7 +131,7 @@ def work_out_completeness(books: Books, projections: Sequence[str]) -> Completen
         for partition in {number for _, number in books.positions}:
             if not books.is_gone(projection, partition):
                 instants.append((books.read_to_ns(projection, partition), None))
-        for key in books.lane_keys:
+        for key in books.met:
             at_ns = _claimed_to_ns(books, projection, key)
             if at_ns is not None:
                 instants.append((at_ns, key[1]))
@@ -157,16 +147,17 @@ def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
     read_to_ns = books.read_to_ns(projection, key[0])
     if books.is_gone(projection, key[0]):
         return None
-    if emitter.is_closed and (is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0])):
-        return None
-    if not emitter.is_closed:
+    if emitter.is_closed:
+        if is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0]):
+            return None
+    else:
         heard_ns = books.heard_ns[key]
         # What is older than the marks of a lane live is never sent again.
         silent_ns = min(books.watched.get(key, heard_ns + LANE_RETENTION_NS), heard_ns + LANE_RETENTION_NS)
-        if emitter.forgotten_ns >= heard_ns or read_to_ns >= max(silent_ns, heard_ns + SILENCE_NS):
+        if emitter.forgotten_ns >= heard_ns or read_to_ns >= silent_ns:
             return None
     if lane is not None:
         # Events of a clock that is fast count at their log time.
-        return min(int(lane.at_ns), int(lane.log_time_ns))
+        return min(lane.at_ns, lane.log_time_ns)
     # Not met here: what it captured first may be missing.
-    return int(min(lanes[key].first_at_ns for lanes in books.lanes.values() if key in lanes))
+    return min(lane.first_at_ns for lane in books.met[key])

@@ -17,10 +17,12 @@ from runtap_consumers.figures.completeness import (
     worst_projection,
 )
 from runtap_consumers.instants import format_instant
-from runtap_consumers.store.read.books import Books, LaneKey, read_books, read_counts, read_shared_emitters
+from runtap_consumers.store.read.books import Books, LaneKey, read_books, read_counts
 from runtap_consumers.store.read.snapshot import Snapshot
 
 UNANNOUNCED = "unannounced"
+_INCIDENT = ("projection", "partition", "incarnation", "kind", "first_offset", "last_offset")
+_COUNTS = ("captured", "applied", "in_flight", "lost", "quarantined", "repeats")
 
 
 def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
@@ -28,10 +30,6 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
 
     Each row adds up: captured = applied + in_flight + dropped + lost + quarantined. Rows are of the projection that
     shows the fewest events; `projections` holds each one's own. `impossible` and `foreign` belong to nobody's sum.
-
-    Args:
-        snapshot: what to read.
-        zone: of the times in it.
     """
     names = snapshot.projections
     books = read_books(snapshot)
@@ -49,27 +47,17 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
         "lost_by_reason": _sum_reasons(emitters, "lost_by_reason"),
         "repeats": sum(row["repeats"] for row in emitters),
         "projections": [
-            {
-                "projection": name,
-                **{key: count for key, count in describe_sums(sums).items() if key not in ("captured", "dropped")},
-                "repeats": sums.repeats,
-            }
+            {"projection": name, **{key: getattr(sums, key) for key in _COUNTS if key != "captured"}}
             for name, sums in ledger.items()
         ],
         "services": _sum_services(emitters),
         "emitters": emitters,
         "shared_emitters": [
-            {
-                "emitter": shared.emitter,
-                "processes": [{"host": host, "process_id": process_id} for host, process_id in shared.processes],
-            }
-            for shared in read_shared_emitters(snapshot)
+            {"emitter": emitter, "processes": [{"host": host, "process_id": number} for host, number in processes]}
+            for emitter, processes in books.shared.items()
         ],
         "incidents": [
-            {
-                **{name: value for name, value in one._asdict().items() if name != "at_ns"},
-                "at": format_instant(one.at_ns, zone),
-            }
+            {**{name: getattr(one, name) for name in _INCIDENT}, "at": format_instant(one.at_ns, zone)}
             for one in books.incidents
         ],
         "skewed_events": read_counts(snapshot, "skewed_events", "service"),
@@ -87,7 +75,7 @@ def _describe(books: Books, projection: str, emitter: str, complete: Completenes
     elif has_left:
         state = "forgotten" if known.forgotten_ns >= (heard_ns or 0) else "vanished"
     else:
-        state = "silent" if all(map(books.is_silent, keys)) else "open"
+        state = "silent" if books.silent.issuperset(keys) else "open"
     return {
         "emitter": emitter,
         "service": known.service or None,
@@ -106,11 +94,10 @@ def _describe(books: Books, projection: str, emitter: str, complete: Completenes
 
 def _lost_by_reason(books: Books, projection: str, emitter: str, lost: int) -> dict[str, int]:
     """Gives lost numbers the reason with which they were announced; each number counts once."""
-    known, reasons = books.emitters[emitter], defaultdict[str, int](int)
-    announced = sorted([*known.skipped, *((one.first, one.last, one.reason) for one in known.abandoned)])
+    reasons = defaultdict[str, int](int)
     for key in books.keys_of[emitter] if lost else ():
         counted_to = 0
-        for first, last, reason in announced:
+        for first, last, reason in sorted(books.emitters[emitter].announced):
             begin = max(first, counted_to + 1)
             for start, end in lost_ranges(books, projection, key):
                 reasons[reason] += max(min(last, end) - max(begin, start) + 1, 0)
@@ -139,10 +126,7 @@ def _sum_services(emitters: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "environment": environment or None,
             "emitters": len(rows),
             "captured_is_at_least": any(row["captured_is_at_least"] for row in rows),
-            **{
-                name: sum(row[name] for row in rows)
-                for name in ("captured", "applied", "in_flight", "lost", "quarantined", "repeats")
-            },
+            **{name: sum(row[name] for row in rows) for name in _COUNTS},
             "dropped": _sum_reasons(rows, "dropped"),
             "lost_by_reason": _sum_reasons(rows, "lost_by_reason"),
         }

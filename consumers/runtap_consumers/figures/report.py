@@ -13,10 +13,11 @@ from zoneinfo import ZoneInfo
 
 from runtap_consumers.figures.completeness import (
     Completeness,
+    Sums,
     describe_sums,
     work_out_completeness,
     work_out_ledger,
-    worst_of,
+    worst_projection,
 )
 from runtap_consumers.figures.sessions import describe_session
 from runtap_consumers.figures.words import ERROR_FACTS
@@ -236,4 +237,6 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
 
 
 def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
-    return {**describe_sums(worst_of(work_out_ledger(books, snapshot.projections))), **books.strays}
+    ledger = work_out_ledger(books, snapshot.projections)
+    worst = worst_projection(ledger)
+    return {**describe_sums(Sums() if worst is None else ledger[worst]), **books.strays}

@@ -9,7 +9,7 @@ import structlog
 
 from runtap_consumers.errors import StoreError
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.books import Shared, read_shared_emitters
+from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 # Looking takes 0.15 s where 200 emitters have reported for an hour.
@@ -29,17 +29,17 @@ async def tell_shared_emitters(store: Store) -> None:
         except StoreError as error:
             _logger.warning("shared_emitters_not_looked_for", reason=str(error))
             continue
-        for shared in found:
-            if shared.emitter not in told:
-                told.add(shared.emitter)
-                _logger.error("emitter_shared", emitter=shared.emitter, processes=shared.processes)
+        for emitter, processes in found.items():
+            if emitter not in told:
+                told.add(emitter)
+                _logger.error("emitter_shared", emitter=emitter, processes=processes)
 
 
-def find_shared(store: Store) -> list[Shared]:
-    """Emitters that are more than one process.
+def find_shared(store: Store) -> dict[str, tuple[tuple[str, int], ...]]:
+    """Emitters that are more than one process, with the hosts and process ids that are known of them.
 
     Raises:
         StoreError: the store cannot be read.
     """
     with open_snapshot(store) as snapshot:
-        return read_shared_emitters(snapshot)
+        return read_books(snapshot).shared

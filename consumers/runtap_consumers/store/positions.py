@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.lane_marks import LaneMark
@@ -94,15 +94,13 @@ def load_lanes(connection: Connection, partition: int, projection: str) -> dict[
     rows = connection.execute(
         select(lane_marks).where(lane_marks.c.partition == partition, lane_marks.c.projection == projection)
     )
-    return {
-        row.emitter: LaneMark(**{**{name: getattr(row, name) for name in _LANE_COLUMNS}, "gaps": ranges_of(row.gaps)})
-        for row in rows
-    }
+    return {row.emitter: lane_of(row) for row in rows}
 
 
-def ranges_of(gaps: str) -> list[tuple[int, int]]:
-    """The ranges of a lane's gaps, as they are stored."""
-    return [(first, last) for first, last in orjson.loads(gaps)]
+def lane_of(row: Row[Any]) -> LaneMark:
+    """A row of `lane_marks` as a lane."""
+    facts = {name: getattr(row, name) for name in _LANE_COLUMNS}
+    return LaneMark(**{**facts, "gaps": [(first, last) for first, last in orjson.loads(row.gaps)]})
 
 
 def lane_row(projection: str, partition: int, emitter: str, lane: LaneMark) -> tuple[str | int, ...]:

@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from sqlalchemy import Row, func, select
 
+from runtap_consumers.projections.lane_marks import LaneMark
 from runtap_consumers.store import tables
-from runtap_consumers.store.positions import ranges_of
+from runtap_consumers.store.positions import lane_of
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.units import MINUTE_NS
 
@@ -27,48 +28,17 @@ _TENTH_NS = 10 * 10**9
 _MINUTES_READ = 60
 
 Range = tuple[int, int]
-# Partition and emitter.
+# Partition and emitter. Of one that was given up and never met nobody knows the partition: NOWHERE.
 LaneKey = tuple[int, str]
-
-
-class Abandoned(NamedTuple):
-    """Numbers that somebody else said will never be sent, and when that was appended."""
-
-    first: int
-    last: int
-    reason: str
-    log_time_ns: int
-
-
-class Incident(NamedTuple):
-    """What happened to a partition's log, as one projection met it: `recreated`, `retention` (those offsets went
-    unread) or `gone`.
-    """
-
-    projection: str
-    partition: int
-    incarnation: int
-    kind: str
-    first_offset: int
-    last_offset: int
-    at_ns: int
-
-
-class Shared(NamedTuple):
-    """Two processes under one emitter id: a snapshot of a process, restored twice.
-
-    `processes`: hosts and process ids that reported; they may be one, since a snapshot has both in it.
-    """
-
-    emitter: str
-    processes: tuple[tuple[str, int], ...]
+NOWHERE = -1
 
 
 @dataclass
 class Emitter:
     """What is known of an emitter beside its lanes, by its newest report; and what others said of it.
 
-    `dropped` is by reason; `skipped` are numbers that it announced as never to come, with the reason.
+    `dropped` is by reason. `announced`: numbers that it skipped, or that somebody gave up, with the reason; the largest
+    of the latter is `given_up`, appended at `given_up_ns`. `processes`: hosts and process ids that reported.
     """
 
     service: str = ""
@@ -79,10 +49,11 @@ class Emitter:
     dropped: dict[str, int] = field(default_factory=dict)
     superseded: int = 0
     content_dropped: int = 0
-    skipped: list[tuple[int, int, str]] = field(default_factory=list)
-    abandoned: list[Abandoned] = field(default_factory=list)
+    announced: list[tuple[int, int, str]] = field(default_factory=list)
+    given_up: int = 0
+    given_up_ns: int = 0
     forgotten_ns: int = -1
-    processes: list[tuple[str, int]] = field(default_factory=list)
+    processes: set[tuple[str, int]] = field(default_factory=set)
 
 
 @dataclass
@@ -90,51 +61,45 @@ class Books:
     """Everything known of emitters and projections.
 
     Attributes:
-        lanes: by projection, rows of `lane_marks` by lane; `gaps` are ranges.
+        lanes: by projection and lane.
         positions: rows of `positions` by projection and partition.
-        emitters: those of lanes, and those that others abandoned.
-        incidents: oldest first.
+        emitters: those of lanes, and those that others gave up.
+        incidents: rows of `log_incidents`, oldest first.
         watched: by lane that closed nothing, when others had gone on reporting for a minute after its end.
         strays: what belongs to no lane, `foreign` and `impossible`.
     """
 
-    lanes: dict[str, dict[LaneKey, Any]]
+    lanes: dict[str, dict[LaneKey, LaneMark]]
     positions: dict[tuple[str, int], Any]
     emitters: dict[str, Emitter]
-    incidents: list[Incident] = field(default_factory=list)
+    incidents: list[Any] = field(default_factory=list)
     watched: dict[LaneKey, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
 
     @cached_property
-    def lane_keys(self) -> list[LaneKey]:
-        """The lanes that any projection met."""
-        return sorted({key for lanes in self.lanes.values() for key in lanes})
+    def met(self) -> dict[LaneKey, list[LaneMark]]:
+        """Each lane as the projections that met it know it."""
+        found = defaultdict[LaneKey, list[LaneMark]](list)
+        for lanes in self.lanes.values():
+            for key, lane in lanes.items():
+                found[key].append(lane)
+        return found
 
     @cached_property
-    def newest_ns(self) -> int:
-        """Up to when anything is known at all."""
-        known = (max(row.log_time_ns, row.caught_up_at_ns) for row in self.positions.values())
-        return max(known, default=0)
+    def heard_ns(self) -> dict[LaneKey, int]:
+        """When the newest frame of each lane was appended."""
+        return {key: max(lane.log_time_ns for lane in lanes) for key, lanes in self.met.items()}
 
     @cached_property
     def said(self) -> dict[LaneKey, tuple[int, int]]:
-        """The largest number known of each lane, and when that was appended. Of an emitter that was abandoned and never
-        met nobody knows the partition: -1.
-        """
-        found = dict.fromkeys(self.lane_keys, (0, 0))
-        for lanes in self.lanes.values():
-            for key, lane in lanes.items():
-                # Of two that know the same number, who heard it first knows when.
-                mark, log_time_ns = found[key]
-                if (lane.mark, -lane.log_time_ns) > (mark, -log_time_ns):
-                    found[key] = lane.mark, lane.log_time_ns
-        places = {emitter: partition for partition, emitter in self.lane_keys}
+        """The largest number known of each lane, and when it was appended: by who heard it first."""
+        found = {key: max((lane.mark, -lane.log_time_ns) for lane in lanes) for key, lanes in self.met.items()}
+        partitions = {emitter: partition for partition, emitter in found}
         for name, emitter in self.emitters.items():
-            for one in emitter.abandoned:
-                key = (places.get(name, -1), name)
-                if one.last > found.get(key, (0, 0))[0]:
-                    found[key] = one.last, one.log_time_ns
-        return found
+            key = (partitions.get(name, NOWHERE), name)
+            if emitter.given_up > found.get(key, (0, 0))[0]:
+                found[key] = emitter.given_up, -emitter.given_up_ns
+        return {key: (number, -negative_ns) for key, (number, negative_ns) in found.items()}
 
     @cached_property
     def keys_of(self) -> dict[str, list[LaneKey]]:
@@ -145,88 +110,74 @@ class Books:
         return found
 
     @cached_property
-    def heard_ns(self) -> dict[LaneKey, int]:
-        """When the newest frame of each lane was appended."""
-        return {
-            key: max(lanes[key].log_time_ns for lanes in self.lanes.values() if key in lanes) for key in self.lane_keys
-        }
+    def shared(self) -> dict[str, tuple[tuple[str, int], ...]]:
+        """Emitters that are two processes, a snapshot restored twice, with the hosts and process ids that are known of
+        them: often one, since a snapshot has both in it.
+        """
+        at_once = {emitter for (_, emitter), lanes in self.met.items() if any(lane.is_shared for lane in lanes)}
+        known = {name: tuple(sorted(one.processes)) for name, one in sorted(self.emitters.items())}
+        return {name: processes for name, processes in known.items() if name in at_once or len(processes) > 1}
 
-    def is_silent(self, key: LaneKey) -> bool:
-        """Whether nothing was heard of a lane for longer than between two reports."""
-        return self.heard_ns[key] + SILENCE_NS <= self.newest_ns
+    @cached_property
+    def silent(self) -> set[LaneKey]:
+        """Lanes of which nothing was heard for long, whatever the reason."""
+        newest_ns = max((max(at.log_time_ns, at.caught_up_at_ns) for at in self.positions.values()), default=0)
+        return {key for key, heard_ns in self.heard_ns.items() if heard_ns + SILENCE_NS <= newest_ns}
+
+    @cached_property
+    def _gone(self) -> set[tuple[str, int, int, int]]:
+        gone = (one for one in self.incidents if one.kind == "gone")
+        return {(one.projection, one.partition, one.incarnation, one.first_offset) for one in gone}
 
     def is_gone(self, projection: str, partition: int) -> bool:
         """Whether the topic has no such partition any more: nothing will come of it."""
-        position = self.positions.get((projection, partition))
-        return position is not None and (*key_of(position), position.next_offset) in self._gone
-
-    @cached_property
-    def _gone(self) -> set[tuple[Any, ...]]:
-        return {(*key_of(one), one.first_offset) for one in self.incidents if one.kind == "gone"}
+        at = self.positions.get((projection, partition))
+        return at is not None and (projection, partition, at.incarnation, at.next_offset) in self._gone
 
     def read_to_ns(self, projection: str, partition: int) -> int:
-        """All that was appended to a partition before that instant, the projection has read; 0: not known. Of partition
-        -1: in each partition.
+        """All that was appended to a partition before that instant, the projection has read; 0: not known. NOWHERE: in
+        each partition.
         """
-        if partition < 0:
+        if partition == NOWHERE:
             partitions = {number for _, number in self.positions}
             return min((self.read_to_ns(projection, number) for number in partitions), default=0)
-        position = self.positions.get((projection, partition))
-        if position is None:
+        at = self.positions.get((projection, partition))
+        if at is None:
             return 0
-        return 2**63 - 1 if self.is_gone(projection, partition) else max(position.log_time_ns, position.caught_up_at_ns)
-
-
-def key_of(row: Any) -> tuple[str, int, int]:
-    """Which log a position or an incident is about, and whose."""
-    return row.projection, row.partition, row.incarnation
+        return 2**63 - 1 if self.is_gone(projection, partition) else int(max(at.log_time_ns, at.caught_up_at_ns))
 
 
 def read_books(snapshot: Snapshot) -> Books:
     """All that is known of emitters, and of what was applied of them."""
-    lanes: dict[str, dict[LaneKey, Any]] = {name: {} for name in snapshot.projections}
+    lanes: dict[str, dict[LaneKey, LaneMark]] = {name: {} for name in snapshot.projections}
     for row in snapshot.connection.execute(snapshot.select_lanes()):
-        lanes.setdefault(row.projection, {})[row.partition, row.emitter] = _Lane(*row[3:])._replace(
-            gaps=ranges_of(row.gaps)
-        )
+        lanes.setdefault(row.projection, {})[row.partition, row.emitter] = lane_of(row)
+    incidents = tables.log_incidents.c
+    oldest_first = (incidents.at_ns, incidents.partition, incidents.projection)
     books = Books(
         lanes,
         {(row.projection, row.partition): row for row in snapshot.positions},
         _read_emitters(snapshot, {emitter for of in lanes.values() for _, emitter in of}),
-        read_incidents(snapshot),
+        list(snapshot.connection.execute(select(tables.log_incidents).order_by(*oldest_first))),
         strays={"impossible": 0, "foreign": 0, **read_counts(snapshot, "strays", "kind")},
     )
-    for key, heard_ns in books.heard_ns.items():
-        if books.is_silent(key) and not books.emitters[key[1]].is_closed:
-            watched_ns = _watched_since(snapshot, heard_ns)
-            if watched_ns is not None:
-                books.watched[key] = watched_ns
+    for key in books.silent:
+        watched_ns = None if books.emitters[key[1]].is_closed else _watched_since(snapshot, books.heard_ns[key])
+        if watched_ns is not None:
+            books.watched[key] = watched_ns
     return books
-
-
-class _Lane(NamedTuple):
-    mark: int
-    gaps: Any
-    before: int
-    forgotten: int
-    quarantined: int
-    repeats: int
-    first_at_ns: int
-    log_time_ns: int
-    at_ns: int
-    is_shared: int
 
 
 def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, Emitter]:
     emitters = defaultdict(Emitter, {name: Emitter() for name in met})
+    # The newest report comes last.
     for row in _live_rows(snapshot, "emitter_reports", "number"):
-        # The newest comes last.
         emitter = emitters[row.emitter]
         emitter.service, emitter.environment, emitter.is_closed = row.service, row.environment, bool(row.closing)
         if row.number:
             emitter.host, emitter.process_id = row.host, row.process_id
-            emitter.processes.append((row.host, row.process_id))
-            emitter.skipped = [(one["first"], one["last"], one["reason"]) for one in orjson.loads(row.skipped)]
+            emitter.processes.add((row.host, row.process_id))
+            emitter.announced = [(one["first"], one["last"], one["reason"]) for one in orjson.loads(row.skipped)]
     for row in _live_rows(snapshot, "emitter_counts", "reason"):
         emitter = emitters[row.emitter]
         if row.kind == "dropped":
@@ -234,9 +185,9 @@ def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, Emitter]
         else:
             setattr(emitter, row.kind, max(row.total, getattr(emitter, row.kind)))
     for row in _live_rows(snapshot, "abandoned_lanes", "last_number"):
-        one = Abandoned(row.first_number, row.last_number, row.reason, row.log_time_ns)
-        emitters[row.emitter].abandoned.append(one)
-        emitters[row.emitter].is_closed = True
+        emitter = emitters[row.emitter]
+        emitter.announced.append((row.first_number, row.last_number, row.reason))
+        emitter.is_closed, emitter.given_up, emitter.given_up_ns = True, row.last_number, row.log_time_ns
     for row in snapshot.connection.execute(select(tables.forgotten_emitters)):
         if row.emitter in emitters:
             emitters[row.emitter].forgotten_ns = row.heard_at_ns
@@ -251,55 +202,24 @@ def _live_rows(snapshot: Snapshot, name: str, order: str) -> Iterable[Row[Any]]:
 def _watched_since(snapshot: Snapshot, heard_ns: int) -> int | None:
     """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
     table = tables.metadata.tables["report_minutes"]
+    bucket = table.c.bucket_ns
     bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
-    minutes = (
-        select(table.c.bucket_ns, *bits)
-        .where(table.c.bucket_ns > heard_ns - MINUTE_NS, snapshot.is_live(table))
-        .group_by(table.c.bucket_ns)
-        .order_by(table.c.bucket_ns)
-        .limit(_MINUTES_READ)
-    )
-    rows = snapshot.connection.execute(minutes).all()
-    tenths = {minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]}
+    minutes = select(bucket, *bits).where(bucket > heard_ns - MINUTE_NS, snapshot.is_live(table)).group_by(bucket)
+    rows = snapshot.connection.execute(minutes.order_by(bucket).limit(_MINUTES_READ))
+    tenths = [minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]]
     before, seen_ns = heard_ns, 0
-    for tenth in sorted(tenth for tenth in tenths if tenth > heard_ns):
-        seen_ns += tenth - before if tenth - before <= _OUTAGE_NS else 0
-        before = tenth
-        if seen_ns >= SILENCE_NS:
-            return int(tenth)
+    for tenth in tenths:
+        if tenth > heard_ns:
+            seen_ns += tenth - before if tenth - before <= _OUTAGE_NS else 0
+            before = tenth
+            if seen_ns >= SILENCE_NS:
+                return int(tenth)
     return None
-
-
-def read_shared_emitters(snapshot: Snapshot) -> list[Shared]:
-    """Emitters that are more than one process."""
-    lanes = tables.lane_marks.c
-    at_once = set(snapshot.connection.execute(select(lanes.emitter).where(lanes.is_shared == 1)).scalars())
-    processes = defaultdict[str, set[tuple[str, int]]](set)
-    for row in _live_rows(snapshot, "emitter_reports", "emitter"):
-        if row.number:
-            processes[row.emitter].add((row.host, row.process_id))
-    return [
-        Shared(emitter, tuple(sorted(processes[emitter])))
-        for emitter in sorted(at_once | processes.keys())
-        if emitter in at_once or len(processes[emitter]) > 1
-    ]
-
-
-def read_incidents(snapshot: Snapshot) -> list[Incident]:
-    """What happened to the log, oldest first."""
-    incidents = tables.log_incidents.c
-    statement = select(*(incidents[name] for name in Incident._fields))
-    order = (incidents.at_ns, incidents.partition, incidents.projection)
-    return [Incident._make(row) for row in snapshot.connection.execute(statement.order_by(*order))]
 
 
 def read_counts(snapshot: Snapshot, table_name: str, key: str) -> dict[str, int]:
     """The sums of a table of counts: `skipped_types` by `type`, `skewed_events` by `service`, `strays` by `kind`."""
     table = tables.metadata.tables[table_name]
-    statement = (
-        select(table.c[key], func.sum(table.c.count))
-        .where(snapshot.is_live(table))
-        .group_by(table.c[key])
-        .order_by(table.c[key])
-    )
-    return {name: int(count) for name, count in snapshot.connection.execute(statement)}
+    counts = select(table.c[key], func.sum(table.c.count)).where(snapshot.is_live(table))
+    rows = snapshot.connection.execute(counts.group_by(table.c[key]).order_by(table.c[key]))
+    return {name: int(count) for name, count in rows}
