@@ -77,7 +77,7 @@ def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides
     """
     global _hook
     # Loaded where a service starts, as by `RunTap`.
-    from runtap_collector.send.emitter import attach_for_life
+    from runtap_collector.process import attach_for_life
 
     settings = CollectorSettings.load(service=service, **overrides)
     with _lock:

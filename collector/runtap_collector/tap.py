@@ -14,9 +14,9 @@ from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.capture.recorded import UsageCounts, recorded_call, usage_of
 from runtap_collector.capture.translate import dollars_of, word_of
 from runtap_collector.send.encoding import session_of
-from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.send.records import Session, View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
+from runtap_collector.stats import Delivery, EmitterHealth, Stats
 from runtap_schemas.events import MAX_DURATION_NS
 
 FLUSH_SECONDS = 5.0
@@ -42,7 +42,7 @@ class RunTap:
         """
         # Here, where a service starts: the Kafka client takes a tenth of a second to load, for which neither whoever
         # just imports this package nor the first callback should wait.
-        from runtap_collector.send.emitter import attach
+        from runtap_collector.process import attach
 
         self._view = View.of(settings)
         self._emitter = attach(settings)

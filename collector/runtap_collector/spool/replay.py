@@ -75,7 +75,7 @@ class Replay:
                     report = event
                 elif isinstance(event, LaneAbandoned):
                     # Nobody will read it there.
-                    self._ledger.announce(event)
+                    self._ledger.announcements.append(event)
         first, last = given_up[0].first, given_up[-1].last
         log.error("frames_given_up", emitter=lane.emitter, first=first, last=last, reason=reason)
         await self.say_lost(lane, first, last, reason, report)
@@ -90,9 +90,8 @@ class Replay:
             lane.skip(first, last, reason)
         if lane is self._ledger.lane:
             return
-        self._ledger.announce(
-            LaneAbandoned(at_ns=0, emitter=lane.emitter, first=first, last=last, reason=reason, report=report)
-        )
+        said = LaneAbandoned(at_ns=0, emitter=lane.emitter, first=first, last=last, reason=reason, report=report)
+        self._ledger.announcements.append(said)
         await self._sender.say()
 
 
