@@ -109,14 +109,14 @@ tap.close(1)
 
 
 class Case(NamedTuple):
-    """The `count`th time that a step is done, beside a Kafka that is `up`, `away`, or `comes-back` after two seconds.
+    """The `times`th time that a step is done, beside a Kafka that is `up`, `away`, or `comes-back` after two seconds.
 
     `finds`: whether another process's spool is there; `gone`: one whose partition is gone.
     """
 
     step: str
     kafka: str
-    count: int = 1
+    times: int = 1
     finds: bool = False
     gone: bool = False
 
@@ -192,7 +192,7 @@ async def test_killed_beside_any_step_counts_nothing_twice_and_loses_nothing_tha
         _forget_partition(tmp_path)
     found = _spooled(tmp_path)
     assert bool(found) == case.finds
-    code = await asyncio.to_thread(_run, environment, case.kafka, when, case.step, case.count, 30)
+    code = await asyncio.to_thread(_run, environment, case.kafka, when, case.step, case.times, 30)
     assert code == -signal.SIGKILL
     left = _spooled(tmp_path)
     # What comes next has everything again, but for what is gone.

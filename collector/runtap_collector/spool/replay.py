@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from runtap_collector.logs import log
 from runtap_collector.send.lane import Frame, Lane
 from runtap_collector.send.ledger import Ledger
@@ -69,7 +71,7 @@ class Replay:
             if self.why_never(lane, frame) is None:
                 break
             # Their events are not kept: they may be many.
-            given_up.append(frame._replace(value=b""))
+            given_up.append(structs.replace(frame, value=b""))
             for event in events_of(frame.value):
                 if isinstance(event, EmitterReported):
                     report = event
