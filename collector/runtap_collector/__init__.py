@@ -9,8 +9,8 @@ async with RunTap.from_env(service="checkout") as tap:
 from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.errors import ConnectionConflictError, RuntapError, SettingsError
 from runtap_collector.install import Installation, install
-from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.settings import CollectorSettings
+from runtap_collector.stats import Delivery, EmitterHealth, Stats
 from runtap_collector.tap import RunTap
 
 __all__ = [

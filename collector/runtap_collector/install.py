@@ -75,7 +75,7 @@ def install(*, service: str | None = None, **overrides: Unpack[SettingsOverrides
     """
     global _hook
     # Not loaded with this module: see `RunTap`.
-    from runtap_collector.send.emitter import attach_for_life
+    from runtap_collector.process import attach_for_life
 
     settings = CollectorSettings.load(service=service, **overrides)
     with _lock:

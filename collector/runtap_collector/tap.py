@@ -14,9 +14,9 @@ from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.capture.recorded import UsageCounts, recorded_call, usage_of
 from runtap_collector.capture.translate import dollars_of, word_of
 from runtap_collector.send.encoding import session_of
-from runtap_collector.send.ledger import Delivery, EmitterHealth, Stats
 from runtap_collector.send.records import Session, View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
+from runtap_collector.stats import Delivery, EmitterHealth, Stats
 from runtap_schemas.events import MAX_DURATION_NS
 
 FLUSH_SECONDS = 5.0
@@ -41,7 +41,7 @@ class RunTap:
             SettingsError: the connection's files cannot be read.
         """
         # The Kafka client takes 0.1 s to load, for which no import of this package and no callback should wait.
-        from runtap_collector.send.emitter import attach
+        from runtap_collector.process import attach
 
         self._view = View.of(settings)
         self._emitter = attach(settings)

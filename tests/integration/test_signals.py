@@ -160,9 +160,9 @@ def _check_answers(logged: list[LoggedEvent], answered: set[int]) -> None:
 
 def _check_emitters(logged: list[LoggedEvent]) -> int:
     """Checks that each closed with a last report, and left no number out; returns how many there are."""
-    emitters = {entry.event.emitter for entry in logged}
+    emitters = {entry.emitter for entry in logged}
     for emitter in emitters:
-        check_ledger([entry for entry in logged if entry.event.emitter == emitter])
+        check_ledger([entry for entry in logged if entry.emitter == emitter])
     return len(emitters)
 
 

@@ -9,7 +9,6 @@ import uuid
 import pytest
 
 from runtap_collector.capture.context import context_of
-from runtap_collector.send import buffer as buffer_module
 from runtap_collector.send import ledger as ledger_module
 from runtap_collector.send.buffer import LINE_BYTES, START_BYTES, Buffer
 from runtap_collector.send.encoding import end_of, note_of, start_of
@@ -100,7 +99,7 @@ def test_time_does_not_go_back_when_the_systems_clock_does(monkeypatch: pytest.M
     before = closing.close()[-1].frame.at_ns
     assert before is not None
     an_hour_ago_ns = time.time_ns() - 3_600 * 10**9
-    monkeypatch.setattr(buffer_module.time, "time_ns", lambda: an_hour_ago_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: an_hour_ago_ns)
     closing.buffer.offer_end(_run())
     (late,) = closing.close()
     assert late.event.at_ns > before

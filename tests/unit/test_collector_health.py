@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from langchain_core.runnables import RunnableLambda
 
-from runtap_collector import Delivery, RunTap
+from runtap_collector import Delivery, RunTap, process
 from runtap_collector.send import emitter as emitter_module
 from runtap_collector.send import sender as sender_module
 from runtap_schemas import RunEnded
@@ -77,7 +77,7 @@ def test_sender_that_a_fault_ended_is_made_anew_and_loses_nothing(
     def die() -> None:
         raise SystemExit("a fault of ours")
 
-    first._call(die)
+    first.thread.call(die)
     _wait(lambda: tap._emitter._sender not in (first, None))
     second = tap._emitter._sender
     assert second is not None
@@ -101,12 +101,12 @@ def test_frame_on_its_way_when_the_sender_dies_is_sent_by_the_next(
     links: list[FakeLink] = []
     send = FakeLink.send
 
-    async def never(self: FakeLink, key: bytes, value: bytes, partition: int) -> None:
+    async def never(self: FakeLink, *frame: Any) -> None:
         if not links:
             links.append(self)
         if self is links[0]:
             await stuck.wait()
-        await send(self, key, value, partition)
+        await send(self, *frame)
 
     monkeypatch.setattr(FakeLink, "send", never)
     _run(tap, 3)
@@ -117,7 +117,7 @@ def test_frame_on_its_way_when_the_sender_dies_is_sent_by_the_next(
     def die() -> None:
         raise SystemExit("a fault of ours")
 
-    first._call(die)
+    first.thread.call(die)
     _wait(lambda: tap._emitter._sender not in (first, None))
     delivery = tap.flush()
     _check_sent(tap, delivery, 3)
@@ -132,7 +132,7 @@ def test_copies_of_a_snapshot_are_emitters_of_their_own_where_the_platform_says_
         register_after_restore=lambda function: hooks.update(after=function),
     )
     monkeypatch.setitem(sys.modules, "snapshot_restore_py", platform)
-    emitter_module._end_with_snapshots()
+    process._end_with_snapshots()
     _run(tap, 3)
     original = tap.stats().emitter
     hooks["before"]()
@@ -150,5 +150,5 @@ def test_copies_of_a_snapshot_are_emitters_of_their_own_where_the_platform_says_
 def test_snapshot_of_a_closed_emitter_stays_closed(tap: RunTap) -> None:
     _run(tap)
     tap.close()
-    emitter_module._after_restore()
+    process._after_restore()
     assert tap.health().problems == ["closed"]

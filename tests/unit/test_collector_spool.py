@@ -284,7 +284,7 @@ class Outage(Sending):
 
     def come_back(self) -> None:
         self.link.down_seconds = 0.0
-        self.sender._call(self.link.up.set)
+        self.sender.thread.call(self.link.up.set)
 
     def wait_for(self, spooled: int) -> None:
         wait_until(lambda: self.ledger.delivery().spooled == spooled)
@@ -292,8 +292,8 @@ class Outage(Sending):
     def die(self) -> None:
         """Ends the thread as a kill would: nothing more is sent or written."""
         self.sender.put_rest_away = lambda: None  # type: ignore[method-assign]
-        self.sender._call(self.sender._must_stop.set)
-        self.sender._thread.join()
+        self.sender.thread.call(self.sender._must_stop.set)
+        self.sender.thread.join(5)
         for file in [*self.spool._own, *self.spool._adopted]:
             os.close(file._lock_descriptor)
 
@@ -626,7 +626,7 @@ def test_own_spool_that_cannot_be_read_does_not_hold_what_follows(
 def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_comes(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(link: FakeLink, key: bytes, value: bytes, partition: int) -> None:
+    async def never(link: FakeLink, *frame: object) -> None:
         link.unanswered_seconds = 1.0
         await asyncio.Event().wait()
 

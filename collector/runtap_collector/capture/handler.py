@@ -59,7 +59,7 @@ class RunTapHandler(AsyncCallbackHandler):
         """
         if _capture is None:
             # Not loaded with this module: see `RunTap`.
-            from runtap_collector.send.emitter import attach_for_life
+            from runtap_collector.process import attach_for_life
 
             settings = CollectorSettings.load()
             _capture = Capture(attach_for_life(settings), View.of(settings))
@@ -242,6 +242,6 @@ def _has_tool_call(chunk: object) -> bool:
 
 
 def _handler_of_this_process(kind: type[RunTapHandler], view: View) -> RunTapHandler:
-    from runtap_collector.send.emitter import attach_as_it_is
+    from runtap_collector.process import attach_as_it_is
 
     return kind(_capture=Capture(attach_as_it_is(), view))

@@ -1,45 +1,43 @@
-"""The process's one emitter: what all taps and handlers share.
+"""What all taps and handlers of a process share: `Emitter`. What exits, forks and signals do to it: `process`.
 
 Emitter.offer -> Buffer.offer -> (first event after a pause) Sender.wake
 """
 
 from __future__ import annotations
 
-import atexit
-import os
 import threading
 import time
-from contextlib import suppress
-from importlib import import_module
-from multiprocessing import parent_process
-from multiprocessing import util as multiprocessing_util
+from collections.abc import Callable
 from typing import Any, cast
 
-from runtap_collector import signals
 from runtap_collector.capture.open_runs import OpenRuns
 from runtap_collector.errors import ConnectionConflictError
 from runtap_collector.logs import log
 from runtap_collector.send.buffer import Buffer
-from runtap_collector.send.ledger import Delivery, EmitterHealth, Ledger, Stats
+from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.loop_thread import TASK_RETRY_SECONDS
 from runtap_collector.send.records import View
-from runtap_collector.send.sender import TASK_RETRY_SECONDS, Sender
+from runtap_collector.send.sender import Sender
 from runtap_collector.settings import CollectorSettings
 from runtap_collector.spool.spool import Spool
+from runtap_collector.stats import Delivery, EmitterHealth, Stats
 from runtap_schemas import ConnectionSettings, Event
 
-EXIT_SECONDS = 2.0
+_inherited: list[object] = []
 
 
 class Emitter:
     """Buffer, open runs and sender. Made anew in place after a fork, and when it is used again after its close."""
 
-    def __init__(self, settings: CollectorSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: CollectorSettings, before_start: Callable[[], None] = lambda: None) -> None:
+        """`before_start` is called before a sender is started, in whichever thread brings an event."""
+        self.settings = settings
+        self._before_start = before_start
         self._views = 0
         self._begin_anew(settings)
 
     def _begin_anew(self, settings: CollectorSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         # Reentrant for the same reason as the buffer's.
         self._lock = threading.RLock()
         self._sender: Sender | None = None
@@ -64,14 +62,13 @@ class Emitter:
             sender.wake()
 
     def _make_sender(self) -> Sender:
-        return Sender(self.buffer, self.ledger, self.spool, self._settings, self.evict_runs, self._replace_sender)
+        return Sender(self.buffer, self.ledger, self.spool, self.settings, self.evict_runs, self._replace_sender)
 
     def _start_sender(self) -> Sender | None:
-        # Here as well: in a forked child the server may have reset what its parent installed.
-        _chain_on_signals(self._settings)
+        self._before_start()
         sender = self._make_sender()
         try:
-            sender.start()
+            sender.thread.start()
         except RuntimeError as error:
             # An interpreter that is leaving starts no threads: what is in the buffer is spooled at close.
             log.warning("sender_not_started", reason=str(error))
@@ -125,14 +122,14 @@ class Emitter:
     @property
     def is_over(self) -> bool:
         """Whether it is closed, and its sender gone."""
-        return self.buffer.is_closed and (self._sender is None or self._sender.is_over)
+        return self.buffer.is_closed and (self._sender is None or self._sender.thread.is_over)
 
     @property
     def is_busy(self) -> bool:
         """Whether this thread holds a lock that the sender may need. For signal handlers, which
         interrupt it anywhere.
         """
-        return any(cast("Any", lock)._is_owned() for lock in (_lock, self._lock, self.buffer.lock))
+        return any(cast("Any", lock)._is_owned() for lock in (self._lock, self.buffer.lock))
 
     def stats(self) -> Stats:
         """The emitter's side of the ledger."""
@@ -147,7 +144,7 @@ class Emitter:
         with self._lock:
             if self._views == 0 and self.buffer.is_closed:
                 self._begin_anew(settings)
-            elif differences := _differences(self._settings, settings):
+            elif differences := differences_of(self.settings, settings):
                 raise ConnectionConflictError(differences)
             self._views += 1
 
@@ -172,7 +169,7 @@ class Emitter:
         """After a close: begins anew with an id of its own, for the taps that there are."""
         with self._lock:
             if self._views and self.buffer.is_closed:
-                self._begin_anew(self._settings)
+                self._begin_anew(self.settings)
 
     def leave_parent_process(self) -> None:
         """In a forked child: begins anew, with an id of its own and without what the parent still holds."""
@@ -180,114 +177,12 @@ class Emitter:
         # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
         _inherited.append((self._sender, self.buffer, self.ledger, self.open_runs))
         was_closed = self.buffer.is_closed
-        self._begin_anew(self._settings)
+        self._begin_anew(self.settings)
         if was_closed:
             self.buffer.close()
 
 
-def _differences(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
+def differences_of(ours: ConnectionSettings, theirs: ConnectionSettings) -> list[str]:
+    """Names of the settings that one emitter cannot have both."""
     names = [*ConnectionSettings.model_fields, "buffer_bytes", "spool_dir", "spool_bytes"]
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
-
-
-_lock = threading.RLock()
-_emitter: Emitter | None = None
-_is_attached_for_life = False
-_inherited: list[object] = []
-
-
-def attach(settings: CollectorSettings) -> Emitter:
-    """A view on the process's emitter, which is made if there is none. Every view is to be detached.
-
-    Raises:
-        ConnectionConflictError: the emitter is at work with another connection.
-        SettingsError: the connection's files cannot be read.
-    """
-    global _emitter
-    # Now, where it is an error that somebody sees, rather than in the sender's thread.
-    settings.client_options()
-    with _lock:
-        if _emitter is None:
-            _emitter = Emitter(settings)
-            atexit.register(_close_at_exit)
-            _close_at_exit_of_child()
-            multiprocessing_util.register_after_fork(_emitter, _close_at_exit_of_child)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_after_fork)
-            _end_with_snapshots()
-        _emitter.attach(settings)
-        _chain_on_signals(settings)
-        return _emitter
-
-
-def attach_for_life(settings: CollectorSettings) -> Emitter:
-    """The process's emitter, closed at exit: for handlers that nobody closes."""
-    global _is_attached_for_life
-    with _lock:
-        if _is_attached_for_life and _emitter is not None:
-            if differences := _differences(_emitter._settings, settings):
-                raise ConnectionConflictError(differences)
-            _chain_on_signals(settings)
-            return _emitter
-        emitter = attach(settings)
-        _is_attached_for_life = True
-        return emitter
-
-
-def attach_as_it_is() -> Emitter:
-    """The process's emitter whatever its settings, closed at exit; where there is none, one of the environment's
-    settings.
-    """
-    with _lock:
-        return attach_for_life(CollectorSettings.load() if _emitter is None else _emitter._settings)
-
-
-def _chain_on_signals(settings: CollectorSettings) -> None:
-    if settings.signals == "on":
-        signals.chain(signals.Actions(_close_at_exit, _secure, _is_busy))
-
-
-def _secure() -> None:
-    if _emitter is not None and not _emitter.buffer.is_closed:
-        with suppress(Exception):
-            _emitter.secure(EXIT_SECONDS)
-
-
-def _is_busy() -> bool:
-    return _emitter is not None and _emitter.is_busy
-
-
-def _close_at_exit() -> None:
-    if _emitter is not None and not _emitter.is_over:
-        # Nothing that goes wrong here may change how the app exits.
-        with suppress(Exception):
-            _emitter.close(EXIT_SECONDS)
-
-
-def _close_at_exit_of_child(_: object = None) -> None:
-    """A forked child of `multiprocessing` leaves without running what is registered with `atexit`."""
-    if parent_process() is not None:
-        multiprocessing_util.Finalize(None, _close_at_exit, exitpriority=0)
-
-
-def _end_with_snapshots() -> None:
-    """Where the platform restores snapshots of running processes, and says so, every copy is an emitter of its own."""
-    try:
-        # AWS Lambda's runtime brings it.
-        hooks = import_module("snapshot_restore_py")
-    except ImportError:
-        return
-    hooks.register_before_snapshot(_close_at_exit)
-    hooks.register_after_restore(_after_restore)
-
-
-def _after_restore() -> None:
-    if _emitter is not None:
-        _emitter.go_on_as_another()
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-    if _emitter is not None:
-        _emitter.leave_parent_process()

@@ -11,7 +11,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from runtap_schemas import SkippedRange, emitter_of, encode_frame
 from runtap_schemas.frame import MAX_FRAME_BYTES, MAX_FRAME_EVENTS
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 256
 
 
-class Frame(NamedTuple):
+class Frame(Struct, frozen=True, gc=False):
     """A closed frame. `said`: how many of its events are the emitter's own, as reports are."""
 
     first: int

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from runtap_collector.capture.text import clip
@@ -21,82 +20,12 @@ from runtap_collector.send.buffer import Buffer, Counts, Filled
 from runtap_collector.send.encoding import start_of
 from runtap_collector.send.lane import Frame, Lane, cut
 from runtap_collector.send.records import View
+from runtap_collector.stats import Delivery, Stats
 from runtap_schemas import EmitterReported, Event, encode_event
 from runtap_schemas.events import MAX_NAME_LENGTH, MAX_SKIPPED_RANGES
 
 # Lets the app's threads have the interpreter while many starts are encoded: it is taken from us only every 5 ms.
 _BREATH_EVENTS = 32
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Where the events of this emitter are, counted since it began; its own reports are left out.
-
-    Attributes:
-        sent: acknowledged by Kafka.
-        waiting: in memory, neither acknowledged nor given up.
-        spooled: likewise, on disk: this process or the next one sends them, when Kafka is there.
-        dropped: given up, by reason.
-    """
-
-    sent: int
-    waiting: int
-    spooled: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The emitter's side of the ledger, counted since it began; its own reports are counted with the rest.
-
-    At any instant captured = numbered + waiting + superseded + dropped.
-
-    Attributes:
-        emitter: its id now; a process whose partition could not be written goes on under another.
-        captured: events that came while it was open.
-        numbered: events that got a number; `acknowledged` of them are in Kafka for certain, `spooled` on disk.
-        superseded: starts that were not sent since their end says it all.
-        waiting: events without a number.
-        dropped: events refused before they got one, by reason and kind.
-        skipped: events given up after they got one.
-        content_dropped: events that went without their content.
-        open_runs: runs that have started and not ended.
-        held_bytes: memory held for events, as the buffer counts it.
-        oldest_waiting_seconds: age of the oldest frame in memory that Kafka has not acknowledged.
-    """
-
-    emitter: str
-    captured: int
-    numbered: int
-    acknowledged: int
-    superseded: int
-    waiting: int
-    spooled: int
-    dropped: dict[str, dict[str, int]]
-    skipped: int
-    content_dropped: int
-    open_runs: int
-    held_bytes: int
-    oldest_waiting_seconds: float
-
-
-@dataclass(frozen=True)
-class EmitterHealth:
-    """Whether events get to Kafka, and what stands in their way.
-
-    Attributes:
-        is_ok: they do, as far as is known.
-        problems: words: `kafka_away`, `spool_not_written` (within the last minute), `sender_down`, `closed`.
-        kafka_away_seconds: for how long Kafka could not be written; 0 where it can.
-        sender_deaths: how often a fault of ours ended the sender; it was made anew each time.
-        spool_failures: how often the spool could not be written.
-    """
-
-    is_ok: bool
-    problems: list[str]
-    kafka_away_seconds: float
-    sender_deaths: int
-    spool_failures: int
 
 
 class Ledger:
@@ -111,7 +40,8 @@ class Ledger:
         self.adopted: list[Lane] = []
         # What the closing reports of former lanes have said.
         self._said = Counts(Counter(), 0, 0)
-        self._announcements: list[Event] = []
+        # Events of the emitter's own that go into the next frame.
+        self.announcements: list[Event] = []
         self._warnings = RareLog()
 
     @property
@@ -119,19 +49,10 @@ class Ledger:
         """All lanes of this process, the oldest first."""
         return [*self.former, self.lane]
 
-    def announce(self, event: Event) -> None:
-        """Puts an event of the emitter's own into the next frame."""
-        self._announcements.append(event)
-
     def close_frames(self, *, with_report: bool = False, closing: bool = False) -> int:
         """Closes what was captured until now: gives it numbers, and puts it into the lane. In the sender's thread.
 
-        Args:
-            with_report: whether a report is its last line.
-            closing: whether that is the lane's last.
-
-        Returns:
-            How many events got a number.
+        `closing`: with the lane's last report. Returns how many events got a number.
         """
         lane = self.lane
         if lane.is_closed:
@@ -140,7 +61,7 @@ class Ledger:
         if filled.unencoded is not None:
             self._warnings.warn("event_not_encoded", kind=filled.unencoded[0], reason=filled.unencoded[1])
         try:
-            return self._close(lane, filled, with_report, closing)
+            return self._close(lane, filled, with_report or closing, closing)
         except BaseException:
             self._buffer.put_back(filled)
             raise
@@ -148,7 +69,7 @@ class Ledger:
     def _close(self, lane: Lane, filled: Filled, with_report: bool, closing: bool) -> int:
         starts, superseded, failed = self._encode_starts(filled)
         counts = Counts(filled.counts.dropped + failed, filled.counts.superseded + superseded, filled.counts[2])
-        said: list[Event] = [*self._announcements]
+        said: list[Event] = [*self.announcements]
         report_id = uuid.uuid4().hex
         if with_report:
             said.append(self._report(lane, counts, report_id, closing=closing))
@@ -163,7 +84,7 @@ class Ledger:
             self._buffer.superseded += superseded
             self._buffer.dropped.update(failed)
             self._buffer.held_bytes += sum(len(frame.value) for frame in frames) - filled.size_bytes
-        self._announcements = []
+        self.announcements = []
         if with_report:
             lane.last_report_id, lane.is_closed = report_id, closing
         if closing:
@@ -218,7 +139,7 @@ class Ledger:
             The lane that was left.
         """
         left = self.lane
-        self.close_frames(with_report=True, closing=True)
+        self.close_frames(closing=True)
         lane = Lane()
         while not suits(lane.emitter):
             lane = Lane()

@@ -180,11 +180,6 @@ class Link:
         )
 
     @property
-    def is_up(self) -> bool:
-        """Whether there is a producer that knows the topic."""
-        return self._is_up.is_set()
-
-    @property
     def down_seconds(self) -> float:
         """For how long Kafka could not be written, as far as is known. 0: it could at last."""
         return 0.0 if self._down_since is None else time.monotonic() - self._down_since
@@ -214,8 +209,8 @@ class Link:
             return ""
         return str(getattr(answer, "cluster_id", None) or "")
 
-    async def send(self, key: bytes, value: bytes, partition: int) -> None:
-        """Sends a frame and waits until Kafka has it.
+    async def send(self, key: bytes, value: bytes, partition: int, timestamp_ms: int) -> None:
+        """Sends a frame and waits until Kafka has it. Asked for once more, it sends the same bytes.
 
         Raises:
             SendError: one of its subclasses: what to do next.
@@ -225,7 +220,7 @@ class Link:
         asked_at = time.monotonic()
         self._asked_at.add(asked_at)
         builder = producer.create_batch()
-        builder.append(timestamp=None, key=key, value=value)
+        builder.append(timestamp=timestamp_ms, key=key, value=value)
         try:
             async with asyncio.timeout(DELIVERY_SECONDS):
                 delivery = await producer.send_batch(builder, self._topic, partition=partition)

@@ -8,17 +8,16 @@ Idle, it sleeps: the first event after a pause wakes it, later ones ride along.
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
 
 from runtap_collector.logs import RareLog, log
 from runtap_collector.send.buffer import Buffer
 from runtap_collector.send.lane import Frame, Lane, halves
 from runtap_collector.send.ledger import Ledger
 from runtap_collector.send.link import FrameRefusedError, Link, SendDeniedError, SendError, SendFailedError
+from runtap_collector.send.loop_thread import TASK_RETRY_SECONDS, LoopThread
 from runtap_collector.spool.replay import Replay
 from runtap_collector.spool.spool import Spool, SpoolError
 from runtap_schemas import ConnectionSettings, Unreadable, decode_frame
@@ -34,22 +33,12 @@ BUSY_LINGER_SECONDS = 0.4
 AWAY_SECONDS = 1.0
 RETRY_SECONDS = 0.2
 DENIED_RETRY_SECONDS = 3.0
-TASK_RETRY_SECONDS = 1.0
 # A partition that takes nothing for so long is left for another one, if there is one that does; twice as long after
 # each that took nothing either.
 STUCK_SECONDS = 60.0
 MAX_STUCK_SECONDS = 3_600.0
 # What closing keeps of its time for hanging up.
 _HANG_UP_SECONDS = 0.4
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
-        try:
-            return await super().getaddrinfo(host, port, **options)
-        except RuntimeError:
-            # At interpreter exit no executor takes work any more, and the last events still have to go.
-            return socket.getaddrinfo(host, port, **options)
 
 
 class Sender:
@@ -64,42 +53,17 @@ class Sender:
         every_report: Callable[[], None],
         on_death: Callable[[], None],
     ) -> None:
-        """Args:
-        buffer: where events come from.
-        ledger: what numbers and counts them.
-        spool: where they wait when Kafka is away.
-        settings: how to reach Kafka.
-        every_report: called in the sender's thread before each report.
-        on_death: called in the sender's thread as its last act, should a fault of ours end it.
-        """
+        """`every_report` is called before each report, `on_death` should a fault of ours end the thread: both in it."""
         self._buffer = buffer
         self._ledger = ledger
         self._every_report = every_report
-        self._on_death = on_death
-        self._loop: _Loop | None = None
         self._link = Link(settings, events_topic(settings.topic_prefix))
         self._spool = spool
         self._replay = Replay(self, spool, ledger, self._link)
         self._warnings = RareLog()
         self._has_events = asyncio.Event()
         self._must_stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, name="runtap-sender", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread.
-
-        Raises:
-            RuntimeError: the system or a leaving interpreter starts none.
-        """
-        self._loop = _Loop()
-        # There is an event already: that is why there is a sender.
-        self._has_events.set()
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._loop.close()
-            raise
+        self.thread = LoopThread(self._main, on_death)
 
     @property
     def down_seconds(self) -> float:
@@ -109,79 +73,23 @@ class Sender:
 
     def wake(self) -> None:
         """Tells the sender that the buffer is not empty any more. From any thread."""
-        self._call(self._has_events.set)
+        self.thread.call(self._has_events.set)
 
     def flush(self, timeout_seconds: float) -> None:
         """Waits until everything captured so far is through, or time is up."""
-        self._wait_for(self._flush, timeout_seconds)
+        self.thread.wait_for(self._flush, timeout_seconds)
 
     def secure(self, timeout_seconds: float) -> None:
         """Has everything captured so far sent, or spooled where Kafka takes too long; waits for it until time is up."""
-        self._wait_for(self._secure, timeout_seconds)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the thread has ended."""
-        return not self._thread.is_alive()
+        self.thread.wait_for(self._secure, timeout_seconds)
 
     def close(self, timeout_seconds: float) -> None:
         """Sends what the closed buffer still holds, then the last report, and ends the thread."""
         deadline = time.monotonic() + timeout_seconds
         if not self._must_stop.is_set():
-            self._wait_for(self._finish, max(0.0, timeout_seconds - _HANG_UP_SECONDS))
-        if self._call(self._must_stop.set):
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _call(self, function: Callable[[], object]) -> bool:
-        """Has the sender's thread call a function. False: the thread has not begun, or ended and
-        counted what was left.
-        """
-        if self._loop is None:
-            return False
-        try:
-            self._loop.call_soon_threadsafe(function)
-        except RuntimeError:
-            return False
-        return True
-
-    def _wait_for(self, function: Callable[[], Awaitable[None]], timeout_seconds: float) -> None:
-        done = threading.Event()
-
-        async def call() -> None:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await function()
-            except TimeoutError:
-                return
-            finally:
-                done.set()
-
-        if self._call(lambda: self._keep(asyncio.ensure_future(call()))):
-            # A little later than the task's own end, and so that a loop that stands still cannot hold the caller.
-            done.wait(timeout_seconds + 0.05)
-
-    # In the sender's thread.
-
-    def _run(self) -> None:
-        loop = self._loop
-        assert loop is not None
-        loop.set_exception_handler(self._complain)
-        try:
-            with self._link.overheard():
-                loop.run_until_complete(self._main())
-        except BaseException:  # noqa: BLE001 - the thread's last words
-            log.error("sender_died", exc_info=True)
-            has_died = True
-        else:
-            has_died = False
-        loop.close()
-        if has_died:
-            self._on_death()
-
-    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._warnings.warn(
-            "sender_loop_complained", message=context.get("message"), cause=repr(context.get("exception"))
-        )
+            self.thread.wait_for(self._finish, max(0.0, timeout_seconds - _HANG_UP_SECONDS))
+        if self.thread.call(self._must_stop.set):
+            self.thread.join(max(0.0, deadline - time.monotonic()))
 
     async def _main(self) -> None:
         for lane in [*self._ledger.own_lanes, *self._ledger.adopted]:
@@ -194,53 +102,28 @@ class Sender:
             ("report", self._report),
             ("replay", self._replay.run),
         ):
-            self._supervise(f"runtap-{name}", function)
-        await self._must_stop.wait()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self.put_rest_away()
-        await self._link.stop()
-
-    def _supervise(self, name: str, function: Callable[[], Awaitable[None]]) -> None:
-        async def keep() -> None:
-            while True:
-                try:
-                    await function()
-                    return
-                except Exception:  # noqa: BLE001 - a fault of ours must not end the sending
-                    self._warnings.warn("sender_task_failed", task=name, exc_info=True)
-                    await asyncio.sleep(TASK_RETRY_SECONDS)
-
-        self._keep(asyncio.create_task(keep(), name=name))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self.thread.supervise(f"runtap-{name}", function)
+        # There is an event already: that is why there is a sender.
+        self._has_events.set()
+        with self._link.overheard():
+            await self._must_stop.wait()
+            await self.thread.cancel_tasks()
+            self.put_rest_away()
+            await self._link.stop()
 
     async def _collect(self) -> None:
         while True:
             await self._has_events.wait()
             self._has_events.clear()
-            linger_seconds = LINGER_SECONDS
-            while True:
-                await self._linger(linger_seconds)
-                count = self._close_frames()
-                if count == 0:
-                    break
-                linger_seconds = LINGER_SECONDS if count <= BUSY_EVENTS else BUSY_LINGER_SECONDS
-
-    async def _linger(self, seconds: float) -> None:
-        """Waits for more to send: at most so long, and no longer than the first step once a frame is full."""
-        await asyncio.sleep(LINGER_SECONDS)
-        if seconds > LINGER_SECONDS:
-            try:
-                async with asyncio.timeout(seconds - LINGER_SECONDS):
-                    await self._has_events.wait()
-            except TimeoutError:
-                return
-            self._has_events.clear()
+            await asyncio.sleep(LINGER_SECONDS)
+            while (count := self._close_frames()) > 0:
+                await asyncio.sleep(LINGER_SECONDS)
+                if count > BUSY_EVENTS:
+                    # No longer than until a frame is full.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(BUSY_LINGER_SECONDS - LINGER_SECONDS):
+                            await self._has_events.wait()
+                    self._has_events.clear()
 
     async def _report(self) -> None:
         await asyncio.sleep(FIRST_REPORT_SECONDS)
@@ -290,7 +173,7 @@ class Sender:
 
     def drive(self, lane: Lane) -> None:
         """Sets a lane going."""
-        self._supervise(f"runtap-lane-{lane.emitter}", lambda: self._drive(lane))
+        self.thread.supervise(f"runtap-lane-{lane.emitter}", lambda: self._drive(lane))
 
     async def _drive(self, lane: Lane) -> None:
         while True:
@@ -328,9 +211,9 @@ class Sender:
                 return
             if lane.partition is None:
                 await self._choose_partition(lane)
-            skipped = await self._send(lane, frame.value)
+            skipped = await self._send(lane, frame.value, frame.closed_at_ns // 1_000_000)
             for number, reason in skipped:
-                self._warnings.warn("event_skipped", emitter=lane.emitter, number=number, reason=reason)
+                self._warnings.warn("events_skipped", emitter=lane.emitter, number=number, reason=reason)
                 await self._replay.say_lost(lane, number, number, reason)
             lane.stuck_since, lane.patience_seconds = None, 0.0
             self._ledger.settle(lane, frame, len(skipped))
@@ -348,7 +231,7 @@ class Sender:
         finally:
             alarm.cancel()
 
-    async def _send(self, lane: Lane, value: bytes) -> list[tuple[int, str]]:
+    async def _send(self, lane: Lane, value: bytes, timestamp_ms: int) -> list[tuple[int, str]]:
         """Sends a frame; one that is refused for good in halves, with the same numbers. Returns the numbers that are
         left out, each with the reason.
 
@@ -357,13 +240,13 @@ class Sender:
         """
         assert lane.partition is not None
         try:
-            await self._link.send(lane.emitter.encode(), value, lane.partition)
+            await self._link.send(lane.emitter.encode(), value, lane.partition, timestamp_ms)
         except FrameRefusedError as refusal:
             frame = decode_frame(value)
             assert not isinstance(frame, Unreadable), frame
             if frame.count == 1:
                 return [(frame.first, refusal.reason)]
-            return [skipped for half in halves(frame) for skipped in await self._send(lane, half)]
+            return [skipped for half in halves(frame) for skipped in await self._send(lane, half, timestamp_ms)]
         return []
 
     async def _choose_partition(self, lane: Lane) -> None:
@@ -407,24 +290,22 @@ class Sender:
 
     async def _secure(self) -> None:
         if not self._must_spool():
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(AWAY_SECONDS):
                     await self._flush()
                 return
-            except TimeoutError:
-                pass
         self._ledger.close_frames()
         self._put_in_spool()
 
     async def _finish(self) -> None:
-        self._close_frames(with_report=True, closing=True)
+        self._close_frames(closing=True)
         await self._flush()
 
     def put_rest_away(self) -> None:
         """At the end: puts what was not sent into the spool, for the next process. Without one it is lost, as what a
         killed process had in memory.
         """
-        self._ledger.close_frames(with_report=True, closing=True)
+        self._ledger.close_frames(closing=True)
         is_safe = self._put_in_spool()
         delivery = self._ledger.delivery()
         if delivery.spooled:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from runtap_collector.logs import log
 from runtap_collector.send.lane import Frame, Lane
 from runtap_collector.send.ledger import Ledger
@@ -69,13 +71,13 @@ class Replay:
             if self.why_never(lane, frame) is None:
                 break
             # Their events are not kept: they may be many.
-            given_up.append(frame._replace(value=b""))
+            given_up.append(structs.replace(frame, value=b""))
             for event in events_of(frame.value):
                 if isinstance(event, EmitterReported):
                     report = event
                 elif isinstance(event, LaneAbandoned):
                     # Nobody will read it there.
-                    self._ledger.announce(event)
+                    self._ledger.announcements.append(event)
         first, last = given_up[0].first, given_up[-1].last
         log.error("frames_given_up", emitter=lane.emitter, first=first, last=last, reason=reason)
         await self.say_lost(lane, first, last, reason, report)
@@ -90,9 +92,8 @@ class Replay:
             lane.skip(first, last, reason)
         if lane is self._ledger.lane:
             return
-        self._ledger.announce(
-            LaneAbandoned(at_ns=0, emitter=lane.emitter, first=first, last=last, reason=reason, report=report)
-        )
+        said = LaneAbandoned(at_ns=0, emitter=lane.emitter, first=first, last=last, reason=reason, report=report)
+        self._ledger.announcements.append(said)
         await self._sender.say()
 
 

@@ -100,7 +100,7 @@ class SpoolFile:
 
     def store(self, frames: Sequence[Frame]) -> None:
         """Adds frames, all or none. One that is there already is the same."""
-        rows = [(*frame[:4], bytes(cramjam.zstd.compress(frame.value, _COMPRESSION_LEVEL))) for frame in frames]
+        rows = [(f.first, f.count, f.said, f.closed_at_ns, _packed(f.value)) for f in frames]
         with self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)", rows)
 
@@ -110,11 +110,11 @@ class SpoolFile:
         while True:
             with _translated():
                 row = self._connection.execute(query, (after,)).fetchone()
-                frame = row and Frame(*row[:4], bytes(cramjam.zstd.decompress(row[4])))
-            if not frame:
-                return
+                if row is None:
+                    return
+                after, count, said, closed_at_ns, packed = row
+                frame = Frame(after, count, said, closed_at_ns, bytes(cramjam.zstd.decompress(packed)))
             yield frame
-            after = frame.first
 
     def forget(self, last: int) -> None:
         """Takes out the frames up to a number: Kafka has them, or never will."""
@@ -171,6 +171,10 @@ class SpoolFile:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+
+
+def _packed(value: bytes) -> bytes:
+    return bytes(cramjam.zstd.compress(value, _COMPRESSION_LEVEL))
 
 
 @contextmanager
