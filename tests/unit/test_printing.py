@@ -199,9 +199,9 @@ def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     sums = {"captured": 123_456, "applied": 123_450, "in_flight": 2, "lost": 1, "quarantined": 1, "repeats": 9}
-    reasons = {"dropped": {"ring_full": 2}, "lost_by_reason": {"too_large": 1}, "handed_over": 0}
-    emitter = {**sums, **reasons, "emitter": "e" * 32, "service": "checkout", "state": "vanished", "last_heard": AT}
-    service = {**sums, **reasons, "service": "checkout", "environment": "prod", "captured_is_at_least": True}
+    reasons = {"dropped": {"ring_full": 2}, "lost_by_reason": {"too_large": 1}, "captured_is_at_least": True}
+    emitter = {**sums, **reasons, "emitter": "e" * 32, "service": "checkout", "state": "silent", "last_heard": AT}
+    service = {**sums, **reasons, "service": "checkout", "environment": "prod"}
     incident = {"projection": "performance", "partition": 7, "at": AT, "kind": "retention"}
     print_ledger(
         {
@@ -209,7 +209,9 @@ def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
             **reasons,
             "complete_to": AT,
             "projection": "cost",
-            "captured_is_at_least": True,
+            "held_by": "e" * 32,
+            "foreign": 4,
+            "impossible": 0,
             "services": [service],
             "emitters": [emitter],
             "projections": [{**sums, "projection": "performance"}],
@@ -225,7 +227,9 @@ def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
     for part in (
         "captured at least 123,456 = applied 123,450 + in flight 2 + dropped 2 (ring_full 2) + lost 1 + unreadable 1",
         "checkout ≥ 123,456 123,450 2 2 1 1 dropped:",
-        "eeeeeeeeeee… vanished ≥ 123,456 123,450 2 2 1 1",
+        "eeeeeeeeeee… silent ≥ 123,456 123,450 2 2 1 1",
+        f"if that process is gone for good, `runtap ledger forget {'e' * 32}`",
+        "4 records of no emitter",
         "performance 123,450 2 1 1 9",
         "retention deleted offsets",
     ):

@@ -172,7 +172,8 @@ def describe(entry: Entry, zone: ZoneInfo) -> Text:
 
     Text is appended as it is: what a service sends is never read as markup or as control codes.
     """
-    moment = local_time(getattr(entry.event, "at_ns", entry.record.log_time_ns), zone)
+    captured_ns = getattr(entry.event, "at_ns", None)
+    moment = local_time(entry.record.log_time_ns if captured_ns is None else captured_ns, zone)
     line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
     for part in _parts_of(entry):
         text, style = (part, "") if isinstance(part, str) else part
