@@ -223,9 +223,12 @@ class Expected:
             "dropped": {},
             "lost": 0,
             "quarantined": 0,
+            "impossible": 0,
+            "foreign": 0,
         }
         last = datetime.fromtimestamp(self.book["last_ns"] / 1e9).astimezone()
-        assert datetime.fromisoformat(report["complete_to"]) >= last
+        # A partition in which nothing came is known to be read as of ten seconds before a worker looked.
+        assert datetime.fromisoformat(report["complete_to"]) >= last - timedelta(seconds=20)
 
     def check_runs(self, runs: list[dict[str, Any]], report: dict[str, Any]) -> None:
         """Compares the single runs, and the report's durations with theirs."""

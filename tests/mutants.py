@@ -226,14 +226,14 @@ MUTANTS = (
         f"{_CONSUMERS}/worker/worker.py",
         "if all(next_offset == log_end for next_offset, _ in positions):",
         "if True:",
-        (MODEL,),
+        (FENCING,),
     ),
     Mutant(
         "caught up wherever the position is",
         f"{_CONSUMERS}/store/positions.py",
         'WHERE projection = ? AND partition = ? AND next_offset = ? "\n        "AND epoch = ?",',
         'WHERE projection = ? AND partition = ? AND (next_offset = ? OR 1) "\n        "AND epoch = ?",',
-        (MODEL,),
+        (PARTITION,),
     ),
     Mutant(
         "gap not recorded",

@@ -34,7 +34,7 @@ QUESTIONS = [
     ("closed", "emitter_reports", "", "sum(closing)"),
     # As readers take it: a start that came after its run's end says nothing.
     ("open", "open_runs WHERE run_id NOT IN (SELECT run_id FROM runs)", "", "count(*)"),
-    ("none", "skipped_types; skewed_events; dead_letters; log_incidents", "", "count(*)"),
+    ("none", "skipped_types; skewed_events; dead_letters; log_incidents; strays", "", "count(*)"),
 ]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 
 _FACTS = {"run.ended", "session.started", "session.ended"}
+_OF_RUNS = {"run.started", "run.ended", "run.noted", "run.streamed"}
 
 
 def as_fact(event: dict[str, Any]) -> list[Any]:
@@ -40,15 +41,16 @@ async def read_log(servers: str, topic: str, file: Path) -> dict[str, Any]:
             while any([await consumer.position(partition) < end for partition, end in ends.items()]):
                 for partition, records in (await consumer.getmany(timeout_ms=1_000)).items():
                     for record in records:
-                        event = json.loads(record.value)
-                        numbers = seen[event["emitter"], partition.partition]
-                        if event["sequence"] in numbers:
-                            continue
-                        numbers.add(event["sequence"])
-                        if event["type"] in _FACTS:
-                            book.write(json.dumps(as_fact(event)) + "\n")
-                        if "run_id" in event:
-                            (ended if event["type"] == "run.ended" else begun).add(event["run_id"])
+                        header, *events = map(json.loads, record.value.splitlines())
+                        numbers = seen[header["emitter"], partition.partition]
+                        for number, event in enumerate(events, header["first"]):
+                            if number in numbers:
+                                continue
+                            numbers.add(number)
+                            if event["type"] in _FACTS:
+                                book.write(json.dumps(as_fact(event)) + "\n")
+                            if event["type"] in _OF_RUNS:
+                                (ended if event["type"] == "run.ended" else begun).add(event["run_id"])
             there, missing = Counter[str](), Counter[str]()
             for (emitter, _), numbers in seen.items():
                 there[emitter] += len(numbers)

@@ -86,9 +86,9 @@ def compare_ledger(ledger: dict[str, Any], logged: dict[str, list[int]]) -> list
     for row in ledger["emitters"]:
         there, missing = logged.get(row["emitter"], [0, 0])
         dropped = sum(row["dropped"].values())
-        rest = row["in_flight"] + dropped + row["lost"] + row["quarantined"] + row["handed_over"]
+        rest = row["in_flight"] + dropped + row["lost"] + row["quarantined"]
         is_whole = (row["applied"], row["lost"]) == (there, missing) and row["captured"] == row["applied"] + rest
-        is_at_rest = row["state"] == "closed" and rest - row["handed_over"] == 0
+        is_at_rest = row["state"] == "closed" and rest == 0
         if not is_whole or row["quarantined"] or not (is_at_rest or row["service"] in (None, mortal)):
             found.append(f"ledger: {row}, the log has {there} and lacks {missing}")
     unknown = set(logged) - {row["emitter"] for row in ledger["emitters"]}

@@ -107,7 +107,7 @@ async def test_two_sets_of_workers_on_one_store_are_slow_and_exact(
 
 def position(store: Store) -> Commit:
     with store.engine.begin() as connection:
-        connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0)"))
+        connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0, 0)"))
     return Commit(0, [Move("cost", 0, 1, 10, "f", 0, 1, 1)])
 
 
@@ -247,8 +247,14 @@ async def test_a_position_that_others_moved_while_it_was_taken_over_begins_no_in
     log = Log(move_on)
     worker._reader = log
     await worker._load(0, assigned.Assigned(), ["cost"])
+    # It stands at 20, and the log ends at 30: what lies between was not read.
+    taken = assigned.Assigned()
+    await worker._load(0, taken, ["cost"])
+    assert taken.partition is not None
+    await worker._note_caught_up(0, taken, taken.partition)
+    assert total(store, "SELECT caught_up_at_ns FROM positions") == 0
     worker._writer.close()
     worker._thread.shutdown()
-    assert log.sought == [20]
+    assert log.sought == [20, 20]
     assert total(store, "SELECT incarnation FROM positions") == 1
     assert total(store, "SELECT count(*) FROM log_incidents") == 0

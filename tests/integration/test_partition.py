@@ -468,11 +468,24 @@ def test_a_lane_that_one_projection_still_hears_of_keeps_its_marks_in_all(
     apply(worker(tools, ("cost",)), log, 1)
     ahead = worker(tools, ("runs",))
     ahead.log_start_ns = START_NS + 9 * DAY_NS
-    apply(ahead, log, at_most=1)
+    for _ in log.records:
+        apply(ahead, log, at_most=1)
     # The other one goes on where it stood, and has lost nothing.
     apply(worker(tools, ("cost",)), log)
     assert rows(store, "SELECT DISTINCT gaps FROM lane_marks") == [("[]",)]
     assert one(store, "SELECT sum(calls) FROM cost_total") == (3,)
+
+
+def test_who_is_not_where_the_position_stands_notes_no_end(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "e1", 1)
+    stale, other = worker(tools, ("cost",)), worker(tools, ("cost",))
+    apply(other, log)
+    with pytest.raises(FencedError):
+        stale.note_caught_up(START_NS)
+    assert one(store, "SELECT caught_up_at_ns FROM positions") == (0,)
+    other.note_caught_up(START_NS + 1)
+    assert one(store, "SELECT caught_up_at_ns FROM positions") == (START_NS + 1,)
 
 
 def test_a_late_event_does_not_bring_an_expired_bucket_back(store: Store, tools: Callable[[], Tools]) -> None:

@@ -65,7 +65,7 @@ def test_unmatched_lists_models_without_a_price(store_url: str, setting: WorkerS
     with store.engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0)",
+                "INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0, 0)",
             )
         )
         for model, unpriced, price_class in (

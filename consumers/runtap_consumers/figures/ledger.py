@@ -17,8 +17,8 @@ from runtap_consumers.figures.completeness import (
     worst_projection,
 )
 from runtap_consumers.instants import format_instant
-from runtap_consumers.store.read.books import Books, LaneKey, read_books, read_counts
-from runtap_consumers.store.read.snapshot import Snapshot
+from runtap_consumers.store.read.books import Books, LaneKey, read_books
+from runtap_consumers.store.read.snapshot import Snapshot, read_counts
 
 UNANNOUNCED = "unannounced"
 _INCIDENT = ("projection", "partition", "incarnation", "kind", "first_offset", "last_offset")

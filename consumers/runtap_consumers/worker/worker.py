@@ -347,8 +347,7 @@ class Worker:
                     f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
                 ) from error
             except (KafkaError, StoreError, TimeoutError):
-                # Kafka is away, which says nothing about the topic; or the store, which is tried again.
-                continue
+                continue  # One of them is away, which says nothing about the topic.
 
     async def _note_gone(self, numbers: set[int]) -> None:
         """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends."""

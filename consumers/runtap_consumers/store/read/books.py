@@ -17,7 +17,7 @@ from sqlalchemy import Row, func, select
 from runtap_consumers.projections.lane_marks import LaneMark
 from runtap_consumers.store import tables
 from runtap_consumers.store.positions import lane_of
-from runtap_consumers.store.read.snapshot import Snapshot
+from runtap_consumers.store.read.snapshot import Snapshot, read_counts
 from runtap_consumers.units import MINUTE_NS
 
 SILENCE_NS = 60 * 10**9
@@ -215,11 +215,3 @@ def _watched_since(snapshot: Snapshot, heard_ns: int) -> int | None:
             if seen_ns >= SILENCE_NS:
                 return int(tenth)
     return None
-
-
-def read_counts(snapshot: Snapshot, table_name: str, key: str) -> dict[str, int]:
-    """The sums of a table of counts: `skipped_types` by `type`, `skewed_events` by `service`, `strays` by `kind`."""
-    table = tables.metadata.tables[table_name]
-    counts = select(table.c[key], func.sum(table.c.count)).where(snapshot.is_live(table))
-    rows = snapshot.connection.execute(counts.group_by(table.c[key]).order_by(table.c[key]))
-    return {name: int(count) for name, count in rows}

@@ -106,6 +106,14 @@ def open_reader(database_url: str) -> Iterator[Snapshot]:
         yield snapshot
 
 
+def read_counts(snapshot: Snapshot, table_name: str, key: str) -> dict[str, int]:
+    """The sums of a table of counts: `skipped_types` by `type`, `skewed_events` by `service`, `strays` by `kind`."""
+    table = tables.metadata.tables[table_name]
+    counts = select(table.c[key], func.sum(table.c.count)).where(snapshot.is_live(table))
+    rows = snapshot.connection.execute(counts.group_by(table.c[key]).order_by(table.c[key]))
+    return {name: int(count) for name, count in rows}
+
+
 def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]:
     """A sum in two parts, for columns whose sum may pass 2^63: SQLite's own would fail. Put together by `widen`."""
     return [
