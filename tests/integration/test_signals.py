@@ -74,7 +74,7 @@ SERVERS = {
 def _environment(kafka: str, prefix: str, folder: Path, **more: str) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RUNTAP_", "LANG"))},
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RUNTAP_BOOTSTRAP_SERVERS": kafka,
         "RUNTAP_TOPIC_PREFIX": prefix,
         "RUNTAP_SPOOL_DIR": str(folder / "spool"),
@@ -277,7 +277,7 @@ tap = RunTap.from_env()
 for number in range(100):
     run(number, tap.handler)
 # The signal comes while the main thread holds the lock that the sender waits for.
-with tap._emitter.ring.lock:
+with tap._emitter.buffer.lock:
     signal.raise_signal(signal.SIGTERM)
     time.sleep(0.1)
 time.sleep(10)

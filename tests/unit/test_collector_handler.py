@@ -644,3 +644,23 @@ async def test_completion_models_still_hide_from_handlers_that_are_not_inline() 
     assert seen == ["start"]
     await model.ainvoke("question", {"callbacks": [Captured().handler, Other()]})
     assert seen == ["start"]
+
+
+def test_end_names_its_root_where_the_models_name_is_from_and_which_host_was_called() -> None:
+    captured = Captured()
+    root, answered, silent = (uuid.uuid4() for _ in range(3))
+    captured.call("on_chain_start", {}, {}, run_id=root, name="checkout")
+    url = "https://user:secret@models.example.com/v1?key=k"
+    for run_id, metadata in ((answered, {"model_name": "m-2"}), (silent, {})):
+        parameters = {"model": "m-1", "openai_api_base": url}
+        captured.call(
+            "on_chat_model_start", {}, [[]], run_id=run_id, parent_run_id=root, name="llm", invocation_params=parameters
+        )
+        message = AIMessage("x", response_metadata={**metadata, "region": "eu"})
+        captured.call("on_llm_end", LLMResult(generations=[[ChatGeneration(message=message)]]), run_id=run_id)
+    captured.call("on_chain_end", {}, run_id=root)
+    models = captured.ended()[:2]
+    assert [(run.model, run.model_source) for run in models] == [("m-2", "answer"), ("m-1", "request")]
+    assert {(run.seller_host, run.price_facts["region"]) for run in models} == {("models.example.com", "eu")}
+    assert [run.root_name for run in captured.ended()] == ["checkout"] * 3
+    assert captured.ended()[2].model_source is None

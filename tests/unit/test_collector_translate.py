@@ -187,3 +187,17 @@ def test_of_a_url_the_host_alone_is_kept(url: object, host: str | None) -> None:
 )
 def test_runs_are_named(serialized: dict[str, Any] | None, name: str | None, expected: str) -> None:
     assert run_name(_run(serialized=serialized, given_name=name)) == expected
+
+
+def test_words_of_the_answer_that_change_its_price_are_kept() -> None:
+    usage = {"input_tokens": 3, "inference_geo": "us", "speed": "fast"}
+    message = AIMessage("x", response_metadata={"usage": usage, "region": "eu-west-1", "batch": True})
+    outcome = Outcome("ok")
+    add_response(outcome, LLMResult(generations=[[ChatGeneration(message=message)]], llm_output={"speed": 7}), False)
+    assert outcome.price_facts == {"inference_geo": "us", "speed": "fast", "region": "eu-west-1", "batch": "true"}
+
+
+def test_answer_without_such_words_has_none() -> None:
+    outcome = Outcome("ok")
+    add_response(outcome, LLMResult(generations=[[ChatGeneration(message=AIMessage("x"))]]), False)
+    assert outcome.price_facts == {}
