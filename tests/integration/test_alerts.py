@@ -52,7 +52,7 @@ class Figures:
             yield
 
     def position(self, partition: int = 0, next_offset: int = 0, log_time_ns: int = 0, generation: int = 0) -> None:
-        self.add("positions", ("errors", partition, next_offset, 0, 0, generation, 0, "", log_time_ns))
+        self.add("positions", ("errors", partition, next_offset, 0, 0, generation, 0, "", log_time_ns, 0))
 
     def roots(self, minute_ns: int, ok: int, errors: int, partition: int = 0, generation: int = 0) -> None:
         key = (minute_ns, "checkout", "prod", partition, generation)
@@ -487,7 +487,7 @@ async def test_the_store_is_not_closed_under_a_mark_of_a_cancelled_publishing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'runtap.db'}", "runtap.events")
-    Figures(store).add("dead_letters", ("id-1", 3, 17, 1, "not an event", None, None, b"trace", b"", 0))
+    Figures(store).add("dead_letters", ("id-1", 3, 17, 1, "not an event", None, None, 1, b"trace", b"", 0))
     begun, may_end, done = threading.Event(), threading.Event(), list[str]()
 
     def mark(writer: Writer, letter: DeadLetter) -> None:
@@ -519,11 +519,11 @@ async def test_dead_letters_are_published_as_they_were_and_once(
     large = b"\x00\xff" * 700_000 + bytes(range(256)) * 4
     figures.add(
         "dead_letters",
-        ("id-1", 3, 17, 1, "not an event", None, None, b"trace", b"\xff not json", 0),
-        ("id-2", 3, 18, 2, "the record has no value", None, None, None, None, 0),
-        ("id-3", 4, 1, 3, "too large", None, None, b"k", large, 0),
-        ("id-4", 4, 2, 4, "published before", None, None, b"k", b"v", 1),
-        ("id-5", 4, 3, 5, "larger than a topic takes", None, None, b"k", random.Random(1).randbytes(1_200_000), 0),
+        ("id-1", 3, 17, 1, "not an event", None, None, 1, b"trace", b"\xff not json", 0),
+        ("id-2", 3, 18, 2, "the record has no value", None, None, 1, None, None, 0),
+        ("id-3", 4, 1, 3, "too large", None, None, 1, b"k", large, 0),
+        ("id-4", 4, 2, 4, "published before", None, None, 1, b"k", b"v", 1),
+        ("id-5", 4, 3, 5, "larger than a topic takes", None, None, 1, b"k", random.Random(1).randbytes(1_200_000), 0),
     )
     async with Publisher(settings) as publisher:
         # Another worker's.

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import cramjam
 import pytest
 
-from runtap_schemas import RunEnded
+from runtap_schemas import EmitterReported, RunEnded
 from topic_log import LoggedEvent, check_ledger, events_of, read_topic
 
 MakeTopic = Callable[..., Awaitable[str]]
@@ -97,11 +98,14 @@ async def test_process_that_ends_without_kafka_leaves_everything_to_the_next(
     done = await asyncio.to_thread(_run, "away", 200, environment)
     assert done.returncode == 0, done.stderr
     sent, waiting, spooled, dropped, seconds = (float(word) for word in done.stdout.split())
-    assert (sent, waiting, spooled, dropped) == (0, 0, 200, 0)
+    assert (sent, waiting, dropped) == (0, 0, 0)
     assert seconds < 2.2
     assert (await asyncio.to_thread(_run, "adopts", 1, environment)).returncode == 0
     logged = await read_topic(kafka, topic)
     assert len(_ended(logged)) == 201
+    by_emitter = Counter(entry.emitter for entry in logged if not isinstance(entry.event, EmitterReported))
+    # The start of a run that had not ended when a frame was closed went along.
+    assert max(by_emitter.values()) == spooled >= 200
     # Each with its own closing report, and nothing that another has added.
     for emitter in {entry.emitter for entry in logged}:
         check_ledger([entry for entry in logged if entry.emitter == emitter])

@@ -264,6 +264,7 @@ ABOUT = {
     ("tail",): (KAFKA, "--timezone"),
     ("alerts", "tail"): (KAFKA, "--timezone"),
     ("ledger",): (STORE, "--timezone"),
+    ("ledger", "forget"): (STORE,),
     ("dead-letters", "list"): (STORE, "--timezone"),
     ("dead-letters", "show"): (STORE, "--timezone"),
     ("dead-letters", "export"): (STORE, "--timezone"),
@@ -289,9 +290,11 @@ def test_commands_take_kafka_the_store_and_what_they_are_about_as_options() -> N
 
 
 def commands_of(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands_of(inner, *words, name)
-    if not hasattr(command, "commands"):
+    inner = getattr(command, "commands", {})
+    for name, one in inner.items():
+        yield from commands_of(one, *words, name)
+    # `ledger` is a command with one below it.
+    if not inner or command.invoke_without_command:
         yield words, command
 
 
