@@ -14,6 +14,8 @@ from typing import Any
 import psycopg
 
 _SAMPLE_SECONDS = 0.1
+# A partition that nobody wrote to for so long before a kill need not move after it.
+_BUSY_SECONDS = 5.0
 # What a worker committed just before its end may be seen so much later.
 _AFTERMATH_SECONDS = 0.3
 _SLOWEST = 5
@@ -57,10 +59,15 @@ class Takeovers:
         self._thread.join(10)
 
     def figures(self, bar_seconds: float) -> dict[str, Any]:
-        """From a kill to the next commit of each partition that the victim had, in seconds; and when, as the workers'
-        logs write it, those were killed whose partitions stood still longest.
+        """From a kill to the next commit of each busy partition that the victim had, in seconds; and when, as the
+        workers' logs write it, those were killed whose partitions stood still longest.
         """
-        owners = [(at, partition) for at, partitions in self._kills for partition in partitions]
+        owners = [
+            (at, partition)
+            for at, partitions in self._kills
+            for partition in partitions
+            if any(at - _BUSY_SECONDS < moved <= at + _AFTERMATH_SECONDS for moved in self._moves[partition])
+        ]
         found, slow = [], []
         for at, partition in owners:
             later = (moved for moved in self._moves[partition] if moved > at + _AFTERMATH_SECONDS)

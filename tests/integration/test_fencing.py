@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
@@ -194,6 +195,33 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
                     connection.execute(text("UPDATE lane_marks SET log_time_ns = 1"))
             await asyncio.sleep(0.2)
         await until(lambda: total(store, lanes) == 0, "forgetting the lane")
+
+
+async def test_a_partition_is_gone_when_the_topic_has_been_without_it_for_a_while(
+    kafka: str, events_topic: MakeTopic, topic_prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SAME_LOG_EVERY_SECONDS", 0.1)
+    topic = await events_topic(partitions=3)
+    settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    async with running(settings, store, "cost"):
+        await until(lambda: total(store, "SELECT count(*) FROM positions") == 3, "three positions")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_topics([topic])
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if topic not in await admin.list_topics():
+            break
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.close()
+    gone = "SELECT count(*) FROM log_incidents WHERE kind = 'gone'"
+    async with running(settings, store, "cost"):
+        # One look at a broker that does not know all partitions yet is no reason.
+        await asyncio.sleep(1)
+    assert total(store, gone) == 0
+    monkeypatch.setattr(workers, "_GONE_SECONDS", 0.3)
+    async with running(settings, store, "cost"):
+        await until(lambda: total(store, gone) == 2, "the two partitions that are gone")
 
 
 async def test_a_worker_that_was_fenced_loads_again_and_goes_on(

@@ -40,6 +40,7 @@ _PATIENCE_BEHIND = 4
 # nothing comes, how often it is noted that nothing is there.
 _SAME_LOG_EVERY_SECONDS = 10.0
 _NOTE_END_EVERY_SECONDS = 5.0
+_GONE_SECONDS = 60.0
 # Between this machine's clock and a broker's.
 _CLOCKS_DIFFER_NS = 10 * 10**9
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
@@ -96,6 +97,8 @@ class Worker:
         self._assignments = 0
         self._seen_assignment = -1
         self._assigned: dict[int, Assigned] = {}
+        # Partitions that the topic had, and since when it seems not to have them; and those that are gone for good.
+        self._missing: dict[int, float] = {}
         self._gone: list[int] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -352,7 +355,10 @@ class Worker:
     async def _note_gone(self, numbers: set[int]) -> None:
         """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends."""
         with_position = await self._in_thread(read_least_offsets, self._writer, self._projections)
-        gone = sorted(with_position.keys() - numbers)
+        now = time.monotonic()
+        self._missing = {number: self._missing.get(number, now) for number in with_position.keys() - numbers}
+        # A broker that has just started does not know all of them, nor one that others were added to.
+        gone = sorted(number for number, since in self._missing.items() if now - since >= _GONE_SECONDS)
         if gone and gone != self._gone:
             logger.error("partitions_gone", partitions=gone, topic=self._store.events_topic)
             now_ns = time.time_ns()
