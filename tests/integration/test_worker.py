@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sqlalchemy import create_engine, text
 
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
-from samples import model_call
+from samples import framed, model_call, report
 from worker_process import WorkerSetting, numbered, produce, wait_until
 
 MakeTopic = Callable[..., Awaitable[str]]
@@ -365,3 +366,29 @@ async def test_partitions_added_while_workers_run_are_read_from_their_beginning(
     await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 40, 30, "the new partitions")
     assert rows(setting, "SELECT count(*) FROM runs") == [(40,)]
     assert rows(setting, "SELECT sum(count) FROM performance_total") == [(40,)]
+
+
+@pytest.mark.long
+async def test_an_emitter_that_was_killed_at_night_holds_complete_to_for_90_seconds_at_most(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting, topic = setting_on_sqlite, await events_topic(partitions=6)
+    processes.append(setting.start(tmp_path / "worker.log"))
+    killed_ns = time.time_ns()
+    await produce(kafka, topic, [(0, framed([model_call(killed_ns)], "killed", 1, killed_ns), [])])
+
+    def complete_to() -> float:
+        told = json.loads(setting.run("report", "--json", "-").stdout)["complete_to"]
+        return 0.0 if told is None else datetime.fromisoformat(told).timestamp()
+
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 1, 30, "the event")
+    number, began = 0, time.monotonic()
+    while await asyncio.to_thread(complete_to) <= killed_ns / 1e9 + 30:
+        seconds = time.monotonic() - began
+        assert seconds < 90 + 5, "it holds still"
+        if seconds >= number * 10:
+            number, now_ns = number + 1, time.time_ns()
+            await produce(kafka, topic, [(3, framed([report(now_ns)], "alive", number, now_ns), [])])
+        await asyncio.sleep(1)
+    # Not at once: it may be an outage.
+    assert 60 < time.monotonic() - began < 90
