@@ -47,12 +47,12 @@ class Captured:
 
     def events(self) -> list[Event]:
         """Everything captured so far, in order, as a worker would read it."""
-        ledger = self.emitter.ledger
-        ledger.close_frames()
-        while ledger.lane.frames:
-            frame = ledger.lane.frames[0]
+        outbox = self.emitter.outbox
+        outbox.close_frames()
+        while outbox.lane.frames:
+            frame = outbox.lane.frames[0]
             self._events += [entry.event for entry in events_of(frame.value)]
-            ledger.settle(ledger.lane, frame)
+            outbox.settle(outbox.lane, frame)
         return self._events
 
     def of(self, kind: type[E]) -> list[E]:

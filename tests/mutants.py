@@ -470,7 +470,7 @@ MUTANTS = (
     ),
     Mutant(
         "T of a report without what waits",
-        f"{_COLLECTOR}/send/ledger.py",
+        f"{_COLLECTOR}/send/outbox.py",
         "complete_at_ns=now_ns if oldest is None else oldest[0],",
         "complete_at_ns=now_ns,",
         (SENDER,),

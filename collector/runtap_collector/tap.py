@@ -175,7 +175,7 @@ class RunTap:
         Handlers stay attached and do nothing from then on. Blocks; see `aclose`.
         """
         if self._is_closed:
-            return self._emitter.ledger.delivery()
+            return self._emitter.outbox.delivery()
         self._is_closed = True
         return self._emitter.detach(timeout)
 

@@ -55,7 +55,7 @@ def _end_runs(tap: RunTap, count: int) -> list[float]:
 
 
 def _check_sums(tap: RunTap) -> None:
-    """Where every captured event is, by the closed emitter's own ledger."""
+    """Where every captured event is, by the closed emitter's own outbox."""
     stats = tap.stats()
     dropped = sum(sum(kinds.values()) for kinds in stats.dropped.values())
     assert stats.captured == stats.acknowledged + stats.skipped + stats.superseded + dropped, stats
@@ -85,7 +85,7 @@ def _check_log(logged: list[LoggedEvent], runs: int, skipped: int = 0, before: i
 
 class Row(NamedTuple):
     """An error code of produce answers, and what is to follow: the frame is `resent` unchanged at once, `held` (resent
-    unchanged after a pause, and said), or refused for good, with the word for the ledger.
+    unchanged after a pause, and said), or refused for good, with the word for the outbox.
     """
 
     name: str

@@ -31,18 +31,18 @@ from pathlib import Path
 from langchain_core.runnables import RunnableLambda
 from runtap_collector import RunTap
 from runtap_collector.send import link, sender
-from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.send.sender import Sender
 from runtap_collector.spool import replay
 from runtap_collector.spool.spool import Spool, SpoolFile
 
 kafka, when, step, count, runs = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 steps = {
-    "close": (Ledger, "close_frames"),
+    "close": (Outbox, "close_frames"),
     "choose": (Sender, "_choose_partition"),
     "say": (SpoolFile, "say"),
     "send": (link.Link, "send"),
-    "acknowledge": (Ledger, "settle"),
+    "acknowledge": (Outbox, "settle"),
     "make": (Spool, "_make"),
     "spool": (SpoolFile, "store"),
     "delete": (SpoolFile, "forget"),

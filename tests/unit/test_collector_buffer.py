@@ -9,10 +9,10 @@ import uuid
 import pytest
 
 from runtap_collector.capture.context import context_of
-from runtap_collector.send import ledger as ledger_module
+from runtap_collector.send import outbox as outbox_module
 from runtap_collector.send.buffer import LINE_BYTES, START_BYTES, Buffer
 from runtap_collector.send.encoding import end_of, note_of, start_of
-from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.send.records import Note, OpenRun, Trace, View
 from runtap_schemas import Event, RunEnded, RunNoted, RunStarted
 from runtap_schemas.frame import MAX_FRAME_BYTES
@@ -41,16 +41,16 @@ class _Closing:
 
     def __init__(self, buffer_bytes: int = 1_000_000) -> None:
         self.buffer = Buffer(buffer_bytes)
-        self.ledger = Ledger(self.buffer, _VIEW)
+        self.outbox = Outbox(self.buffer, _VIEW)
 
     def close(self, *, with_report: bool = False) -> list[LoggedEvent]:
         """The events of the frames that are closed now, which are acknowledged at once."""
-        self.ledger.close_frames(with_report=with_report)
+        self.outbox.close_frames(with_report=with_report)
         logged: list[LoggedEvent] = []
-        while self.ledger.lane.frames:
-            frame = self.ledger.lane.frames[0]
+        while self.outbox.lane.frames:
+            frame = self.outbox.lane.frames[0]
             logged += events_of(frame.value)
-            self.ledger.settle(self.ledger.lane, frame)
+            self.outbox.settle(self.outbox.lane, frame)
         return logged
 
 
@@ -109,7 +109,7 @@ def test_time_does_not_go_back_when_the_systems_clock_does(monkeypatch: pytest.M
 
 def test_events_are_counted_as_large_as_they_are_until_they_are_acknowledged() -> None:
     closing = _Closing()
-    buffer, ledger = closing.buffer, closing.ledger
+    buffer, outbox = closing.buffer, closing.outbox
     run = _run()
     run.inputs = b'"%s"' % (b"x" * 498)
     run.outputs = b'"%s"' % (b"y" * 298)
@@ -118,10 +118,10 @@ def test_events_are_counted_as_large_as_they_are_until_they_are_acknowledged() -
     buffer.offer_end(run)
     buffer.offer_start(_run())
     assert 800 + LINE_BYTES + START_BYTES < buffer.held_bytes < 1_500 + START_BYTES
-    ledger.close_frames()
-    (frame,) = ledger.lane.frames
+    outbox.close_frames()
+    (frame,) = outbox.lane.frames
     assert buffer.held_bytes == len(frame.value)
-    ledger.settle(ledger.lane, frame)
+    outbox.settle(outbox.lane, frame)
     assert (buffer.held_bytes, buffer.superseded) == (0, 1)
 
 
@@ -196,7 +196,7 @@ def test_start_whose_run_ends_while_it_is_read_is_superseded(monkeypatch: pytest
             assert run.metadata is None
         return start_of(run)
 
-    monkeypatch.setattr(ledger_module, "start_of", start_of_ended)
+    monkeypatch.setattr(outbox_module, "start_of", start_of_ended)
     logged = closing.close(with_report=True)
     assert [getattr(entry.event, "run_id", None) for entry in logged] == [str(runs[1].run_id), None]
     assert logged[1].event.superseded == buffer.superseded == 1  # type: ignore[attr-defined]
@@ -230,7 +230,7 @@ def test_what_is_closed_and_not_acknowledged_fills_the_buffer_too() -> None:
     closing = _Closing(64 * 1024)
     while not closing.buffer.dropped:
         closing.buffer.offer_end(_run())
-        closing.ledger.close_frames()
+        closing.outbox.close_frames()
     assert closing.buffer.is_empty
     assert closing.buffer.held_bytes > 60_000
 
@@ -309,9 +309,9 @@ def test_what_cannot_be_closed_goes_back_and_loses_nothing(monkeypatch: pytest.M
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "cut", fail)
+        patch.setattr(outbox_module, "cut", fail)
         with pytest.raises(MemoryError):
-            closing.ledger.close_frames()
+            closing.outbox.close_frames()
     assert _types(closing.close()) == [RunEnded, RunEnded, RunStarted]
     assert closing.buffer.captured == 3 + closing.buffer.superseded == 4
     assert closing.buffer.held_bytes == 0

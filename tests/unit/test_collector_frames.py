@@ -8,9 +8,8 @@ import os
 import pytest
 from msgspec import Raw
 
-from runtap_collector.send.lane import Frame, Lane, cut, halves
-from runtap_schemas import Frame as ReadFrame
-from runtap_schemas import RunEnded, decode_frame, encode_event
+from runtap_collector.send.lane import ClosedFrame, Lane, cut, halves
+from runtap_schemas import Frame, RunEnded, decode_frame, encode_event
 from runtap_schemas.frame import MAX_FRAME_BYTES, MAX_FRAME_EVENTS
 from topic_log import events_of
 
@@ -36,9 +35,9 @@ def line(size_bytes: int) -> bytes:
     return encode_event(event)
 
 
-def _read(frame: Frame) -> ReadFrame:
+def _read(frame: ClosedFrame) -> Frame:
     read = decode_frame(frame.value)
-    assert isinstance(read, ReadFrame), read
+    assert isinstance(read, Frame), read
     return read
 
 

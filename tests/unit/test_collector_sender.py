@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from runtap_collector.send import ledger as ledger_module
 from runtap_collector.send import loop_thread
+from runtap_collector.send import outbox as outbox_module
 from runtap_collector.send import sender as sender_module
 from runtap_collector.send.buffer import Buffer
-from runtap_collector.send.ledger import Ledger
 from runtap_collector.send.link import (
     FrameRefusedError,
     PartitionUnknownError,
@@ -26,6 +25,7 @@ from runtap_collector.send.link import (
     SendError,
     SendFailedError,
 )
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.send.records import OpenRun, Trace, View
 from runtap_collector.send.sender import Sender
 from runtap_collector.spool.spool import Spool
@@ -107,8 +107,8 @@ class Sending:
         self.buffer = Buffer(buffer_bytes)
         settings = ConnectionSettings.load()
         self.spool = Spool(directory, settings, max_bytes=10**9)
-        self.ledger = Ledger(self.buffer, _VIEW)
-        self.sender = Sender(self.buffer, self.ledger, self.spool, settings, lambda: None, lambda: None)
+        self.outbox = Outbox(self.buffer, _VIEW)
+        self.sender = Sender(self.buffer, self.outbox, self.spool, settings, lambda: None, lambda: None)
         self.link: FakeLink = self.sender._link  # type: ignore[assignment]
 
     def start(self) -> None:
@@ -130,7 +130,7 @@ class Sending:
         """Ends the sender and returns this process's reports in the log."""
         self.buffer.close()
         self.sender.close(5)
-        ours = {lane.emitter for lane in self.ledger.own_lanes}
+        ours = {lane.emitter for lane in self.outbox.own_lanes}
         return [e.event for e in self.read() if isinstance(e.event, EmitterReported) and e.emitter in ours]
 
     def read(self) -> list[LoggedEvent]:
@@ -207,7 +207,7 @@ def test_all_events_of_an_emitter_go_where_its_id_belongs(sending: Sending) -> N
     sending.link.known = frozenset(range(1_000))
     sending.end_runs(3)
     sending.close()
-    assert list(sending.link.log) == [int(sending.ledger.lane.emitter[:8], 16) % 3]
+    assert list(sending.link.log) == [int(sending.outbox.lane.emitter[:8], 16) % 3]
 
 
 def test_busy_sender_does_not_wait_once_a_frame_is_full(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_refused_frame_is_halved_with_its_numbers_down_to_the_one_that_is_skippe
     claims = [entry.number for entry in sending.read()[10 * is_fate_unknown_first :] if entry.frame.at_ns]
     assert claims[-1] == 11
     assert not {1, 2, 3, 4, 5} & set(claims)
-    delivery = sending.ledger.delivery()
+    delivery = sending.outbox.delivery()
     assert (delivery.sent, delivery.waiting, delivery.dropped) == (9, 0, {"too_large": 1})
     assert sending.buffer.held_bytes == 0
 
@@ -277,7 +277,7 @@ def test_half_whose_fate_is_unknown_is_sent_again_with_the_rest(sending: Sending
     sending.sender.flush(5)
     assert sizes == [8, 4, 4, 8, 4, 4]
     assert set(sending.numbers()) == set(range(1, 9))
-    assert sending.ledger.delivery().sent == 8
+    assert sending.outbox.delivery().sent == 8
 
 
 def test_missing_rights_hold_the_lane_and_say_so(sending: Sending, caplog: pytest.LogCaptureFixture) -> None:
@@ -321,7 +321,7 @@ def test_without_a_spool_what_kafka_does_not_take_until_the_close_is_said_once(
     sending.end_runs(7)
     sending.buffer.close()
     sending.sender.close(0.5)
-    delivery = sending.ledger.delivery()
+    delivery = sending.outbox.delivery()
     assert (delivery.sent, delivery.waiting, delivery.dropped) == (0, 7, {})
     assert sum("events_left_unsent" in record.getMessage() for record in caplog.records) == 1
 
@@ -339,7 +339,7 @@ def test_flush_under_steady_load_ends(sending: Sending) -> None:
     try:
         before = sending.buffer.captured
         sending.sender.flush(5)
-        assert sending.ledger.delivery().sent >= before
+        assert sending.outbox.delivery().sent >= before
     finally:
         stop.set()
         thread.join()
@@ -347,19 +347,19 @@ def test_flush_under_steady_load_ends(sending: Sending) -> None:
 
 def test_a_failing_task_of_the_sender_is_restarted(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     fail = iter([True, False])
-    original = Ledger.close_frames
+    original = Outbox.close_frames
 
-    def close_frames(self: Ledger, **keywords: Any) -> int:
+    def close_frames(self: Outbox, **keywords: Any) -> int:
         if next(fail, False):
             raise RuntimeError("a fault of ours")
         return original(self, **keywords)
 
-    monkeypatch.setattr(Ledger, "close_frames", close_frames)
+    monkeypatch.setattr(Outbox, "close_frames", close_frames)
     sending.end_runs(1)
     sending.start()
     wait_until(sending.ended)
     sending.sender.flush(5)
-    assert sending.ledger.delivery().sent == 1
+    assert sending.outbox.delivery().sent == 1
 
 
 def test_reports_form_a_chain_and_keep_a_quiet_emitters_claim_new(
@@ -405,17 +405,17 @@ def test_every_report_counts_what_does_not_stand_before_it_under_load_with_drops
             return swap(buffer)
 
     counted: list[int] = []
-    close = Ledger._close
+    close = Outbox._close
 
-    def close_and_look(ledger: Ledger, lane: Any, filled: Any, with_report: bool, closing: bool) -> int:
+    def close_and_look(outbox: Outbox, lane: Any, filled: Any, with_report: bool, closing: bool) -> int:
         said = lane.said
-        count = close(ledger, lane, filled, with_report, closing)
+        count = close(outbox, lane, filled, with_report, closing)
         if with_report:
             counted.append(captured[-1] + said)
         return count
 
     monkeypatch.setattr(Buffer, "swap", swap_and_look)
-    monkeypatch.setattr(Ledger, "_close", close_and_look)
+    monkeypatch.setattr(Outbox, "_close", close_and_look)
 
     def load() -> None:
         for _ in range(400):
@@ -448,7 +448,7 @@ def test_every_report_counts_what_does_not_stand_before_it_under_load_with_drops
 def test_lane_whose_partition_takes_nothing_goes_on_as_a_new_emitter_elsewhere(
     sending: Sending, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = int(sending.ledger.lane.emitter[:8], 16) % 3
+    bad = int(sending.outbox.lane.emitter[:8], 16) % 3
     may_pass = threading.Event()
 
     def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
@@ -459,14 +459,14 @@ def test_lane_whose_partition_takes_nothing_goes_on_as_a_new_emitter_elsewhere(
     sending.buffer.count_lost("run.ended", "evicted")
     sending.end_runs(5)
     sending.start()
-    wait_until(lambda: sending.ledger.former)
-    left, lane = sending.ledger.own_lanes
+    wait_until(lambda: sending.outbox.former)
+    left, lane = sending.outbox.own_lanes
     sending.end_runs(3)
     sending.wait_for_runs(3)
     assert {entry.partition for entry in sending.read()} == {lane.partition} != {bad}
     assert {entry.emitter for entry in sending.read()} == {lane.emitter}
     # Of the process.
-    stats = sending.ledger.stats(0)
+    stats = sending.outbox.stats(0)
     assert (stats.emitter, stats.captured - left.said - lane.said, stats.acknowledged - lane.said) == (
         lane.emitter,
         9,
@@ -479,7 +479,7 @@ def test_lane_whose_partition_takes_nothing_goes_on_as_a_new_emitter_elsewhere(
     sending.close()
     former = [entry for entry in sending.read() if entry.emitter == left.emitter]
     assert {entry.partition for entry in former} == {bad}
-    # Each of the two has its own ledger.
+    # Each of the two has its own outbox.
     assert check_ledger(former).dropped == {"evicted": {"run.ended": 1}}
     assert check_ledger([entry for entry in sending.read() if entry.emitter == lane.emitter]).dropped == {}
     assert sending.buffer.held_bytes == 0
@@ -492,7 +492,7 @@ def test_where_no_partition_takes_writes_the_lane_stays(sending: Sending) -> Non
     sending.start()
     wait_until(lambda: len(sending.link.attempts) >= 100)
     sending.close()
-    assert sending.ledger.former == []
+    assert sending.outbox.former == []
     assert set(sending.numbers()) == set(range(1, 7))
 
 
@@ -504,32 +504,32 @@ def test_process_does_not_make_new_emitters_faster_and_faster(sending: Sending) 
         sending.end_runs(1)
         time.sleep(0.005)
     # After 0.02, 0.04, 0.08, 0.16 and 0.32 seconds.
-    assert 2 <= len(sending.ledger.former) <= 5
-    assert sending.ledger.lane.patience_seconds == 0.02 * 2 ** len(sending.ledger.former)
+    assert 2 <= len(sending.outbox.former) <= 5
+    assert sending.outbox.lane.patience_seconds == 0.02 * 2 ** len(sending.outbox.former)
 
 
 def test_frames_whose_partition_is_gone_for_good_are_announced_by_the_new_emitter(sending: Sending) -> None:
-    gone = int(sending.ledger.lane.emitter[:8], 16) % 3
+    gone = int(sending.outbox.lane.emitter[:8], 16) % 3
     sending.link.fate = lambda events, attempt: PartitionUnknownError("gone") if events[0].partition == gone else None
     sending.end_runs(5)
     sending.start()
-    wait_until(lambda: sending.ledger.former)
+    wait_until(lambda: sending.outbox.former)
     sending.link.known = sending.link.known - {gone}
     sending.end_runs(2)
-    wait_until(lambda: sending.ledger.former[0].through == 6)
+    wait_until(lambda: sending.outbox.former[0].through == 6)
     sending.close()
     (said,) = [entry.event for entry in sending.read() if type(entry.event).__name__ == "LaneAbandoned"]
-    left = sending.ledger.former[0]
+    left = sending.outbox.former[0]
     assert (said.emitter, said.first, said.last, said.reason) == (left.emitter, 1, 6, "partition_gone")  # type: ignore[attr-defined]
     assert said.report.closing  # type: ignore[attr-defined]
-    assert sending.ledger.delivery().dropped == {"partition_gone": 6}
+    assert sending.outbox.delivery().dropped == {"partition_gone": 6}
     assert sending.buffer.held_bytes == 0
 
 
 def test_report_names_the_newest_skipped_where_there_is_more_than_fits(
     sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "MAX_SKIPPED_RANGES", 3)
+    monkeypatch.setattr(outbox_module, "MAX_SKIPPED_RANGES", 3)
 
     def refuse_every_other(events: list[LoggedEvent], attempt: int) -> SendError | None:
         is_refused = any(isinstance(entry.event, RunEnded) and entry.number % 2 for entry in events)
@@ -541,4 +541,4 @@ def test_report_names_the_newest_skipped_where_there_is_more_than_fits(
     sending.sender.flush(5)
     (report,) = sending.close()
     assert [skipped.first for skipped in report.skipped] == [15, 17, 19]
-    assert sending.ledger.delivery().dropped == {"too_large": 10}
+    assert sending.outbox.delivery().dropped == {"too_large": 10}

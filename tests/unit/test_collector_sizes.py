@@ -126,8 +126,8 @@ def test_open_run_holds_at_most_a_kilobyte() -> None:
     tracemalloc.start()
     for run_id in ids:
         captured.call("on_chain_start", None, {}, run_id=run_id, name="n", metadata={"session_id": "s", "team": "blue"})
-    captured.emitter.ledger.close_frames()
-    captured.emitter.ledger.lane.frames.clear()
+    captured.emitter.outbox.close_frames()
+    captured.emitter.outbox.lane.frames.clear()
     gc.collect()
     held_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -141,8 +141,8 @@ def test_run_of_three_steps_is_small_on_the_wire() -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("two words", usage_metadata=usage)]))
     chain = ChatPromptTemplate.from_template("say {what}") | model | StrOutputParser()
     chain.invoke({"what": "hi"}, {"callbacks": [captured.handler], "metadata": {"session_id": "s-1", "team": "blue"}})
-    captured.emitter.ledger.close_frames()
-    (frame,) = captured.emitter.ledger.lane.frames
+    captured.emitter.outbox.close_frames()
+    (frame,) = captured.emitter.outbox.lane.frames
     assert frame.count == 4
     assert len(cramjam.zstd.compress(frame.value, 3)) <= 1_200
 

@@ -287,7 +287,7 @@ class Outage(Sending):
         self.sender.thread.call(self.link.up.set)
 
     def wait_for(self, spooled: int) -> None:
-        wait_until(lambda: self.ledger.delivery().spooled == spooled)
+        wait_until(lambda: self.outbox.delivery().spooled == spooled)
 
     def die(self) -> None:
         """Ends the thread as a kill would: nothing more is sent or written."""
@@ -325,7 +325,7 @@ def test_outage_goes_through_the_spool_in_order_and_leaves_no_file(quick: None, 
     sending.come_back()
     sending.end_runs(10)
     sending.sender.flush(10)
-    delivery = sending.ledger.delivery()
+    delivery = sending.outbox.delivery()
     assert (delivery.sent, delivery.waiting, delivery.spooled, delivery.dropped) == (510, 0, 0, {})
     sending.close()
     check_ledger(sending.read())
@@ -338,13 +338,13 @@ def test_spooled_frame_keeps_the_partition_that_was_chosen_before_its_first_byte
     first.start()
     first.end_runs(3)
     first.wait_for(spooled=3)
-    file = first.ledger.lane.file
+    file = first.outbox.lane.file
     assert file is not None
     assert file.facts()["partition"] == ""
     first.link.fate = lambda events, attempt: SendFailedError("timed out")
     first.come_back()
     wait_until(lambda: first.link.attempts)
-    chosen = first.ledger.lane.partition
+    chosen = first.outbox.lane.partition
     assert file.facts()["partition"] == str(chosen)
     first.die()
     second = Outage(tmp_path, is_away=False)
@@ -361,7 +361,7 @@ def test_what_is_left_at_exit_is_sent_unchanged_by_the_next_process(quick: None,
     first.start()
     first.end_runs(20)
     first.close_away()
-    delivery = first.ledger.delivery()
+    delivery = first.outbox.delivery()
     assert (delivery.spooled, delivery.waiting, delivery.dropped) == (20, 0, {})
     second = Outage(tmp_path, is_away=False)
     second.start()
@@ -369,9 +369,9 @@ def test_what_is_left_at_exit_is_sent_unchanged_by_the_next_process(quick: None,
     second.wait_for_runs(21)
     second.close()
     # The closing report of its owner is the lane's end, and nothing is added to it.
-    assert check_ledger(_of(second, first.ledger.lane.emitter)).closing
-    assert len(_of(second, first.ledger.lane.emitter)) == 21
-    assert len(_of(second, second.ledger.lane.emitter)) == 2
+    assert check_ledger(_of(second, first.outbox.lane.emitter)).closing
+    assert len(_of(second, first.outbox.lane.emitter)) == 21
+    assert len(_of(second, second.outbox.lane.emitter)) == 2
     assert not _files(tmp_path)
 
 
@@ -418,7 +418,7 @@ def test_killed_between_sending_and_deleting_the_same_frames_come_again(
     second.start()
     second.wait_for_runs(20)
     second.close()
-    assert _of(second, first.ledger.lane.emitter) == first.read()
+    assert _of(second, first.outbox.lane.emitter) == first.read()
 
 
 def test_frame_that_cannot_be_deleted_is_not_sent_again_by_its_owner(
@@ -443,7 +443,7 @@ def test_frame_that_cannot_be_deleted_is_not_sent_again_by_its_owner(
         sending.sender.flush(5)
     sending.close()
     check_ledger(sending.read())
-    assert sending.ledger.delivery().sent == 8
+    assert sending.outbox.delivery().sent == 8
     assert not _files(tmp_path)
 
 
@@ -464,7 +464,7 @@ def test_killed_before_sending_keeps_the_numbers_that_were_given(quick: None, tm
     second.start()
     second.wait_for_runs(20)
     second.close()
-    assert [entry.number for entry in _of(second, first.ledger.lane.emitter)] == list(range(1, 21))
+    assert [entry.number for entry in _of(second, first.outbox.lane.emitter)] == list(range(1, 21))
 
 
 # What is never sent
@@ -506,7 +506,7 @@ def test_frames_of_more_than_seven_days_ago_are_announced_and_never_sent(
     ]
     assert [entry.number for entry in _of(sending, lane.emitter)] == [4]
     # Not events of this process.
-    assert (sending.ledger.delivery().sent, sending.ledger.delivery().dropped) == (0, {})
+    assert (sending.outbox.delivery().sent, sending.outbox.delivery().dropped) == (0, {})
 
 
 def test_own_frames_that_are_too_old_are_said_in_the_next_report(quick: None, tmp_path: Path) -> None:
@@ -516,11 +516,11 @@ def test_own_frames_that_are_too_old_are_said_in_the_next_report(quick: None, tm
     sending.wait_for(spooled=4)
     sending.link.newest_append_ns = time.time_ns() + MAX_AGE_NS + 10**9
     sending.come_back()
-    wait_until(lambda: sending.ledger.delivery().spooled == 0)
+    wait_until(lambda: sending.outbox.delivery().spooled == 0)
     sending.link.newest_append_ns = 0
     (report,) = sending.close()
     assert [(each.first, each.last, each.reason) for each in report.skipped] == [(1, 4, "expired")]
-    assert sending.ledger.delivery().dropped == {"expired": 4}
+    assert sending.outbox.delivery().dropped == {"expired": 4}
     assert sending.ended() == []
 
 
@@ -595,10 +595,10 @@ def test_unwritable_spool_falls_back_to_memory_and_everything_still_arrives(quic
     sending.start()
     sending.end_runs(30)
     wait_until(lambda: sending.spool.failures)
-    assert sending.ledger.delivery().waiting == 30
+    assert sending.outbox.delivery().waiting == 30
     sending.come_back()
     sending.sender.flush(5)
-    assert sending.ledger.delivery().sent == 30
+    assert sending.outbox.delivery().sent == 30
     sending.close()
     check_ledger(sending.read())
 
@@ -611,11 +611,11 @@ def test_own_spool_that_cannot_be_read_does_not_hold_what_follows(
     for spooled in (3, 6):
         sending.end_runs(3)
         sending.wait_for(spooled)
-    file = sending.ledger.lane.file
+    file = sending.outbox.lane.file
     assert file is not None
     file._connection.execute("UPDATE frames SET frame = x'00'")
     sending.come_back()
-    wait_until(lambda: sending.ledger.former)
+    wait_until(lambda: sending.outbox.former)
     sending.end_runs(2)
     # The first frame had been read before.
     sending.wait_for_runs(5)
@@ -635,7 +635,7 @@ def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_
     sending.start()
     sending.end_runs(3)
     sending.wait_for(spooled=3)
-    file = sending.ledger.lane.file
+    file = sending.outbox.lane.file
     assert file is not None
     assert [(frame.first, frame.last) for frame in file.frames()] == [(1, 3)]
     sending.sender.close(0.1)
@@ -649,14 +649,14 @@ def test_frame_on_its_way_that_goes_to_disk_is_deleted_there_when_it_arrives(qui
     def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
         if not spooled:
             sending.sender._put_in_spool()
-            spooled.append(sending.ledger.delivery().spooled)
+            spooled.append(sending.outbox.delivery().spooled)
         return None
 
     sending.link.fate = fate
     sending.end_runs(3)
     sending.sender.flush(5)
     assert spooled == [3]
-    delivery = sending.ledger.delivery()
+    delivery = sending.outbox.delivery()
     assert (delivery.sent, delivery.spooled, delivery.waiting, sending.buffer.held_bytes) == (3, 0, 0, 0)
     sending.close()
     check_ledger(sending.read())
@@ -671,7 +671,7 @@ def test_a_backlog_on_disk_does_not_let_memory_fill(quick: None, tmp_path: Path)
     sending.link.down_seconds = 0.0
     # Kafka is there, but the lane's backlog does not move.
     sending.end_runs(200)
-    wait_until(lambda: sending.ledger.delivery().spooled > 10)
+    wait_until(lambda: sending.outbox.delivery().spooled > 10)
     assert sending.buffer.held_bytes <= 20_000
     sending.come_back()
     sending.wait_for_runs(210)
@@ -686,7 +686,7 @@ def test_sum_of_stats_holds_while_events_are_written_to_disk(
     write = Spool.write
 
     def look_and_write(spool: Spool, lane: Lane) -> int:
-        seen.append((sending.ledger.stats(0), sending.ledger.delivery()))
+        seen.append((sending.outbox.stats(0), sending.outbox.delivery()))
         return write(spool, lane)
 
     monkeypatch.setattr(Spool, "write", look_and_write)
@@ -697,6 +697,6 @@ def test_sum_of_stats_holds_while_events_are_written_to_disk(
     stats, delivery = seen[0]
     assert (stats.captured, stats.numbered, stats.waiting, stats.spooled) == (100, 100, 0, 0)
     assert (delivery.waiting, delivery.spooled) == (100, 0)
-    stats = sending.ledger.stats(0)
+    stats = sending.outbox.stats(0)
     assert (stats.captured, stats.numbered, stats.waiting, stats.spooled) == (100, 100, 0, 100)
     sending.sender.close(0.1)

@@ -72,7 +72,7 @@ def test_events_wait_in_memory_then_and_arrive(quick: None, tmp_path: Path) -> N
     sending.end_runs(20)
     sending.come_back()
     sending.wait_for_runs(20)
-    assert sending.ledger.delivery().dropped == {}
+    assert sending.outbox.delivery().dropped == {}
     sending.close()
 
 

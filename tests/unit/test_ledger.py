@@ -18,7 +18,7 @@ from runtap_consumers.figures.completeness import (
 )
 from runtap_consumers.projections.lane_marks import LaneMark
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS
-from runtap_consumers.store.read.books import NOWHERE, SILENCE_NS, Books, Emitter
+from runtap_consumers.store.read.books import NOWHERE, SILENCE_NS, Books, EmitterFacts
 
 SECOND = 10**9
 BEGIN = 100 * SECOND
@@ -37,7 +37,7 @@ def position(log_time_ns: int = BEGIN, caught_up_at_ns: int = 0, begun_at: int =
 def books(
     lanes: dict[tuple[str, str], LaneMark],
     read_to: dict[str, Any] | None = None,
-    emitters: dict[str, Emitter] | None = None,
+    emitters: dict[str, EmitterFacts] | None = None,
     **more: Any,
 ) -> Books:
     """Of one partition: lanes by (projection, emitter), positions by projection."""
@@ -45,7 +45,7 @@ def books(
     by_projection: dict[str, dict[tuple[int, str], Any]] = {name: {} for name, _ in positions}
     for (name, emitter), one_lane in lanes.items():
         by_projection[name][0, emitter] = one_lane
-    known = {emitter: Emitter() for _, emitter in lanes}
+    known = {emitter: EmitterFacts() for _, emitter in lanes}
     return Books(by_projection, positions, known | (emitters or {}), **more)
 
 
@@ -54,7 +54,7 @@ def complete(found: Books, *projections: str) -> tuple[int | None, tuple[str, ..
     return claim.at_ns, claim.silent
 
 
-CLOSED = {"a": Emitter(is_closed=True)}
+CLOSED = {"a": EmitterFacts(is_closed=True)}
 
 
 def test_nothing_known_is_complete_to_nothing() -> None:
@@ -131,11 +131,14 @@ def test_an_emitter_that_closed_nothing_leaves_after_a_minute_of_the_others_repo
 
 def test_a_forgotten_emitter_leaves_until_it_is_heard_again() -> None:
     read_to = {"cost": position(BEGIN + 5)}
-    assert complete(books({("cost", "a"): lane(5)}, read_to, {"a": Emitter(forgotten_ns=BEGIN)})) == (
+    assert complete(books({("cost", "a"): lane(5)}, read_to, {"a": EmitterFacts(forgotten_ns=BEGIN)})) == (
         BEGIN + 5,
         ("a",),
     )
-    assert complete(books({("cost", "a"): lane(5)}, read_to, {"a": Emitter(forgotten_ns=BEGIN - 1)})) == (BEGIN - 1, ())
+    assert complete(books({("cost", "a"): lane(5)}, read_to, {"a": EmitterFacts(forgotten_ns=BEGIN - 1)})) == (
+        BEGIN - 1,
+        (),
+    )
 
 
 def test_a_partition_that_is_gone_leaves_with_its_emitters_named() -> None:
@@ -173,7 +176,7 @@ def test_what_precedes_a_projection_s_begin_is_nobody_s_loss() -> None:
 
 
 def test_what_was_given_up_counts_as_said_also_of_an_emitter_that_nobody_met() -> None:
-    told = {name: Emitter(is_closed=True, given_up=9, given_up_ns=BEGIN) for name in ("a", "b")}
+    told = {name: EmitterFacts(is_closed=True, given_up=9, given_up_ns=BEGIN) for name in ("a", "b")}
     lanes = {("cost", "a"): lane(4)}
     for read_to, lost in ((BEGIN, 0), (BEGIN + 1, 5 + 9)):
         total = work_out_ledger(books(lanes, {"cost": position(read_to)}, told), ["cost"])["cost"]
@@ -206,7 +209,7 @@ def lanes_of(draw: st.DrawFn) -> LaneMark:
 def test_no_term_is_negative_and_all_add_up(lanes: dict[tuple[str, str], LaneMark], data: st.DataObject) -> None:
     times, begins = st.integers(0, 12), st.sampled_from((0, 0, 9))
     positions = {name: position(data.draw(times), data.draw(times), data.draw(begins)) for name in "xyz"}
-    told = {"b": Emitter(dropped={"full": 3, "closed": 1}, superseded=2, given_up=20, given_up_ns=5)}
+    told = {"b": EmitterFacts(dropped={"full": 3, "closed": 1}, superseded=2, given_up=20, given_up_ns=5)}
     found = books(lanes, positions, told)
     for total in work_out_ledger(found, "xyz").values():
         accounted = total.applied + total.in_flight + total.lost + total.quarantined + total.superseded

@@ -14,8 +14,8 @@ from runtap_collector.capture.open_runs import OpenRuns
 from runtap_collector.errors import ConnectionConflictError
 from runtap_collector.logs import log
 from runtap_collector.send.buffer import Buffer
-from runtap_collector.send.ledger import Ledger
 from runtap_collector.send.loop_thread import TASK_RETRY_SECONDS
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.send.records import View
 from runtap_collector.send.sender import Sender
 from runtap_collector.settings import CollectorSettings
@@ -45,7 +45,7 @@ class Emitter:
         self.buffer = Buffer(settings.buffer_bytes)
         self.open_runs = OpenRuns()
         self.spool = Spool(settings.spool_directory, settings, settings.spool_bytes)
-        self.ledger = Ledger(self.buffer, View.of(settings))
+        self.outbox = Outbox(self.buffer, View.of(settings))
 
     def offer(self, event: Event) -> None:
         """Hands an event to the sender, or counts why not. Never waits."""
@@ -62,7 +62,7 @@ class Emitter:
             sender.wake()
 
     def _make_sender(self) -> Sender:
-        return Sender(self.buffer, self.ledger, self.spool, self.settings, self.evict_runs, self._replace_sender)
+        return Sender(self.buffer, self.outbox, self.spool, self.settings, self.evict_runs, self._replace_sender)
 
     def _start_sender(self) -> Sender | None:
         self._before_start()
@@ -112,7 +112,7 @@ class Emitter:
         """Waits until everything captured so far is in Kafka, or given up, or time is up."""
         if self._sender is not None:
             self._sender.flush(timeout_seconds)
-        return self.ledger.delivery()
+        return self.outbox.delivery()
 
     def secure(self, timeout_seconds: float) -> None:
         """Sends everything captured so far, or puts it into the spool where Kafka does not answer."""
@@ -133,7 +133,7 @@ class Emitter:
 
     def stats(self) -> Stats:
         """The emitter's side of the ledger."""
-        return self.ledger.stats(len(self.open_runs))
+        return self.outbox.stats(len(self.open_runs))
 
     def attach(self, settings: CollectorSettings) -> None:
         """Adds a view.
@@ -163,7 +163,7 @@ class Emitter:
         elif self.buffer.captured:
             # None could be started: an interpreter that is leaving starts no threads.
             self._make_sender().put_rest_away()
-        return self.ledger.delivery()
+        return self.outbox.delivery()
 
     def go_on_as_another(self) -> None:
         """After a close: begins anew with an id of its own, for the taps that there are."""
@@ -175,7 +175,7 @@ class Emitter:
         """In a forked child: begins anew, with an id of its own and without what the parent still holds."""
         self.spool.leave()
         # Kept for ever: to end the parent's loop and sockets here would reach into the parent's poll set.
-        _inherited.append((self._sender, self.buffer, self.ledger, self.open_runs))
+        _inherited.append((self._sender, self.buffer, self.outbox, self.open_runs))
         was_closed = self.buffer.is_closed
         self._begin_anew(self.settings)
         if was_closed:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from runtap_schemas import SkippedRange, emitter_of, encode_frame
+from runtap_schemas import Frame, SkippedRange, emitter_of, encode_frame
 from runtap_schemas.frame import MAX_FRAME_BYTES, MAX_FRAME_EVENTS
-from runtap_schemas.frame import Frame as ReadFrame
 
 if TYPE_CHECKING:
     from runtap_collector.spool.spool import SpoolFile
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 256
 
 
-class Frame(Struct, frozen=True, gc=False):
+class ClosedFrame(Struct, frozen=True, gc=False):
     """A closed frame. `said`: how many of its events are the emitter's own, as reports are."""
 
     first: int
@@ -40,7 +39,7 @@ class Frame(Struct, frozen=True, gc=False):
         return self.first + self.count - 1
 
 
-def cut(birth: str, first: int, at_ns: int, lines: list[bytes], said: int) -> list[Frame]:
+def cut(birth: str, first: int, at_ns: int, lines: list[bytes], said: int) -> list[ClosedFrame]:
     """Frames of lines, which are numbered from `first` on. Only the last of them claims `at_ns`.
 
     Args:
@@ -62,11 +61,11 @@ def cut(birth: str, first: int, at_ns: int, lines: list[bytes], said: int) -> li
         is_last = end == len(lines)
         value = encode_frame(birth, first + start, at_ns if is_last else None, lines[start:end])
         own = max(0, end - max(start, len(lines) - said))
-        frames.append(Frame(first + start, end - start, own, at_ns, value))
+        frames.append(ClosedFrame(first + start, end - start, own, at_ns, value))
     return frames
 
 
-def halves(frame: ReadFrame) -> tuple[bytes, bytes]:
+def halves(frame: Frame) -> tuple[bytes, bytes]:
     """Two frames of the same events with the same numbers. The former claims nothing: it lacks what the latter has."""
     lines, middle = frame.body[:-1].split(b"\n"), frame.count // 2
     former = encode_frame(frame.birth, frame.first, None, lines[:middle])
@@ -94,7 +93,7 @@ class Lane:
         self.emitter = emitter_of(self.birth)
         self.partition = partition
         self.file = file
-        self.frames: deque[Frame] = deque()
+        self.frames: deque[ClosedFrame] = deque()
         self.last = self.through = self.acknowledged = self.delivered = self.spooled = self.said = 0
         self.skipped: list[SkippedRange] = []
         self.is_closed = self.is_gone = False
@@ -110,7 +109,7 @@ class Lane:
         self.has_frames = asyncio.Event()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
-    def all_frames(self) -> Iterator[Frame]:
+    def all_frames(self) -> Iterator[ClosedFrame]:
         """Its frames, in order.
 
         Raises:
@@ -120,7 +119,7 @@ class Lane:
             yield from self.file.frames(self.through)
         yield from list(self.frames)
 
-    def first_frame(self) -> Frame | None:
+    def first_frame(self) -> ClosedFrame | None:
         """The frame to be sent next. Raises as `all_frames`."""
         return next(self.all_frames(), None)
 

@@ -1,6 +1,6 @@
 """The sender: a thread with a loop of its own, in which everything that touches Kafka happens.
 
-    Ledger.close_frames (a swap of the buffer, numbers) -> Sender._drive (a lane) -> Sender._deliver -> Link.send
+    Outbox.close_frames (a swap of the buffer, numbers) -> Sender._drive (a lane) -> Sender._deliver -> Link.send
 
 Idle, it sleeps: the first event after a pause wakes it, later ones ride along.
 """
@@ -14,10 +14,10 @@ from contextlib import suppress
 
 from runtap_collector.logs import RareLog, log
 from runtap_collector.send.buffer import Buffer
-from runtap_collector.send.lane import Frame, Lane, halves
-from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.lane import ClosedFrame, Lane, halves
 from runtap_collector.send.link import FrameRefusedError, Link, SendDeniedError, SendError, SendFailedError
 from runtap_collector.send.loop_thread import TASK_RETRY_SECONDS, LoopThread
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.spool.replay import Replay
 from runtap_collector.spool.spool import Spool, SpoolError
 from runtap_schemas import ConnectionSettings, Unreadable, decode_frame
@@ -47,7 +47,7 @@ class Sender:
     def __init__(
         self,
         buffer: Buffer,
-        ledger: Ledger,
+        outbox: Outbox,
         spool: Spool,
         settings: ConnectionSettings,
         every_report: Callable[[], None],
@@ -55,11 +55,11 @@ class Sender:
     ) -> None:
         """`every_report` is called before each report, `on_death` should a fault of ours end the thread: both in it."""
         self._buffer = buffer
-        self._ledger = ledger
+        self._outbox = outbox
         self._every_report = every_report
         self._link = Link(settings, events_topic(settings.topic_prefix))
         self._spool = spool
-        self._replay = Replay(self, spool, ledger, self._link)
+        self._replay = Replay(self, spool, outbox, self._link)
         self._warnings = RareLog()
         self._has_events = asyncio.Event()
         self._must_stop = asyncio.Event()
@@ -92,7 +92,7 @@ class Sender:
             self.thread.join(max(0.0, deadline - time.monotonic()))
 
     async def _main(self) -> None:
-        for lane in [*self._ledger.own_lanes, *self._ledger.adopted]:
+        for lane in [*self._outbox.own_lanes, *self._outbox.adopted]:
             # Some may be of a sender that died.
             lane.move_to_this_loop()
             self.drive(lane)
@@ -135,14 +135,14 @@ class Sender:
 
     def _close_frames(self, *, with_report: bool = False, closing: bool = False) -> int:
         """Gives what was captured its numbers, and looks where it goes. Returns how many events there were."""
-        count = self._ledger.close_frames(with_report=with_report, closing=closing)
+        count = self._outbox.close_frames(with_report=with_report, closing=closing)
         self._spool_if_due()
         return count
 
     async def say(self) -> None:
         """Sends the emitter's announcements, and waits until Kafka has them."""
         while True:
-            lane = self._ledger.lane
+            lane = self._outbox.lane
             self._close_frames()
             if not lane.is_closed:
                 await lane.wait_through(lane.last)
@@ -153,7 +153,7 @@ class Sender:
         """Whether Kafka has been away for a while, as far as is known, or takes too little while memory fills."""
         if self.down_seconds > AWAY_SECONDS:
             return True
-        is_behind = self._ledger.lane.spooled > 0 or self._link.silent_seconds > AWAY_SECONDS
+        is_behind = self._outbox.lane.spooled > 0 or self._link.silent_seconds > AWAY_SECONDS
         return is_behind and self._buffer.held_bytes > self._buffer.spool_mark
 
     def _spool_if_due(self) -> None:
@@ -163,9 +163,9 @@ class Sender:
     def _put_in_spool(self) -> bool:
         """Moves all closed frames to the spool, those on their way too: nobody knows whether they arrive."""
         try:
-            for lane in self._ledger.own_lanes:
+            for lane in self._outbox.own_lanes:
                 self._spool.write(lane)
-                self._ledger.note_spooled(lane)
+                self._outbox.note_spooled(lane)
         except SpoolError:
             # Said and counted there; they stay in memory.
             return False
@@ -181,14 +181,14 @@ class Sender:
                 frame = lane.first_frame()
             except SpoolError as error:
                 self._warnings.warn("spool_not_read", emitter=lane.emitter, reason=str(error))
-                if lane is self._ledger.lane:
+                if lane is self._outbox.lane:
                     # What follows must not wait for a broken disk.
                     self._move_on(lambda emitter: True)
                 await asyncio.sleep(TASK_RETRY_SECONDS)
                 continue
             if frame is not None:
                 await self._deliver(lane, frame)
-            elif lane is self._ledger.lane:
+            elif lane is self._outbox.lane:
                 lane.has_frames.clear()
                 await lane.has_frames.wait()
             else:
@@ -196,10 +196,10 @@ class Sender:
         if lane.file is not None:
             self._spool.drop(lane.file)
             lane.file = None
-        if lane in self._ledger.adopted:
-            self._ledger.adopted.remove(lane)
+        if lane in self._outbox.adopted:
+            self._outbox.adopted.remove(lane)
 
-    async def _deliver(self, lane: Lane, frame: Frame) -> None:
+    async def _deliver(self, lane: Lane, frame: ClosedFrame) -> None:
         """Tries once to bring a lane's first frame to Kafka, and does what follows from the answer."""
         # No event may come that leads to a look at the spool, and what is on its way is to go there too.
         alarm = asyncio.get_running_loop().call_later(AWAY_SECONDS + LINGER_SECONDS, self._spool_if_due)
@@ -216,7 +216,7 @@ class Sender:
                 self._warnings.warn("events_skipped", emitter=lane.emitter, number=number, reason=reason)
                 await self._replay.say_lost(lane, number, number, reason)
             lane.stuck_since, lane.patience_seconds = None, 0.0
-            self._ledger.settle(lane, frame, len(skipped))
+            self._outbox.settle(lane, frame, len(skipped))
         except SendDeniedError as denial:
             self._warnings.warn("lane_held", partition=lane.partition, reason=denial.reason)
             await asyncio.sleep(DENIED_RETRY_SECONDS)
@@ -271,14 +271,14 @@ class Sender:
         writable = await self._link.writable_besides(lane.partition, failure)
         if not writable:
             return
-        if lane is not self._ledger.lane:
+        if lane is not self._outbox.lane:
             lane.is_gone = lane.partition not in self._link.partitions()
         elif not lane.is_closed:
             self._move_on(lambda emitter: self._link.partition_of(emitter) in writable)
 
     def _move_on(self, suits: Callable[[str], bool]) -> None:
-        left = self._ledger.move_on(suits)
-        lane = self._ledger.lane
+        left = self._outbox.move_on(suits)
+        lane = self._outbox.lane
         lane.patience_seconds = min(2 * max(left.patience_seconds, STUCK_SECONDS), MAX_STUCK_SECONDS)
         log.warning("lane_left", partition=left.partition, emitter=left.emitter, goes_on_as=lane.emitter)
         self._put_in_spool()
@@ -286,7 +286,7 @@ class Sender:
 
     async def _flush(self) -> None:
         self._close_frames()
-        await asyncio.gather(*(lane.wait_through(lane.last) for lane in self._ledger.own_lanes))
+        await asyncio.gather(*(lane.wait_through(lane.last) for lane in self._outbox.own_lanes))
 
     async def _secure(self) -> None:
         if not self._must_spool():
@@ -294,7 +294,7 @@ class Sender:
                 async with asyncio.timeout(AWAY_SECONDS):
                     await self._flush()
                 return
-        self._ledger.close_frames()
+        self._outbox.close_frames()
         self._put_in_spool()
 
     async def _finish(self) -> None:
@@ -305,9 +305,9 @@ class Sender:
         """At the end: puts what was not sent into the spool, for the next process. Without one it is lost, as what a
         killed process had in memory.
         """
-        self._ledger.close_frames(closing=True)
+        self._outbox.close_frames(closing=True)
         is_safe = self._put_in_spool()
-        delivery = self._ledger.delivery()
+        delivery = self._outbox.delivery()
         if delivery.spooled:
             log.warning("events_left_in_spool", events=delivery.spooled, consequence="the next process sends them")
         if not is_safe and delivery.waiting:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from runtap_collector.logs import log
-from runtap_collector.send.lane import Frame, Lane
-from runtap_collector.send.ledger import Ledger
+from runtap_collector.send.lane import ClosedFrame, Lane
 from runtap_collector.send.link import Link
+from runtap_collector.send.outbox import Outbox
 from runtap_collector.spool.spool import Spool
 from runtap_schemas import EmitterReported, LaneAbandoned, Unreadable, decode_frame
 
@@ -32,10 +32,10 @@ class Replay:
     Whoever adopts a spool sends its frames as they are, and adds nothing to that lane.
     """
 
-    def __init__(self, sender: Sender, spool: Spool, ledger: Ledger, link: Link) -> None:
+    def __init__(self, sender: Sender, spool: Spool, outbox: Outbox, link: Link) -> None:
         self._sender = sender
         self._spool = spool
-        self._ledger = ledger
+        self._outbox = outbox
         self._link = link
 
     async def run(self) -> None:
@@ -49,11 +49,11 @@ class Replay:
                 continue
             self._spool.learn_cluster(cluster_id)
             for lane in self._spool.find_abandoned(_MAX_ADOPTED):
-                self._ledger.adopted.append(lane)
+                self._outbox.adopted.append(lane)
                 self._sender.drive(lane)
             await asyncio.sleep(SCAN_SECONDS)
 
-    def why_never(self, lane: Lane, frame: Frame) -> str | None:
+    def why_never(self, lane: Lane, frame: ClosedFrame) -> str | None:
         """Why a frame must not be sent any more: a word. `None`: it may."""
         if lane.is_gone:
             return "partition_gone"
@@ -65,7 +65,7 @@ class Replay:
         """Gives up the frames of a lane that must not be sent, and says so where it is read: in this lane's next
         report, or in this process's lane about another one.
         """
-        given_up: list[Frame] = []
+        given_up: list[ClosedFrame] = []
         report: EmitterReported | None = None
         for frame in lane.all_frames():
             if self.why_never(lane, frame) is None:
@@ -77,23 +77,23 @@ class Replay:
                     report = event
                 elif isinstance(event, LaneAbandoned):
                     # Nobody will read it there.
-                    self._ledger.announcements.append(event)
+                    self._outbox.announcements.append(event)
         first, last = given_up[0].first, given_up[-1].last
         log.error("frames_given_up", emitter=lane.emitter, first=first, last=last, reason=reason)
         await self.say_lost(lane, first, last, reason, report)
         for frame in given_up:
-            self._ledger.settle(lane, frame, frame.count)
+            self._outbox.settle(lane, frame, frame.count)
 
     async def say_lost(
         self, lane: Lane, first: int, last: int, reason: str, report: EmitterReported | None = None
     ) -> None:
         """Announces numbers that will never be seen; those of other lanes until Kafka has the announcement."""
-        if lane in self._ledger.own_lanes:
+        if lane in self._outbox.own_lanes:
             lane.skip(first, last, reason)
-        if lane is self._ledger.lane:
+        if lane is self._outbox.lane:
             return
         said = LaneAbandoned(at_ns=0, emitter=lane.emitter, first=first, last=last, reason=reason, report=report)
-        self._ledger.announcements.append(said)
+        self._outbox.announcements.append(said)
         await self._sender.say()
 
 

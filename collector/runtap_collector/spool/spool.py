@@ -26,7 +26,7 @@ from types import ModuleType
 import cramjam
 
 from runtap_collector.logs import RareLog, log
-from runtap_collector.send.lane import Frame, Lane
+from runtap_collector.send.lane import ClosedFrame, Lane
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import events_topic
 
@@ -98,13 +98,13 @@ class SpoolFile:
     def _insert_facts(self, facts: Mapping[str, str]) -> None:
         self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
 
-    def store(self, frames: Sequence[Frame]) -> None:
+    def store(self, frames: Sequence[ClosedFrame]) -> None:
         """Adds frames, all or none. One that is there already is the same."""
         rows = [(f.first, f.count, f.said, f.closed_at_ns, _packed(f.value)) for f in frames]
         with self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)", rows)
 
-    def frames(self, after: int = 0) -> Iterator[Frame]:
+    def frames(self, after: int = 0) -> Iterator[ClosedFrame]:
         """The frames that begin after a number, in order."""
         query = "SELECT first, count, said, closed_at_ns, frame FROM frames WHERE first > ? ORDER BY first LIMIT 1"
         while True:
@@ -113,7 +113,7 @@ class SpoolFile:
                 if row is None:
                     return
                 after, count, said, closed_at_ns, packed = row
-                frame = Frame(after, count, said, closed_at_ns, bytes(cramjam.zstd.decompress(packed)))
+                frame = ClosedFrame(after, count, said, closed_at_ns, bytes(cramjam.zstd.decompress(packed)))
             yield frame
 
     def forget(self, last: int) -> None:

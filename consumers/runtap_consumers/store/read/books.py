@@ -34,7 +34,7 @@ NOWHERE = -1
 
 
 @dataclass
-class Emitter:
+class EmitterFacts:
     """What is known of an emitter beside its lanes, by its newest report; and what others said of it.
 
     `dropped` is by reason. `announced`: numbers that it skipped, or that somebody gave up, with the reason; the largest
@@ -71,7 +71,7 @@ class Books:
 
     lanes: dict[str, dict[LaneKey, LaneMark]]
     positions: dict[tuple[str, int], Any]
-    emitters: dict[str, Emitter]
+    emitters: dict[str, EmitterFacts]
     incidents: list[Any] = field(default_factory=list)
     watched: dict[LaneKey, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
@@ -168,8 +168,8 @@ def read_books(snapshot: Snapshot) -> Books:
     return books
 
 
-def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, Emitter]:
-    emitters = defaultdict(Emitter, {name: Emitter() for name in met})
+def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, EmitterFacts]:
+    emitters = defaultdict(EmitterFacts, {name: EmitterFacts() for name in met})
     # The newest report comes last.
     for row in _live_rows(snapshot, "emitter_reports", "number"):
         emitter = emitters[row.emitter]

@@ -1,5 +1,5 @@
 """What the emitter says of itself, reports on the wire and figures for the app; and where its events get their numbers:
-`Ledger.close_frames`.
+`Outbox.close_frames`.
 
 Always: captured = last numbers of the lanes + dropped + superseded + waiting.
 """
@@ -18,7 +18,7 @@ from runtap_collector.capture.text import clip
 from runtap_collector.logs import RareLog
 from runtap_collector.send.buffer import Buffer, Counts, Filled
 from runtap_collector.send.encoding import start_of
-from runtap_collector.send.lane import Frame, Lane, cut
+from runtap_collector.send.lane import ClosedFrame, Lane, cut
 from runtap_collector.send.records import View
 from runtap_collector.stats import Delivery, Stats
 from runtap_schemas import EmitterReported, Event, encode_event
@@ -28,7 +28,7 @@ from runtap_schemas.events import MAX_NAME_LENGTH, MAX_SKIPPED_RANGES
 _BREATH_EVENTS = 32
 
 
-class Ledger:
+class Outbox:
     """The process's lane, those that it left for another partition, and what was captured for them."""
 
     def __init__(self, buffer: Buffer, view: View) -> None:
@@ -156,7 +156,7 @@ class Ledger:
                 self._buffer.held_bytes -= len(frame.value)
             lane.frames.clear()
 
-    def settle(self, lane: Lane, frame: Frame, skipped: int = 0) -> None:
+    def settle(self, lane: Lane, frame: ClosedFrame, skipped: int = 0) -> None:
         """Counts a frame of which all but `skipped` events were acknowledged, and lets it go.
 
         Raises:
