@@ -58,6 +58,7 @@ def _wait_for_service(process: subprocess.Popen[str]) -> set[int]:
     pytest.fail(f"the demo did not come up: {process.communicate(timeout=5)[0] if process.poll() is not None else ''}")
 
 
+@pytest.mark.alone
 def test_report_equals_what_the_model_server_counted_and_keep_stays_up_until_it_is_interrupted(
     kafka: str, tmp_path: Path
 ) -> None:

@@ -116,7 +116,7 @@ class Pipeline:
 
     def wait_for_progress(self, applied: int = 1) -> None:
         """Waits until some events were applied."""
-        wait_until(lambda: sum(self.positions().values()) >= applied, 30, "some progress")
+        wait_until(lambda: sum(self.positions().values()) >= applied, 90, "some progress")
 
     def wait_for_all(self, ends: dict[int, int]) -> None:
         """Waits until every projection has applied the whole log."""

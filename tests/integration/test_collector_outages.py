@@ -199,7 +199,7 @@ async def test_every_way_to_end_takes_two_seconds_at_most_and_loses_nothing(
     def end(away: str) -> None:
         command = [sys.executable, "-c", _ENDS, how, away]
         environment = _environment(kafka, topic_prefix, tmp_path / away)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
         began, *ended = map(float, done.stdout.split())
         assert done.returncode == _EXIT_CODES[how], done.stderr
         assert ("ValueError: the app's own" in done.stderr) == (how == "raise")
