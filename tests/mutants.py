@@ -32,9 +32,10 @@ LEDGER = "tests/unit/test_ledger.py"
 FRAME = "tests/unit/test_frame.py"
 ACCOUNT = "tests/integration/test_account_commands.py"
 REBUILD = "tests/integration/test_rebuild.py"
-RING = "tests/unit/test_collector_ring.py"
+BUFFER = "tests/unit/test_collector_buffer.py"
+FRAMES = "tests/unit/test_collector_frames.py"
 SENDER = "tests/unit/test_collector_sender.py"
-SPOOL = "tests/unit/test_collector_spool.py::test_numbering_takes_the_chunk_out_in_the_same_transaction"
+SPOOL = "tests/unit/test_collector_spool.py"
 
 _CONSUMERS = "consumers/runtap_consumers"
 _COLLECTOR = "collector/runtap_collector"
@@ -83,8 +84,8 @@ MUTANTS = (
     Mutant(
         "mark not loaded",
         f"{_CONSUMERS}/store/positions.py",
-        "    return Lane(**{**facts, ",
-        '    return Lane(**{**facts, "mark": 0, ',
+        "    return LaneMark(**{**facts, ",
+        '    return LaneMark(**{**facts, "mark": 0, ',
         (PARTITION, MODEL),
     ),
     Mutant(
@@ -217,8 +218,8 @@ MUTANTS = (
     Mutant(
         "caught up as of when it is written",
         f"{_CONSUMERS}/worker/worker.py",
-        "await self._in_thread(lambda: partition.note_caught_up(asked_ns))",
-        "await self._in_thread(lambda: partition.note_caught_up(time.time_ns()))",
+        "await self._in_thread(partition.note_caught_up, asked_ns)",
+        "await self._in_thread(partition.note_caught_up, time.time_ns())",
         (MODEL,),
     ),
     Mutant(
@@ -469,46 +470,87 @@ MUTANTS = (
         (REBUILD,),
     ),
     Mutant(
-        "T of a report without what waits",
+        "a part of what was swapped claims all of it",
+        f"{_COLLECTOR}/send/lane.py",
+        "at_ns if is_last else None, lines[start:end])",
+        "at_ns, lines[start:end])",
+        (FRAMES,),
+    ),
+    Mutant(
+        "second half of a frame numbered from the first",
+        f"{_COLLECTOR}/send/lane.py",
+        "encode_frame(frame.birth, frame.first + middle, frame.at_ns, lines[middle:])",
+        "encode_frame(frame.birth, frame.first, frame.at_ns, lines[middle:])",
+        (FRAMES, SENDER),
+    ),
+    Mutant(
+        "the emitter's clock goes back with the system's",
+        f"{_COLLECTOR}/send/buffer.py",
+        "self._offset_ns = max(self._offset_ns, time.time_ns() - monotonic_ns)",
+        "self._offset_ns = time.time_ns() - monotonic_ns",
+        (BUFFER,),
+    ),
+    Mutant(
+        "a claim of now, not of the swap",
         f"{_COLLECTOR}/send/outbox.py",
-        "complete_at_ns=now_ns if oldest is None else oldest[0],",
-        "complete_at_ns=now_ns,",
+        "frames = cut(lane.birth, lane.last + 1, filled.at_ns, lines, len(said)) if lines else []",
+        "frames = cut(lane.birth, lane.last + 1, time.time_ns() + 10**9, lines, len(said)) if lines else []",
+        (BUFFER, SENDER),
+    ),
+    Mutant(
+        "start withheld though its end was refused",
+        f"{_COLLECTOR}/send/buffer.py",
+        '            if not self._has_room("run.ended", len(line) + LINE_BYTES):',
+        '            run.ended = True\n            if not self._has_room("run.ended", len(line) + LINE_BYTES):',
+        (BUFFER,),
+    ),
+    Mutant(
+        "starts that gave way after the swap in no report",
+        f"{_COLLECTOR}/send/outbox.py",
+        "filled.counts.superseded + superseded, filled",
+        "filled.counts.superseded, filled",
         (SENDER,),
     ),
     Mutant(
-        "numbers given again after a batch that failed",
+        "numbers given again after a frame that failed",
         f"{_COLLECTOR}/send/sender.py",
-        "self._link.say_down(failure.reason)",
-        "lane.last -= len(batch.events)",
+        "            self._link.say_down(failure.reason)",
+        "            lane.last -= frame.count",
         (SENDER,),
     ),
     Mutant(
-        "second half of a batch numbered from the first",
-        f"{_COLLECTOR}/send/lanes.py",
-        "self._part(self.first + middle, events[middle:], new_builder())",
-        "self._part(self.first, events[middle:], new_builder())",
+        "a refused frame skipped whole",
+        f"{_COLLECTOR}/send/sender.py",
+        "            if frame.count == 1:",
+        "            if frame.count:",
         (SENDER,),
     ),
     Mutant(
-        "start withheld before the ring took its end",
-        f"{_COLLECTOR}/send/ring.py",
-        "            if self.is_closed or self.held_bytes + new_bytes > self._buffer_bytes:",
-        "            run.ended = True\n"
-        "            if self.is_closed or self.held_bytes + new_bytes > self._buffer_bytes:",
-        (RING,),
-    ),
-    Mutant(
-        "spooled batch numbered in memory only",
-        f"{_COLLECTOR}/spool/spool.py",
-        "rows = [self._insert(batch) for batch in batches]\n            self._connection.execute(",
-        "rows = [0 for _ in batches]\n            self._connection.execute(",
+        "given up in memory before it is on disk",
+        f"{_COLLECTOR}/send/sender.py",
+        "                self._spool.write(lane)\n                self._outbox.note_spooled(lane)",
+        "                self._outbox.note_spooled(lane)\n                self._spool.write(lane)",
         (SPOOL,),
     ),
     Mutant(
-        "spooled events kept beside their numbered batch",
+        "an adopter chooses the partition anew",
         f"{_COLLECTOR}/spool/spool.py",
-        'self._connection.execute("DELETE FROM chunks WHERE id = ?", (chunk,))',
-        "pass",
+        'int(facts["partition"]) if facts["partition"] else None',
+        "None",
+        (SPOOL,),
+    ),
+    Mutant(
+        "frames of any age are sent",
+        f"{_COLLECTOR}/spool/replay.py",
+        '"expired" if now_ns - frame.closed_at_ns > MAX_AGE_NS else None',
+        "None",
+        (SPOOL,),
+    ),
+    Mutant(
+        "a spool deleted before its loss is known",
+        f"{_COLLECTOR}/spool/replay.py",
+        "        await self._sender.say()",
+        "        asyncio.ensure_future(self._sender.say())",
         (SPOOL,),
     ),
 )

@@ -39,13 +39,6 @@ def load_positions(connection: Connection, partition: int, projections: Iterable
     return {row.projection: Position._make(row) for row in connection.execute(statement)}
 
 
-def read_next_offset(writer: Writer, projection: str, partition: int) -> int:
-    """Where a projection stands in a partition now. For the thread that writes."""
-    query = "SELECT next_offset FROM positions WHERE projection = ? AND partition = ?"
-    ((next_offset,),) = writer.read(query, (projection, partition))
-    return int(next_offset)
-
-
 def read_least_offsets(writer: Writer, projections: Sequence[str]) -> dict[int, int]:
     """By partition, up to where all of these projections have come. For the thread that writes."""
     rows = writer.read(
