@@ -30,6 +30,8 @@ MAX_STREAMED_LENGTH = 16 * 1024
 # Of a report, which repeats them every time.
 MAX_SKIPPED_RANGES = 1_000
 MAX_PRICE_FACTS = 8
+# Why a lane is given up whole: nothing of it follows. For any other reason its later numbers may still come.
+PARTITION_GONE = "partition_gone"
 _MAX_REASONS = 64
 
 # A forged number must not take sums out of 64 bits; JavaScript knows integers up to here.
@@ -258,7 +260,8 @@ class EmitterReported(Event, kw_only=True, gc=False, omit_defaults=True, tag="em
 
 
 class LaneAbandoned(Event, kw_only=True, gc=False, omit_defaults=True, tag="lane.abandoned"):
-    """Numbers of another emitter's lane that can never be sent: its partition is gone, or they are too old.
+    """Numbers of another emitter's lane that can never be sent: its partition is gone (`PARTITION_GONE`, all that
+    follows in the lane then), they are too old, or Kafka refuses them.
 
     `report` is the newest report among what is given up, with what the emitter itself said of its losses.
     """

@@ -18,6 +18,7 @@ from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_schemas import LaneAbandoned, SkippedRange
+from runtap_schemas.events import PARTITION_GONE
 from samples import SECOND_NS, START_NS, Log, framed, id_of, model_call, report
 
 UTC = ZoneInfo("UTC")
@@ -194,6 +195,25 @@ def test_numbers_that_somebody_gave_up_are_lost_with_the_reason(store: Store, to
     assert ledger["lost_by_reason"] == {"too_old": 8}
     states = {row["emitter"]: row["state"] for row in ledger["emitters"]}
     assert states == {id_of("e1"): "closed", id_of("never met"): "closed", id_of("e2"): "open"}
+
+
+@pytest.mark.parametrize(("reason", "state"), [("too_large", "open"), ("expired", "open"), (PARTITION_GONE, "closed")])
+def test_an_emitter_of_which_some_numbers_were_given_up_holds_complete_to_until_the_rest_came(
+    store: Store, tools: WorkerTools, reason: str, state: str
+) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "adopted", 1)
+    given_up = LaneAbandoned(at_ns=START_NS, emitter=id_of("adopted"), first=2, last=2, reason=reason)
+    log.append(given_up, "adopter", 1, log_time_ns=START_NS + SECOND_NS)
+    log.append(report(START_NS + 5 * SECOND_NS, closing=True), "adopter", 2)
+    tools.apply(log).note_caught_up(START_NS + 9 * SECOND_NS)
+    ledger = ledger_of(store)
+    states = {row["emitter"]: row["state"] for row in ledger["emitters"]}
+    assert states == {id_of("adopted"): state, id_of("adopter"): "closed"}
+    waits = state == "open"
+    assert ledger["complete_to"] == ("2026-03-02T10:00:00.000000Z" if waits else "2026-03-02T10:00:09.000000Z")
+    assert ledger["held_by"] == (id_of("adopted") if waits else None)
+    assert ledger["lost_by_reason"] == {reason: 1}
 
 
 def test_counters_that_step_back_are_not_believed(store: Store, tools: WorkerTools) -> None:

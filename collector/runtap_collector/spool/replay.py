@@ -14,6 +14,7 @@ from runtap_collector.send.link import Link
 from runtap_collector.send.outbox import Outbox
 from runtap_collector.spool.spool import Spool
 from runtap_schemas import EmitterReported, LaneAbandoned, Unreadable, decode_frame
+from runtap_schemas.events import PARTITION_GONE
 
 if TYPE_CHECKING:
     from runtap_collector.send.sender import Sender
@@ -56,7 +57,7 @@ class Replay:
     def why_never(self, lane: Lane, frame: ClosedFrame) -> str | None:
         """Why a frame must not be sent any more: a word. `None`: it may."""
         if lane.is_gone:
-            return "partition_gone"
+            return PARTITION_GONE
         # A clock that stands in the past must not make old frames young.
         now_ns = max(time.time_ns(), self._link.newest_append_ns)
         return "expired" if now_ns - frame.closed_at_ns > MAX_AGE_NS else None

@@ -19,6 +19,7 @@ from runtap_consumers.store import tables
 from runtap_consumers.store.positions import lane_of
 from runtap_consumers.store.read.snapshot import Snapshot, read_counts
 from runtap_consumers.units import MINUTE_NS
+from runtap_schemas.events import PARTITION_GONE
 
 SILENCE_NS = 60 * 10**9
 # Emitters report every 10 s. Log time over which nobody reported was an outage, which ages nobody.
@@ -187,7 +188,9 @@ def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, EmitterF
     for row in _live_rows(snapshot, "abandoned_lanes", "last_number"):
         emitter = emitters[row.emitter]
         emitter.announced.append((row.first_number, row.last_number, row.reason))
-        emitter.is_closed, emitter.given_up, emitter.given_up_ns = True, row.last_number, row.log_time_ns
+        # Where single events were refused, or the oldest had waited too long, the rest of a spool is still sent.
+        emitter.is_closed |= row.reason == PARTITION_GONE
+        emitter.given_up, emitter.given_up_ns = row.last_number, row.log_time_ns
     for row in snapshot.connection.execute(select(tables.forgotten_emitters)):
         if row.emitter in emitters:
             emitters[row.emitter].forgotten_ns = row.heard_at_ns
