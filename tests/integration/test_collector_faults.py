@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,7 +21,7 @@ from runtap_collector import RunTap
 from runtap_collector.send import link
 from runtap_collector.send import sender as sender_module
 from runtap_consumers.kafka.topics import create_topics
-from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_demo.kafka.broker import EmbeddedKafka, Node
 from runtap_schemas import ConnectionSettings, EmitterReported, RunEnded
 from topic_log import LoggedEvent, read_topic
 
@@ -363,3 +364,63 @@ async def test_lane_follows_its_leader_to_other_nodes(topic_prefix: str) -> None
         _check_sums(tap)
         others = ",".join(f"127.0.0.1:{node.port}" for node in kafka.nodes[1:])
         _check_log(await read_topic(others, topic), service.runs)
+
+
+@pytest.mark.long
+async def test_partition_whose_only_node_died_is_left_and_its_frames_follow_when_it_is_back(
+    topic_prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sender_module, "STUCK_SECONDS", 5.0)
+    with EmbeddedKafka(nodes=3) as kafka:
+        topic = await _make_topic(kafka.bootstrap_servers, topic_prefix, partitions=3)
+        options = {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix}
+        async with RunTap.from_env(**options, spool_dir=str(tmp_path)) as tap:
+            _end_runs(tap, 50)
+            await tap.aflush()
+            (left,) = {(entry.emitter, entry.partition) for entry in await read_topic(kafka.bootstrap_servers, topic)}
+            node = await _leader_of(kafka, topic, left[1])
+            node.kill()
+            ended = 50
+            deadline = time.monotonic() + 60
+            while tap.stats().emitter == left[0]:
+                assert time.monotonic() < deadline, "it stays with a partition that has no leader"
+                ended += len(await asyncio.to_thread(_end_runs, tap, 5)) // 2
+                await asyncio.sleep(0.1)
+            assert tap.stats().spooled > 0
+            # What comes now needs neither the dead node nor the spool.
+            acknowledged = tap.stats().acknowledged
+            _end_runs(tap, 50)
+            ended += 50
+            while tap.stats().acknowledged < acknowledged + 50:
+                assert time.monotonic() < deadline, "nothing goes to the other partitions"
+                await asyncio.sleep(0.1)
+            node.start()
+            delivery = await tap.aflush(60)
+            assert (delivery.waiting, delivery.spooled, delivery.dropped) == (0, 0, {})
+        _check_sums(tap)
+        logged = await read_topic(kafka.bootstrap_servers, topic)
+        runs = [entry.event.run_id for entry in logged if isinstance(entry.event, RunEnded)]
+        assert len({*runs}) == ended
+        lanes = {(entry.emitter, entry.partition) for entry in logged}
+        assert len(lanes) == 2
+        assert left in lanes
+        for lane in lanes:
+            events = {entry.number: entry.event for entry in logged if entry.emitter == lane[0]}
+            assert [*events] == [*range(1, len(events) + 1)]
+            last = events[len(events)]
+            assert isinstance(last, EmitterReported)
+            assert last.closing
+        assert not list(tmp_path.rglob("*.spool"))
+
+
+async def _leader_of(kafka: EmbeddedKafka, topic: str, partition: int) -> Node:
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await client.start()
+    try:
+        (described,) = await client.describe_topics([topic])
+        (leader,) = [each["leader"] for each in described["partitions"] if each["partition"] == partition]
+        (port,) = [broker.port for broker in client._client.cluster.brokers() if broker.nodeId == leader]
+        (node,) = [node for node in kafka.nodes if node.port == port]
+        return node
+    finally:
+        await client.close()
