@@ -671,8 +671,7 @@ def test_a_backlog_on_disk_does_not_let_memory_fill(quick: None, tmp_path: Path)
     sending.link.down_seconds = 0.0
     # Kafka is there, but the lane's backlog does not move.
     sending.end_runs(200)
-    wait_until(lambda: sending.outbox.delivery().spooled > 10)
-    assert sending.buffer.held_bytes <= 20_000
+    wait_until(lambda: sending.outbox.delivery().spooled > 10 and sending.buffer.held_bytes <= 20_000)
     sending.come_back()
     sending.wait_for_runs(210)
     sending.close()
