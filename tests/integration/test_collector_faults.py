@@ -373,8 +373,10 @@ async def test_partition_whose_only_node_died_is_left_and_its_frames_follow_when
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 5.0)
     with EmbeddedKafka(nodes=3) as kafka:
         topic = await _make_topic(kafka.bootstrap_servers, topic_prefix, partitions=3)
-        options = {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix}
-        async with RunTap.from_env(**options, spool_dir=str(tmp_path)) as tap:
+        servers = kafka.bootstrap_servers
+        async with RunTap.from_env(
+            bootstrap_servers=servers, topic_prefix=topic_prefix, spool_dir=str(tmp_path)
+        ) as tap:
             _end_runs(tap, 50)
             await tap.aflush()
             (left,) = {(entry.emitter, entry.partition) for entry in await read_topic(kafka.bootstrap_servers, topic)}
@@ -410,7 +412,7 @@ async def test_partition_whose_only_node_died_is_left_and_its_frames_follow_when
             last = events[len(events)]
             assert isinstance(last, EmitterReported)
             assert last.closing
-        assert not list(tmp_path.rglob("*.spool"))
+        assert await asyncio.to_thread(lambda: list(tmp_path.rglob("*.spool"))) == []
 
 
 async def _leader_of(kafka: EmbeddedKafka, topic: str, partition: int) -> Node:
