@@ -1,8 +1,9 @@
 """How many events one worker applies a second of one core: poll, decode, fold and commit, on real Kafka.
 
 A worker process drains a topic of 6 partitions into an empty store, with the settings that everybody has; the CPU of
-one that finds nothing to do is taken off. Then the stages by themselves, in this process, and how long after its append
-an event is in the store. SQLite and PostgreSQL, without and with the projection `runs`.
+one that finds nothing to do is taken off. Then the stages by themselves and the rows that they write, in this process,
+and how long after its append an event is in the store. On the streams of `worker_streams`, of which an easy one alone
+says little; SQLite and PostgreSQL; cost and performance, all without `runs`, all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import gc
 import logging
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,19 +26,8 @@ from measurement import print_machine, spread
 from rich.console import Console
 from rich.table import Table
 from worker_latency import measure_latency, percentile
-from worker_setting import (
-    FRAME_EVENTS,
-    KINDS,
-    PARTITIONS,
-    PREFIX,
-    SETS,
-    TOPIC,
-    Postgres,
-    Stores,
-    fill_topic,
-    postgres,
-    start_worker,
-)
+from worker_setting import FRAME_EVENTS, KINDS, SETS, Postgres, Stores, fill_topic, postgres, start_worker
+from worker_streams import PARTITIONS, STREAMS
 
 from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.kafka.topics import create_topics
@@ -53,13 +43,19 @@ from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.decoding import count_events, decode_records
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_demo.kafka.broker import EmbeddedKafka
+from runtap_schemas.topics import events_topic
 
-LATENCY_PREFIX = "bench-latency"
-_STAGES = ("fetch", "decode", "price", *PROJECTIONS, "lanes, caps, rows", "commit", "sum")
+_STAGES = ("fetch", "decode", "price", *PROJECTIONS, "lanes, caps, rows", "commit", "sum", "rows an event")
 _COMBINATIONS = [(kind, name) for kind in KINDS for name in SETS]
 
-Combination = tuple[str, str]
+# Stream, store, projections.
+Combination = tuple[str, str, str]
 Figures = dict[Combination, list[float]]
+
+
+def settings_of(kafka: str, name: str) -> ConsumerSettings:
+    """The settings that everybody has, for topics of a name of their own."""
+    return ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=f"bench-{name}")
 
 
 async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord], float]:
@@ -67,7 +63,7 @@ async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord],
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
     await consumer.start()
     try:
-        topic_partition = TopicPartition(TOPIC, 0)
+        topic_partition = TopicPartition(events_topic(settings.topic_prefix), 0)
         consumer.assign([topic_partition])
         await consumer.seek_to_beginning(topic_partition)
         end = (await consumer.end_offsets([topic_partition]))[topic_partition]
@@ -83,15 +79,15 @@ async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord],
 
 
 def drain(
-    settings: ConsumerSettings, stores: Stores, server: Postgres, combination: Combination, folder: Path
+    kafka: str, stores: Stores, server: Postgres, combination: Combination, folder: Path
 ) -> tuple[float, float, float, float]:
     """Drains the topic by a worker process, and starts another that finds it drained.
 
     Returns:
         Seconds of CPU that the first and the second took, and PostgreSQL for the first; the first's peak memory, MiB.
     """
-    kind, name = combination
-    url = stores.make(kind)
+    stream, kind, name = combination
+    settings, url = settings_of(kafka, stream), stores.make(kind)
     server_before = server.cpu_seconds()
     whole, peak = start_worker(settings, url, SETS[name], folder, "--drain").wait()
     server_seconds = server.cpu_seconds() - server_before
@@ -101,37 +97,40 @@ def drain(
 
 def measure_speed(
     console: Console,
-    settings: ConsumerSettings,
+    kafka: str,
+    streams: list[str],
     stores: Stores,
     server: Postgres,
     folder: Path,
     count: int,
     rounds: int,
 ) -> None:
-    """Measures all four combinations in turns, and prints them."""
-    speeds: Figures = defaultdict(list)
+    """Measures all combinations in turns, and prints them."""
+    costs: Figures = defaultdict(list)
     peaks: Figures = defaultdict(list)
     starts: Figures = defaultdict(list)
     server_costs: Figures = defaultdict(list)
+    combinations = [(stream, *each) for stream in streams for each in _COMBINATIONS]
     for _ in range(rounds):
-        for each in _COMBINATIONS:
-            whole, idle, server_seconds, peak = drain(settings, stores, server, each, folder)
-            speeds[each].append(count / (whole - idle))
+        for each in combinations:
+            whole, idle, server_seconds, peak = drain(kafka, stores, server, each, folder)
+            costs[each].append((whole - idle) / count * 1e6)
             starts[each].append(idle)
             peaks[each].append(peak)
             server_costs[each].append(server_seconds / count * 1e6)
     table = new_table(
         f"One worker process, {rounds} rounds: median (min to max)",
+        "CPU, µs an event",
         "events a second and core",
         "start, s",
         "peak MiB",
         "server, µs an event",
     )
-    for each in _COMBINATIONS:
-        on_server = spread(server_costs[each], ",.1f") if each[0] == "PostgreSQL" else ""
-        table.add_row(
-            *each, spread(speeds[each], ",.0f"), f"{median(starts[each]):.2f}", f"{max(peaks[each]):,.0f}", on_server
-        )
+    for each in combinations:
+        on_server = spread(server_costs[each], ",.1f") if each[1] == "PostgreSQL" else ""
+        speed = f"{1e6 / median(costs[each]):,.0f}"
+        start = f"{median(starts[each]):.2f}"
+        table.add_row(*each, spread(costs[each], ",.1f"), speed, start, f"{max(peaks[each]):,.0f}", on_server)
     console.print(table)
 
 
@@ -162,10 +161,15 @@ def timed_projections(spent: dict[str, float]) -> Iterator[None]:
 
 def time_stages(
     settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], records: list[KafkaRecord]
-) -> list[dict[str, float]]:
-    """Decodes, folds and commits batches of records; CPU of each stage, seconds."""
-    store = open_store(store_url, TOPIC)
+) -> tuple[list[dict[str, float]], Counter[str]]:
+    """Decodes, folds and commits batches of records.
+
+    Returns:
+        CPU of each stage, seconds, by batch; the rows that all wrote, by table.
+    """
+    store = open_store(store_url, events_topic(settings.topic_prefix))
     batches = []
+    rows: Counter[str] = Counter()
     frames = settings.commit_events // FRAME_EVENTS
     try:
         with Writer.of(store) as writer:
@@ -187,30 +191,49 @@ def time_stages(
                 began = time.process_time()
                 writer.commit(commit)
                 spent["commit"] = time.process_time() - began
-                batches.append(spent)
+                if first:
+                    # The first batch finds everything cold.
+                    batches.append(spent)
+                    rows.update({table.name: len(written) for table, written in commit.upserts + commit.new_rows})
+                    rows["runs"] += len(commit.runs)
     finally:
         store.close()
-    # The first batch finds everything cold.
-    return batches[1:]
+    return batches, rows
 
 
-def measure_stages(console: Console, settings: ConsumerSettings, stores: Stores) -> None:
-    """Prints what each stage costs."""
-    records, fetch_seconds = asyncio.run(read_partition(settings))
-    size = settings.commit_events
+def measure_stages(console: Console, kafka: str, streams: list[str], stores: Stores) -> None:
+    """Prints what each stage costs, and how many rows each table gets."""
+    size = settings_of(kafka, "").commit_events
     table = new_table(f"\nCPU of the stages, µs an event, commits of {size:,}: median", *_STAGES)
-    for kind, name in _COMBINATIONS:
-        batches = time_stages(settings, stores.make(kind), SETS[name], records)
-        costs = {"fetch": fetch_seconds * 1e6}
-        for stage in _STAGES[1:-1]:
-            costs[stage] = median(spent[stage] for spent in batches) / size * 1e6
-        costs["sum"] = sum(costs.values())
-        table.add_row(kind, name, *(f"{costs[stage]:.2f}" for stage in _STAGES))
+    written: dict[str, dict[str, float]] = {}
+    for stream in streams:
+        settings = settings_of(kafka, stream)
+        records, fetch_seconds = asyncio.run(read_partition(settings))
+        for kind, name in _COMBINATIONS:
+            batches, rows = time_stages(settings, stores.make(kind), SETS[name], records)
+            costs = {"fetch": fetch_seconds * 1e6}
+            for stage in _STAGES[1:-2]:
+                costs[stage] = median(spent[stage] for spent in batches) / size * 1e6
+            costs["sum"] = sum(costs.values())
+            written[stream] = {table: count / (len(batches) * size) for table, count in rows.items()}
+            costs["rows an event"] = sum(written[stream].values())
+            table.add_row(stream, kind, name, *(f"{costs[stage]:.2f}" for stage in _STAGES))
     console.print(table)
+    # The last combination has all projections.
+    for stream, by_table in written.items():
+        shown = sorted(by_table.items(), key=lambda each: -each[1])[:12]
+        console.print(f"\nrows an event, {stream}: " + ", ".join(f"{name} {share:.3f}" for name, share in shown))
 
 
 def measure_latencies(
-    console: Console, kafka: str, stores: Stores, folder: Path, rate: int, seconds: float, rounds: int
+    console: Console,
+    kafka: str,
+    streams: list[str],
+    stores: Stores,
+    folder: Path,
+    rate: int,
+    seconds: float,
+    rounds: int,
 ) -> None:
     """Prints how late figures are, of every projection."""
     table = new_table(
@@ -221,30 +244,27 @@ def measure_latencies(
         "cores",
         "peak MiB",
     )
-    name = "with runs"
-    for kind in KINDS:
-        measured = []
-        for round_number in range(rounds):
-            settings = ConsumerSettings.load(
-                bootstrap_servers=kafka, topic_prefix=f"{LATENCY_PREFIX}-{kind.lower()}-{round_number}"
-            )
-            asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
-            measured.append(measure_latency(settings, stores.make(kind), SETS[name], folder, rate, seconds))
-        table.add_row(
-            kind,
-            name,
-            *(spread([percentile(latencies, percent) for latencies, _, _ in measured]) for percent in (50, 99, 100)),
-            spread([cores for _, cores, _ in measured]),
-            f"{max(peak for _, _, peak in measured):,.0f}",
-        )
+    for stream in streams:
+        for kind in KINDS:
+            measured = []
+            for number in range(rounds):
+                settings = settings_of(kafka, f"late-{stream}-{kind.lower()}-{number}")
+                asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
+                url = stores.make(kind)
+                measured.append(measure_latency(settings, url, stream, SETS["all"], folder, rate, seconds))
+            late = [
+                spread([percentile(latencies, percent) for latencies, _, _ in measured]) for percent in (50, 99, 100)
+            ]
+            cores, peak = spread([each[1] for each in measured]), f"{max(each[2] for each in measured):,.0f}"
+            table.add_row(stream, kind, "all", *late, cores, peak)
     console.print(table)
 
 
 def new_table(title: str, *figures: str) -> Table:
     """A table of one row a combination."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("store")
-    table.add_column("projections")
+    for heading in ("stream", "store", "projections"):
+        table.add_column(heading)
     for figure in figures:
         table.add_column(figure, justify="right")
     return table
@@ -255,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Events a second and core of one worker, and how late figures are")
     parser.add_argument("--events", type=int, default=360_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
     parser.add_argument("--rate", type=int, default=5_000, help="events a second while latency is measured")
     parser.add_argument("--seconds", type=float, default=20, help="for how long; 0: not at all")
     arguments = parser.parse_args()
@@ -273,22 +294,18 @@ def main() -> None:
         kafka = stack.enter_context(EmbeddedKafka())
         server = stack.enter_context(postgres())
         stores = Stores(folder, server.url)
-        settings = ConsumerSettings.load(bootstrap_servers=kafka.bootstrap_servers, topic_prefix=PREFIX)
-        asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
-        size = asyncio.run(fill_topic(settings, arguments.events))
-        console.print(f"{arguments.events:,} events of {size:,.0f} bytes in {PARTITIONS} partitions\n")
-        measure_speed(console, settings, stores, server, folder, arguments.events, arguments.rounds)
-        measure_stages(console, settings, stores)
+        servers, streams = kafka.bootstrap_servers, arguments.streams
+        for stream in streams:
+            settings = settings_of(servers, stream)
+            asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
+            size = asyncio.run(fill_topic(settings, stream, arguments.events))
+            console.print(f"{stream}: {arguments.events:,} events of {size:,.0f} bytes in {PARTITIONS} partitions")
+        console.print()
+        measure_speed(console, servers, streams, stores, server, folder, arguments.events, arguments.rounds)
+        measure_stages(console, servers, streams, stores)
         if arguments.seconds:
-            measure_latencies(
-                console,
-                kafka.bootstrap_servers,
-                stores,
-                folder,
-                arguments.rate,
-                arguments.seconds,
-                arguments.rounds,
-            )
+            late = (arguments.rate, arguments.seconds, arguments.rounds)
+            measure_latencies(console, servers, streams, stores, folder, *late)
 
 
 if __name__ == "__main__":

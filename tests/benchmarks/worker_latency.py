@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import func, select
-from worker_setting import PARTITIONS, Lane, make_events, new_producer, start_worker
+from worker_setting import Lane, new_producer, start_worker
+from worker_streams import PARTITIONS, make_events
 
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store, open_store
@@ -56,10 +57,10 @@ class _Watch(threading.Thread):
                     self.seen_at[row.partition].append(now)
 
 
-async def _send(settings: ConsumerSettings, topic: str, rate: int, seconds: float) -> None:
+async def _send(settings: ConsumerSettings, stream: str, topic: str, rate: int, seconds: float) -> None:
     producer = new_producer(settings)
     await producer.start()
-    events = make_events(int(rate * seconds))
+    events = make_events(stream, int(rate * seconds), rate)
     lanes = [Lane(partition) for partition in range(PARTITIONS)]
     try:
         began, sent = time.monotonic(), 0
@@ -96,9 +97,15 @@ async def _append_times(settings: ConsumerSettings, topic: str) -> dict[int, lis
 
 
 def measure_latency(
-    settings: ConsumerSettings, store_url: str, projections: tuple[str, ...], folder: Path, rate: int, seconds: float
+    settings: ConsumerSettings,
+    store_url: str,
+    stream: str,
+    projections: tuple[str, ...],
+    folder: Path,
+    rate: int,
+    seconds: float,
 ) -> tuple[list[float], float, float]:
-    """Sends events at a rate while a worker runs; the topic must be empty.
+    """Sends events of a stream at a rate while a worker runs; the topic must be empty.
 
     Returns:
         Each event's seconds from append to being seen in the store; the worker's share of a core; its peak MiB.
@@ -115,7 +122,7 @@ def measure_latency(
             if worker.process.poll() is not None or time.monotonic() - began > 60:
                 raise SystemExit(f"the worker does not read:\n{worker.log.read_text()[-3_000:]}")
             time.sleep(0.05)
-        asyncio.run(_send(settings, topic, rate, seconds))
+        asyncio.run(_send(settings, stream, topic, rate, seconds))
         appended = asyncio.run(_append_times(settings, topic))
         deadline = time.monotonic() + 30
         while any(watch.offsets[number][-1] < len(times) for number, times in appended.items()):

@@ -1,10 +1,9 @@
-"""What the worker's benchmarks run on: events in a topic, empty stores, worker processes and what they use."""
+"""What the worker's benchmarks run on: topics of events, empty stores, worker processes and what they use."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -15,63 +14,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from aiokafka import AIOKafkaProducer
 from psycopg import sql
 from sqlalchemy import make_url
+from worker_streams import PARTITIONS, make_events
 
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas import RunEnded, Usage, emitter_of, encode_event, encode_frame
+from runtap_schemas import emitter_of, encode_frame
 from runtap_schemas.topics import events_topic
 
-PARTITIONS = 6
 # About what an emitter under load closes at once.
 FRAME_EVENTS = 200
-PREFIX = "bench"
-TOPIC = events_topic(PREFIX)
 KINDS = ("SQLite", "PostgreSQL")
-SETS = {"without runs": tuple(name for name in PROJECTIONS if name != "runs"), "with runs": tuple(PROJECTIONS)}
-
-
-def make_events(count: int) -> Iterator[tuple[int, bytes]]:
-    """Ended runs of a chat service: half of them model calls, 36 components, 1,000 sessions of 300 users.
-
-    Yields:
-        Partition, which all runs of an emitter share, and event.
-    """
-    dice = random.Random(1)
-    session, trace_id = 0, ""
-    for number in range(count):
-        run_id = _run_id(dice)
-        if number % 6 == 0:
-            session, trace_id = dice.randrange(1_000), run_id
-        partition = number // 6 % PARTITIONS
-        at_ns = time.time_ns() - dice.randrange(30 * 10**9)
-        duration_ns = int(dice.lognormvariate(20, 1))
-        is_call = number % 2 == 0
-        event = RunEnded(
-            at_ns=at_ns,
-            run_id=trace_id if number % 6 == 5 else run_id,
-            trace_id=trace_id,
-            parent_run_id=None if number % 6 == 5 else trace_id,
-            is_root=number % 6 == 5,
-            session_id=f"session-{session}",
-            user_id=f"user-{session % 300}",
-            service="checkout",
-            environment="bench",
-            run_type="llm" if is_call else "chain",
-            name="ChatOpenAI" if is_call else f"step {dice.randrange(35)}",
-            status="ok",
-            started_at_ns=at_ns - duration_ns,
-            duration_ns=duration_ns,
-            tags=["web"],
-            metadata={"team": "orders", "region": "eu"},
-            **(_call_facts(dice) if is_call else {}),
-        )
-        yield partition, encode_event(event)
+SETS = {
+    "cost, performance": ("cost", "performance"),
+    "without runs": tuple(name for name in PROJECTIONS if name != "runs"),
+    "all": tuple(PROJECTIONS),
+}
 
 
 class Lane:
@@ -95,18 +58,6 @@ class Lane:
         await (await producer.send_batch(builder, topic, partition=self.partition))
 
 
-def _run_id(dice: random.Random) -> str:
-    # LangChain's are of version 7: milliseconds, then chance.
-    return str(uuid.UUID(int=time.time_ns() // 10**6 << 80 | 7 << 76 | dice.getrandbits(76)))
-
-
-def _call_facts(dice: random.Random) -> dict[str, Any]:
-    model = dice.choice(("gpt-4o-mini-2024-07-18", "gpt-4.1-2025-04-14", "o4-mini-2025-04-16"))
-    usage = Usage(input_tokens=dice.randrange(9_000), output_tokens=dice.randrange(900), cache_read_tokens=0)
-    facts = {"provider": "openai", "request_model": model, "model": model, "usage": usage, "usage_source": "response"}
-    return {**facts, "time_to_first_token_ns": dice.randrange(10**9), "finish_reason": "stop"}
-
-
 def new_producer(settings: ConsumerSettings) -> AIOKafkaProducer:
     """One that sends as the emitter does."""
     return AIOKafkaProducer(
@@ -114,24 +65,25 @@ def new_producer(settings: ConsumerSettings) -> AIOKafkaProducer:
     )
 
 
-async def fill_topic(settings: ConsumerSettings, count: int) -> float:
-    """Writes the events, in frames as the emitter does.
+async def fill_topic(settings: ConsumerSettings, stream: str, count: int) -> float:
+    """Writes the events of a stream, in frames as the emitter does.
 
     Returns:
         Mean size of an event, bytes.
     """
+    topic = events_topic(settings.topic_prefix)
     producer = new_producer(settings)
     await producer.start()
     lanes = [Lane(partition) for partition in range(PARTITIONS)]
     size = 0
     try:
-        for partition, event in make_events(count):
+        for partition, event in make_events(stream, count):
             size += len(event)
             lanes[partition].events.append(event)
             if len(lanes[partition].events) == FRAME_EVENTS:
-                await lanes[partition].send(producer, TOPIC)
+                await lanes[partition].send(producer, topic)
         for lane in lanes:
-            await lane.send(producer, TOPIC)
+            await lane.send(producer, topic)
     finally:
         await producer.stop()
     return size / count

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtap_consumers.projections.grains import Calendar, SketchBook, rows_of_grain
+from runtap_consumers.projections.grains import Calendar, SketchBook, rows_by_grain
 from runtap_consumers.projections.rollups import COST, PERFORMANCE
 from runtap_consumers.projections.sketch import Sketch, quantiles_ns
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
@@ -63,8 +63,9 @@ def test_every_grain_adds_up_to_the_minutes(calls: list[tuple[int, int]]) -> Non
         row[0] += 1
         row[-1] += cost
     calendar = Calendar(ZoneInfo("Europe/Berlin"))
-    for grain in ("minute", "hour", "day", "total"):
-        rows = rows_of_grain(COST, grain, minutes, calendar, start, book())
+    by_grain = dict(rows_by_grain(COST, minutes, calendar, start, book()))
+    assert list(by_grain) == ["minute", "hour", "day", "total"]
+    for rows in by_grain.values():
         assert sum(row[0] for row in rows.values()) == len(calls)
         assert sum(row[-1] for row in rows.values()) == sum(cost for _, cost in calls)
 
@@ -74,11 +75,13 @@ def test_minutes_past_their_retention_are_left_out_of_minutes_alone() -> None:
     key = (start, "openai", "m", "s", "e", "p", "standard")
     minutes = {key: [1] * len(COST.measures)}
     calendar = Calendar(ZoneInfo("UTC"))
-    log_time = start + 2 * DAY_NS + 1
-    assert rows_of_grain(COST, "minute", minutes, calendar, log_time, book()) == {}
-    assert len(rows_of_grain(COST, "hour", minutes, calendar, log_time, book())) == 1
-    assert len(rows_of_grain(COST, "hour", minutes, calendar, start + 401 * DAY_NS, book())) == 0
-    assert len(rows_of_grain(COST, "day", minutes, calendar, start + 401 * DAY_NS, book())) == 1
+    for log_time, counts in (
+        (start + 2 * DAY_NS, [1, 1, 1, 1]),
+        (start + 2 * DAY_NS + 1, [0, 1, 1, 1]),
+        (start + 401 * DAY_NS, [0, 0, 1, 1]),
+    ):
+        by_grain = rows_by_grain(COST, minutes, calendar, log_time, book())
+        assert [len(rows) for _, rows in by_grain] == counts
 
 
 def test_sketches_begin_from_what_the_store_holds() -> None:
@@ -96,9 +99,11 @@ def test_sketches_begin_from_what_the_store_holds() -> None:
     minutes = {key: [1, 1, 0, 0, 0, 9, 9, 9, 0, 0, 0, [1_501], []]}
     calendar = Calendar(ZoneInfo("UTC"))
     for _ in range(2):
-        rows = rows_of_grain(PERFORMANCE, "hour", minutes, calendar, hour, sketches)
+        rows = dict(rows_by_grain(PERFORMANCE, minutes, calendar, hour, sketches))["hour"]
     (row,) = rows.values()
-    assert asked == [("performance_hour", hour - hour % HOUR_NS)]
+    # Each bucket once.
+    buckets = {"minute": key[0], "hour": hour, "day": hour - 10 * HOUR_NS}
+    assert asked == [(f"performance_{grain}", bucket) for grain, bucket in buckets.items()]
     assert len(row[11]) == 8
     assert row[12] is None
     low, high = quantiles_ns(row[11], [0.0, 1.0])
@@ -109,5 +114,5 @@ def test_sketches_begin_from_what_the_store_holds() -> None:
 
 def test_totals_carry_no_sketches() -> None:
     minutes = {(0, "s", "e", "llm", "n", "m"): [1, 1, 0, 0, 0, 9, 9, 9, 0, 0, 0, [1_501], [1_400]]}
-    rows = rows_of_grain(PERFORMANCE, "total", minutes, Calendar(ZoneInfo("UTC")), 0, book())
+    rows = dict(rows_by_grain(PERFORMANCE, minutes, Calendar(ZoneInfo("UTC")), 0, book()))["total"]
     assert rows == {("s", "e", "llm", "n", "m"): [1, 1, 0, 0, 0, 9, 9, 9, 0, 0, 0]}

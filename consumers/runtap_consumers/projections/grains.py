@@ -8,13 +8,13 @@ write.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.instants import day_start_ns
-from runtap_consumers.projections.rollups import GRAINS, Measure, Merge, Rollup
+from runtap_consumers.projections.rollups import Measure, Merge, Rollup
 from runtap_consumers.projections.sketch import Sketch
 from runtap_consumers.units import HOUR_NS
 
@@ -79,50 +79,63 @@ class SketchBook:
                 buckets.popitem(last=False)
 
 
-def rows_of_grain(
-    rollup: Rollup, grain: str, minutes: Rows, calendar: Calendar, log_time_ns: int, sketches: SketchBook
-) -> Rows:
-    """The rows that minute deltas add to one grain's table, by (bucket, *keys); by keys alone for totals.
+def rows_by_grain(
+    rollup: Rollup, minutes: Rows, calendar: Calendar, log_time_ns: int, sketches: SketchBook
+) -> Iterator[tuple[str, Rows]]:
+    """The rows that minute deltas add to each grain's table, by (bucket, *keys); by keys alone for totals.
 
-    Deltas of buckets past the grain's retention are left out: their row is gone.
+    Deltas of buckets past a grain's retention are left out: their row is gone.
     """
+    rows = minutes
+    for grain, kept_ns in rollup.grains.items():
+        # Each grain out of the finer one before it, of which there are fewer rows than minutes.
+        rows = _coarsened(rollup, grain, rows, calendar)
+        horizon = 0 if kept_ns is None else log_time_ns - kept_ns
+        kept = rows if grain == "total" else {key: row for key, row in rows.items() if key[0] >= horizon}
+        yield grain, _with_sketches(rollup, grain, kept, sketches)
+
+
+def _coarsened(rollup: Rollup, grain: str, rows: Rows, calendar: Calendar) -> Rows:
+    if grain == "minute":
+        return rows
     measures = rollup.measures
-    kept_ns = rollup.grains[grain]
-    horizon = 0 if kept_ns is None else log_time_ns - kept_ns
     # Most rollups only add; looking at each measure's rule takes five times as long.
     is_sum = all(measure.merge is Merge.ADD for measure in measures)
+    starts: dict[int, tuple[int, ...]] = {}
     merged: Rows = {}
-    for (minute, *keys), delta in minutes.items():
-        bucket = _bucket(grain, minute, calendar)
-        if bucket is not None and bucket < horizon:
-            continue
-        key = tuple(keys) if bucket is None else (bucket, *keys)
-        row = merged.get(key)
+    for key, delta in rows.items():
+        start = starts.get(key[0])
+        if start is None:
+            start = starts[key[0]] = _start(grain, key[0], calendar)
+        coarse = (*start, *key[1:])
+        row = merged.get(coarse)
         if row is None:
-            merged[key] = list(delta)
+            merged[coarse] = delta
         else:
-            merged[key] = list(map(add, row, delta)) if is_sum else _merge(measures, row, delta)
-    indexes = [index for index, measure in enumerate(measures) if measure.kind == "bytes"]
-    if indexes:
-        for key, row in merged.items():
-            if grain != "total":
-                grown = sketches.grow(rollup.table_name(grain), key[0], key[1:], [row[index] for index in indexes])
-                for index, blob in zip(indexes, grown, strict=True):
-                    row[index] = blob
-            else:
-                del row[indexes[0] : indexes[-1] + 1]
+            merged[coarse] = list(map(add, row, delta)) if is_sum else _merge(measures, row, delta)
     return merged
 
 
-def _bucket(grain: str, minute: int, calendar: Calendar) -> int | None:
-    if grain == "minute":
-        return minute
+def _start(grain: str, at_ns: int, calendar: Calendar) -> tuple[int, ...]:
+    """The bucket of an instant; totals have none."""
     if grain == "hour":
-        return calendar.hour_of(minute)
+        return (calendar.hour_of(at_ns),)
     if grain == "day":
-        return calendar.day_of(minute)
-    assert grain in GRAINS
-    return None
+        return (calendar.day_of(at_ns),)
+    assert grain == "total", grain
+    return ()
+
+
+def _with_sketches(rollup: Rollup, grain: str, rows: Rows, sketches: SketchBook) -> Rows:
+    """The same with sketches as they are stored; totals have none."""
+    # They are the last measures.
+    count = sum(measure.kind == "bytes" for measure in rollup.measures)
+    if not count:
+        return rows
+    if grain == "total":
+        return {key: row[:-count] for key, row in rows.items()}
+    name = rollup.table_name(grain)
+    return {key: [*row[:-count], *sketches.grow(name, key[0], key[1:], row[-count:])] for key, row in rows.items()}
 
 
 def _merge(measures: tuple[Measure, ...], row: list[Any], delta: list[Any]) -> list[Any]:

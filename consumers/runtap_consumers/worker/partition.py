@@ -16,7 +16,7 @@ from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
-from runtap_consumers.projections.grains import Calendar, Rows, SketchBook, rows_of_grain
+from runtap_consumers.projections.grains import Calendar, Rows, SketchBook, rows_by_grain
 from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
 from runtap_consumers.settings import ConsumerSettings
@@ -234,9 +234,8 @@ class Partition:
         deltas: list[tuple[str, Rows]] = list(changes.rows.items())
         for rollup_name, minutes in changes.minutes.items():
             rollup = _ROLLUPS[rollup_name]
-            for grain in rollup.grains:
-                rows = rows_of_grain(rollup, grain, minutes, self._calendar, log_time_ns, self._sketches[name])
-                deltas.append((rollup.table_name(grain), rows))
+            by_grain = rows_by_grain(rollup, minutes, self._calendar, log_time_ns, self._sketches[name])
+            deltas += [(rollup.table_name(grain), rows) for grain, rows in by_grain]
         self._sketches[name].trim()
         part = Commit(self.number, [])
         for table_name, rows in deltas:
