@@ -216,12 +216,13 @@ def test_an_emitter_of_which_some_numbers_were_given_up_holds_complete_to_until_
     assert ledger["lost_by_reason"] == {reason: 1}
 
 
-def test_counters_that_step_back_are_not_believed(store: Store, tools: WorkerTools) -> None:
+@pytest.mark.parametrize("at_most", [None, 1], ids=["in one commit", "in three"])
+def test_counters_that_step_back_are_not_believed(store: Store, tools: WorkerTools, at_most: int | None) -> None:
     log = Log()
     for number, (dropped, superseded) in enumerate(((5, 2), (3, 4), (4, 1)), start=1):
         facts = {"dropped": {"buffer_full": {"run.ended": dropped}}, "superseded": superseded}
         log.append(report(START_NS + number, **facts), "e1", number)
-    tools.apply(log)
+    tools.apply(log, at_most=at_most)
     ledger = ledger_of(store)
     assert (ledger["captured"], ledger["dropped"]) == (3 + 5, {"buffer_full": 5})
 
