@@ -509,7 +509,7 @@ MUTANTS = (
         f"{_COLLECTOR}/send/outbox.py",
         "filled.counts.superseded + superseded, filled",
         "filled.counts.superseded, filled",
-        (SENDER,),
+        (BUFFER,),
     ),
     Mutant(
         "numbers given again after a frame that failed",
