@@ -29,8 +29,9 @@ def as_fact(event: dict[str, Any]) -> list[Any]:
     return [event["service"], event["session_id"], event["user_id"], kind, *run]
 
 
-async def read_log(servers: str, topic: str, file: Path) -> dict[str, Any]:
-    """Writes the file, and returns its last line."""
+async def read_log(servers: str, topic: str, file: Path) -> dict[int, list[float]]:
+    """Writes the file, and returns when records were appended, by partition, Unix seconds."""
+    appended: dict[int, list[float]] = defaultdict(list)
     seen: dict[tuple[str, int], set[int]] = defaultdict(set)
     begun, ended = set[str](), set[str]()
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest")
@@ -40,6 +41,7 @@ async def read_log(servers: str, topic: str, file: Path) -> dict[str, Any]:
         with file.open("w") as book:
             while any([await consumer.position(partition) < end for partition, end in ends.items()]):
                 for partition, records in (await consumer.getmany(timeout_ms=1_000)).items():
+                    appended[partition.partition] += [record.timestamp / 1_000 for record in records]
                     for record in records:
                         header, *events = map(json.loads, record.value.splitlines())
                         numbers = seen[header["emitter"], partition.partition]
@@ -58,7 +60,7 @@ async def read_log(servers: str, topic: str, file: Path) -> dict[str, Any]:
             emitters = {emitter: [there[emitter], missing[emitter]] for emitter in sorted(there)}
             totals = {"open_runs": len(begun - ended), "emitters": emitters}
             book.write(json.dumps(totals) + "\n")
-            return totals
+            return appended
     finally:
         await consumer.stop()
 

@@ -95,15 +95,15 @@ def compare_ledger(ledger: dict[str, Any], logged: dict[str, list[int]]) -> list
     return [*found, *(f"ledger: nothing of {emitter}" for emitter in unknown)]
 
 
-def compare(processes: Processes) -> tuple[list[str], dict[str, Any]]:
+def compare(processes: Processes) -> tuple[list[str], dict[str, Any], dict[int, list[float]]]:
     """Every comparison of the end.
 
     Returns:
-        Each difference, and what there was.
+        Each difference, what there was, and when it was appended, by partition.
     """
     folder, direct_url = processes.folder, processes.database.direct_url
     log, settled = folder / "log.jsonl", folder / "settled.jsonl"
-    asyncio.run(read_log(processes.kafka.bootstrap_servers, TOPIC, log))
+    appended = asyncio.run(read_log(processes.kafka.bootstrap_servers, TOPIC, log))
     differences, found = settle(processes.books, processes.answers, log, settled)
     logged = found.pop("emitters")
     url = direct_url.replace("postgresql://", "postgresql+psycopg://")
@@ -115,14 +115,14 @@ def compare(processes: Processes) -> tuple[list[str], dict[str, Any]]:
     ask = ("-m", "runtap_consumers", "ledger", "--json")
     code, said, complaint = output_of(*ask, environment=environment, seconds=120)
     if code:
-        return [*differences, f"ledger ended with {code}: {complaint[-2_000:]}"], found
+        return [*differences, f"ledger ended with {code}: {complaint[-2_000:]}"], found, appended
     ledger = json.loads(said)
     differences += compare_ledger(ledger, logged)
     left = [path.name for path in folder.glob("spool*/**/*.spool*")]
     differences += [f"left in a spool: {name}" for name in left]
     headline = {name: ledger[name] for name in ("captured", "applied", "in_flight", "lost", "dropped", "repeats")}
     found |= {"events_in_log": sum(there for there, _ in logged.values()), "ledger": headline}
-    return differences, {**found, **(json.loads(last) if last else {})}
+    return differences, {**found, **(json.loads(last) if last else {})}, appended
 
 
 def judge(processes: Processes, faults: Faults, behind_seconds: float) -> int:
@@ -134,10 +134,10 @@ def judge(processes: Processes, faults: Faults, behind_seconds: float) -> int:
     limit = processes.plan.seconds + _REST_SECONDS
     closed = wait_for(processes, "emitters", processes.have_emitted, limit)
     drained = wait_for(processes, "lag", lambda: processes.lag() == 0, _REST_SECONDS)
-    differences, found = compare(processes)
+    differences, found, appended = compare(processes)
     for line in differences[:40]:
         say("difference", line=line)
-    takeovers = processes.takeovers.figures(processes.plan.session_seconds + TAKEOVER_SECONDS)
+    takeovers = processes.takeovers.figures(processes.plan.session_seconds + TAKEOVER_SECONDS, appended)
     codes = [emitter.process.returncode for emitter in processes.emitters]
     logs = {log.name: log.read_text("utf-8", "replace") for log in processes.folder.glob("*.log")}
     # At the beginning of a line it is a process's last word; inside one somebody has caught it, and says so.

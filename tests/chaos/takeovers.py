@@ -58,9 +58,12 @@ class Takeovers:
         self._is_over.set()
         self._thread.join(10)
 
-    def figures(self, bar_seconds: float) -> dict[str, Any]:
+    def figures(self, bar_seconds: float, appended: dict[int, list[float]]) -> dict[str, Any]:
         """From a kill to the next commit of each busy partition that the victim had, in seconds; and when, as the
         workers' logs write it, those were killed whose partitions stood still longest.
+
+        `appended`: when records were, by partition, Unix seconds: where the next one came long after a kill, since an
+        emitter ended as well, time counts from it.
         """
         owners = [
             (at, partition)
@@ -69,10 +72,15 @@ class Takeovers:
             if any(at - _BUSY_SECONDS < moved <= at + _AFTERMATH_SECONDS for moved in self._moves[partition])
         ]
         found, slow = [], []
+        ahead = time.time() - time.monotonic()
         for at, partition in owners:
-            later = (moved for moved in self._moves[partition] if moved > at + _AFTERMATH_SECONDS)
-            found.append(next(later, time.monotonic()) - at)
-            killed = datetime.fromtimestamp(time.time() - time.monotonic() + at, UTC)
+            written = next((second - ahead for second in appended[partition] if second - ahead > at), None)
+            moved = next((moved for moved in self._moves[partition] if moved > at + _AFTERMATH_SECONDS), None)
+            if moved is None and written is None:
+                continue
+            until = time.monotonic() if moved is None else moved
+            found.append(until - (at if written is None or written > until else written))
+            killed = datetime.fromtimestamp(ahead + at, UTC)
             slow.append((round(found[-1], 1), partition, f"{killed:%H:%M:%S.%f}"))
         if len(found) < 2:
             return {"kills": len(self._kills), "takeovers": len(found)}

@@ -209,9 +209,9 @@ class Writer(ABC):
 class SqliteWriter(Writer):
     """One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row."""
 
-    # Most of a commit is pages: 64 MiB of them are kept in memory, and as many written to the WAL before they are moved
+    # Most of a commit is pages: 32 MiB of them are kept in memory, and 64 written to the WAL before they are moved
     # to the file, where most would be written again and again. Together a fifth of a commit (tests/benchmarks).
-    _FOR_WRITING = ("PRAGMA cache_size=-65536", "PRAGMA wal_autocheckpoint=16384")
+    _FOR_WRITING = ("PRAGMA cache_size=-32768", "PRAGMA wal_autocheckpoint=16384")
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
