@@ -104,7 +104,7 @@ class Developer:
             env=self._environment,
             capture_output=True,
             check=True,
-            timeout=30,
+            timeout=90,
         )
         report: dict[str, Any] = json.loads(done.stdout)
         return report
@@ -134,7 +134,7 @@ def test_a_second_dev_on_the_same_port_is_refused_with_the_reason(tmp_path: Path
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
         )
     assert second.returncode == 1
     assert f"Port {developer.port} of 127.0.0.1 is taken" in second.stderr
