@@ -332,8 +332,8 @@ MUTANTS = (
     Mutant(
         "buckets past their retention filled again",
         f"{_CONSUMERS}/projections/grains.py",
-        "if bucket is not None and bucket < horizon:",
-        "if False:",
+        "if key[0] >= horizon}",
+        "if key[0] >= 0}",
         (PARTITION,),
     ),
     Mutant(
