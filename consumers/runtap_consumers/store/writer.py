@@ -209,10 +209,6 @@ class Writer(ABC):
 class SqliteWriter(Writer):
     """One file. Statements run in the thread that folds: sqlite3 hands the interpreter lock over at every row."""
 
-    # Most of a commit is pages: 32 MiB of them are kept in memory, and 64 written to the WAL before they are moved
-    # to the file, where most would be written again and again. Together a fifth of a commit (tests/benchmarks).
-    _FOR_WRITING = ("PRAGMA cache_size=-32768", "PRAGMA wal_autocheckpoint=16384")
-
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         database = store.engine.url.database
@@ -220,7 +216,7 @@ class SqliteWriter(Writer):
         self._connection = sqlite3.connect(
             database, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
         )
-        for statement in (*SQLITE.on_connect, *self._FOR_WRITING):
+        for statement in (*SQLITE.on_connect, "PRAGMA cache_size=-16384"):
             self._connection.execute(statement)
 
     def execute(self, statement: str, parameters: Row = ()) -> int:
