@@ -90,8 +90,10 @@ def rows_by_grain(
     for grain, kept_ns in rollup.grains.items():
         # Each grain out of the finer one before it, of which there are fewer rows than minutes.
         rows = _coarsened(rollup, grain, rows, calendar)
-        horizon = 0 if kept_ns is None else log_time_ns - kept_ns
-        kept = rows if grain == "total" else {key: row for key, row in rows.items() if key[0] >= horizon}
+        kept = rows
+        if kept_ns is not None:
+            horizon = log_time_ns - kept_ns
+            kept = {key: row for key, row in rows.items() if key[0] >= horizon}
         yield grain, _with_sketches(rollup, grain, kept, sketches)
 
 
