@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from measurement import print_machine, spread
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from worker_latency import measure_latency, percentile
 from worker_setting import FRAME_EVENTS, KINDS, SETS, Postgres, Stores, fill_topic, postgres, start_worker
-from worker_streams import PARTITIONS, STREAMS
+from worker_streams import PARTITIONS, STREAMS, TRACE
 
 from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.kafka.topics import create_topics
@@ -47,6 +47,19 @@ from runtap_schemas.topics import events_topic
 
 _STAGES = ("fetch", "decode", "price", *PROJECTIONS, "lanes, caps, rows", "commit", "sum", "rows an event")
 _COMBINATIONS = [(kind, name) for kind in KINDS for name in SETS]
+
+
+class Bench(NamedTuple):
+    """What everything is measured on. `kafka`: bootstrap servers."""
+
+    console: Console
+    kafka: str
+    streams: list[str]
+    stores: Stores
+    server: Postgres
+    folder: Path
+    rounds: int
+
 
 # Stream, store, projections.
 Combination = tuple[str, str, str]
@@ -78,48 +91,37 @@ async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord],
     return records, fetch_seconds
 
 
-def drain(
-    kafka: str, stores: Stores, server: Postgres, combination: Combination, folder: Path
-) -> tuple[float, float, float, float]:
+def drain(bench: Bench, combination: Combination) -> tuple[float, float, float, float]:
     """Drains the topic by a worker process, and starts another that finds it drained.
 
     Returns:
         Seconds of CPU that the first and the second took, and PostgreSQL for the first; the first's peak memory, MiB.
     """
     stream, kind, name = combination
-    settings, url = settings_of(kafka, stream), stores.make(kind)
-    server_before = server.cpu_seconds()
-    whole, peak = start_worker(settings, url, SETS[name], folder, "--drain").wait()
-    server_seconds = server.cpu_seconds() - server_before
-    idle, _ = start_worker(settings, url, SETS[name], folder, "--drain").wait()
+    settings, url = settings_of(bench.kafka, stream), bench.stores.make(kind)
+    server_before = bench.server.cpu_seconds()
+    whole, peak = start_worker(settings, url, SETS[name], bench.folder, "--drain").wait()
+    server_seconds = bench.server.cpu_seconds() - server_before
+    idle, _ = start_worker(settings, url, SETS[name], bench.folder, "--drain").wait()
     return whole, idle, server_seconds, peak
 
 
-def measure_speed(
-    console: Console,
-    kafka: str,
-    streams: list[str],
-    stores: Stores,
-    server: Postgres,
-    folder: Path,
-    count: int,
-    rounds: int,
-) -> None:
+def measure_speed(bench: Bench, count: int) -> None:
     """Measures all combinations in turns, and prints them."""
     costs: Figures = defaultdict(list)
     peaks: Figures = defaultdict(list)
     starts: Figures = defaultdict(list)
     server_costs: Figures = defaultdict(list)
-    combinations = [(stream, *each) for stream in streams for each in _COMBINATIONS]
-    for _ in range(rounds):
+    combinations = [(stream, *each) for stream in bench.streams for each in _COMBINATIONS]
+    for _ in range(bench.rounds):
         for each in combinations:
-            whole, idle, server_seconds, peak = drain(kafka, stores, server, each, folder)
+            whole, idle, server_seconds, peak = drain(bench, each)
             costs[each].append((whole - idle) / count * 1e6)
             starts[each].append(idle)
             peaks[each].append(peak)
             server_costs[each].append(server_seconds / count * 1e6)
     table = new_table(
-        f"One worker process, {rounds} rounds: median (min to max)",
+        f"One worker process, {bench.rounds} rounds: median (min to max)",
         "CPU, µs an event",
         "events a second and core",
         "start, s",
@@ -131,7 +133,7 @@ def measure_speed(
         speed = f"{1e6 / median(costs[each]):,.0f}"
         start = f"{median(starts[each]):.2f}"
         table.add_row(*each, spread(costs[each], ",.1f"), speed, start, f"{max(peaks[each]):,.0f}", on_server)
-    console.print(table)
+    bench.console.print(table)
 
 
 @contextmanager
@@ -191,8 +193,8 @@ def time_stages(
                 began = time.process_time()
                 writer.commit(commit)
                 spent["commit"] = time.process_time() - began
-                if first:
-                    # The first batch finds everything cold.
+                if first and len(batch) == frames:
+                    # The first batch finds everything cold, and the last one may hold little.
                     batches.append(spent)
                     rows.update({table.name: len(written) for table, written in commit.upserts + commit.new_rows})
                     rows["runs"] += len(commit.runs)
@@ -201,16 +203,16 @@ def time_stages(
     return batches, rows
 
 
-def measure_stages(console: Console, kafka: str, streams: list[str], stores: Stores) -> None:
+def measure_stages(bench: Bench) -> None:
     """Prints what each stage costs, and how many rows each table gets."""
-    size = settings_of(kafka, "").commit_events
+    size = ConsumerSettings.load().commit_events
     table = new_table(f"\nCPU of the stages, µs an event, commits of {size:,}: median", *_STAGES)
     written: dict[str, dict[str, float]] = {}
-    for stream in streams:
-        settings = settings_of(kafka, stream)
+    for stream in bench.streams:
+        settings = settings_of(bench.kafka, stream)
         records, fetch_seconds = asyncio.run(read_partition(settings))
         for kind, name in _COMBINATIONS:
-            batches, rows = time_stages(settings, stores.make(kind), SETS[name], records)
+            batches, rows = time_stages(settings, bench.stores.make(kind), SETS[name], records)
             costs = {"fetch": fetch_seconds * 1e6}
             for stage in _STAGES[1:-2]:
                 costs[stage] = median(spent[stage] for spent in batches) / size * 1e6
@@ -218,23 +220,14 @@ def measure_stages(console: Console, kafka: str, streams: list[str], stores: Sto
             written[stream] = {table: count / (len(batches) * size) for table, count in rows.items()}
             costs["rows an event"] = sum(written[stream].values())
             table.add_row(stream, kind, name, *(f"{costs[stage]:.2f}" for stage in _STAGES))
-    console.print(table)
+    bench.console.print(table)
     # The last combination has all projections.
     for stream, by_table in written.items():
         shown = sorted(by_table.items(), key=lambda each: -each[1])[:12]
-        console.print(f"\nrows an event, {stream}: " + ", ".join(f"{name} {share:.3f}" for name, share in shown))
+        bench.console.print(f"\nrows an event, {stream}: " + ", ".join(f"{name} {share:.3f}" for name, share in shown))
 
 
-def measure_latencies(
-    console: Console,
-    kafka: str,
-    streams: list[str],
-    stores: Stores,
-    folder: Path,
-    rate: int,
-    seconds: float,
-    rounds: int,
-) -> None:
+def measure_latencies(bench: Bench, rate: int, seconds: float) -> None:
     """Prints how late figures are, of every projection."""
     table = new_table(
         f"\nFrom append to store at {rate:,} events a second for {seconds:.0f} s, seconds: median (min to max)",
@@ -244,20 +237,20 @@ def measure_latencies(
         "cores",
         "peak MiB",
     )
-    for stream in streams:
+    for stream in bench.streams:
         for kind in KINDS:
             measured = []
-            for number in range(rounds):
-                settings = settings_of(kafka, f"late-{stream}-{kind.lower()}-{number}")
+            for number in range(bench.rounds):
+                settings = settings_of(bench.kafka, f"late-{stream}-{kind.lower()}-{number}")
                 asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
-                url = stores.make(kind)
-                measured.append(measure_latency(settings, url, stream, SETS["all"], folder, rate, seconds))
+                url = bench.stores.make(kind)
+                measured.append(measure_latency(settings, url, stream, SETS["all"], bench.folder, rate, seconds))
             late = [
                 spread([percentile(latencies, percent) for latencies, _, _ in measured]) for percent in (50, 99, 100)
             ]
             cores, peak = spread([each[1] for each in measured]), f"{max(each[2] for each in measured):,.0f}"
             table.add_row(stream, kind, "all", *late, cores, peak)
-    console.print(table)
+    bench.console.print(table)
 
 
 def new_table(title: str, *figures: str) -> Table:
@@ -275,13 +268,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Events a second and core of one worker, and how late figures are")
     parser.add_argument("--events", type=int, default=360_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument(
+        "--streams", nargs="+", choices=STREAMS, default=[*STREAMS] if TRACE.exists() else ["hard", "easy"]
+    )
     parser.add_argument("--rate", type=int, default=5_000, help="events a second while latency is measured")
     parser.add_argument("--seconds", type=float, default=20, help="for how long; 0: not at all")
     arguments = parser.parse_args()
     least = 2 * PARTITIONS * ConsumerSettings.load().commit_events
     if arguments.events < least:
         parser.error(f"--events: expected {least} or more, two commits a partition")
+    if "people" in arguments.streams and not TRACE.exists():
+        parser.error(f"--streams people: RUNTAP_DATA names no folder that has {TRACE.name}")
     # As the worker has it: much is alive during a batch and nothing of it is garbage.
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
@@ -294,18 +291,18 @@ def main() -> None:
         kafka = stack.enter_context(EmbeddedKafka())
         server = stack.enter_context(postgres())
         stores = Stores(folder, server.url)
-        servers, streams = kafka.bootstrap_servers, arguments.streams
-        for stream in streams:
+        servers, rounds = kafka.bootstrap_servers, arguments.rounds
+        bench = Bench(console, servers, arguments.streams, stores, server, folder, rounds)
+        for stream in bench.streams:
             settings = settings_of(servers, stream)
             asyncio.run(create_topics(settings, PARTITIONS, replication_factor=1))
             size = asyncio.run(fill_topic(settings, stream, arguments.events))
             console.print(f"{stream}: {arguments.events:,} events of {size:,.0f} bytes in {PARTITIONS} partitions")
         console.print()
-        measure_speed(console, servers, streams, stores, server, folder, arguments.events, arguments.rounds)
-        measure_stages(console, servers, streams, stores)
+        measure_speed(bench, arguments.events)
+        measure_stages(bench)
         if arguments.seconds:
-            late = (arguments.rate, arguments.seconds, arguments.rounds)
-            measure_latencies(console, servers, streams, stores, folder, *late)
+            measure_latencies(bench, arguments.rate, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 `easy`: 36 components, one service, 1,000 sessions of 300 users, all of them at any time. `hard`: 8 services with 40
 names and 12 models, and every chain is of any of 20,000 sessions of 4,000 users. `people`: the requests of a
-conversation service as they came, by `mooncake_conversation.csv` in the folder that `RUNTAP_DATA` names: sessions that
-begin, go on for a few requests and end; chains of 3 to 7 runs.
+conversation service as they came, by `mooncake_conversation.csv` in the folder that `RUNTAP_DATA` names (cut out of
+Mooncake's trace, FAST'25; left out where it is not there): sessions that begin, go on for a few requests and end;
+chains of 3 to 7 runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from runtap_schemas import RunEnded, Usage, encode_event
 
 PARTITIONS = 6
+TRACE = Path(os.environ.get("RUNTAP_DATA", "missing")) / "mooncake_conversation.csv"
 _SECOND_NS = 10**9
 _MODELS = [
     ("openai", name)
@@ -70,8 +72,7 @@ def _hard(dice: random.Random, count: int) -> Iterator[tuple[float, Request]]:
 
 def _people(dice: random.Random, count: int) -> Iterator[tuple[float, Request]]:
     """The trace from its beginning, several times side by side: an hour of it has but 60,000 runs."""
-    path = Path(os.environ.get("RUNTAP_DATA", "../shared/data")) / "mooncake_conversation.csv"
-    with path.open() as file:
+    with TRACE.open() as file:
         rows = [tuple(map(int, row)) for row in list(csv.reader(file))[1:]]
     copies = 16
     rows = rows[: count // (4 * copies) + 1]
