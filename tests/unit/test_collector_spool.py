@@ -632,8 +632,8 @@ def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_
 
     monkeypatch.setattr(FakeLink, "send", never)
     sending = Outage(tmp_path, is_away=False)
-    sending.start()
     sending.end_runs(3)
+    sending.start()
     sending.wait_for(spooled=3)
     file = sending.outbox.lane.file
     assert file is not None
@@ -643,7 +643,6 @@ def test_what_a_silent_kafka_has_not_taken_goes_to_disk_though_no_further_event_
 
 def test_frame_on_its_way_that_goes_to_disk_is_deleted_there_when_it_arrives(quick: None, tmp_path: Path) -> None:
     sending = Outage(tmp_path, is_away=False)
-    sending.start()
     spooled: list[int] = []
 
     def fate(events: list[LoggedEvent], attempt: int) -> SendError | None:
@@ -653,7 +652,9 @@ def test_frame_on_its_way_that_goes_to_disk_is_deleted_there_when_it_arrives(qui
         return None
 
     sending.link.fate = fate
+    # Before the sender starts: all three are in one frame.
     sending.end_runs(3)
+    sending.start()
     sending.sender.flush(5)
     assert spooled == [3]
     delivery = sending.outbox.delivery()
