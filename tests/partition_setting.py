@@ -9,10 +9,10 @@ from sqlalchemy import text
 
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.dimensions import Dimensions
+from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
+from runtap_consumers.store.retention import passed_hours
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.partition import Partition, Tools
 from samples import Log
@@ -32,8 +32,7 @@ class WorkerTools:
         """The tools of one worker."""
         writer = Writer.of(self.store)
         self._writers.append(writer)
-        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
-        return Tools(self.store, writer, prices, dimensions, ConsumerSettings.load(cost_by="metadata.team"))
+        return Tools.of(self.store, writer, prices, ConsumerSettings.load(cost_by="metadata.team"))
 
     def apply(
         self, log: Log, number: int = 0, projections: Iterable[str] = ALL, at_most: int | None = None, **tools: Any
@@ -49,6 +48,22 @@ class WorkerTools:
         """Closes all connections."""
         for writer in self._writers:
             writer.close()
+
+
+# A table of costs with the names that its keys have numbers for; costs by attribute are in hours, and later in days.
+NAMED = "{} AS costs JOIN cost_keys ON cost_keys.id = costs.cost_key"
+ATTRIBUTED = NAMED.format("(SELECT * FROM cost_by_attribute_hour UNION ALL SELECT * FROM cost_by_attribute_day)")
+SESSION_COSTS = NAMED.format("session_costs")
+
+
+def pass_hours_on(store: Store, at_ns: int) -> None:
+    """Lets the hours of attributes pass that a worker would, at a log time."""
+    with Writer.of(store) as writer:
+        for key in rows(store, "SELECT partition, generation FROM positions WHERE projection = 'cost'"):
+            changes = passed_hours(writer, "cost", (key[0], key[1]), at_ns, Calendar(store.zone))
+            with writer.transaction():
+                for statement, parameters in changes:
+                    writer.execute(statement, parameters)
 
 
 def rows(store: Store, query: str) -> list[tuple[Any, ...]]:

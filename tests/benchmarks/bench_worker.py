@@ -1,7 +1,8 @@
 """How many events one worker applies a second of one core: poll, decode, fold and commit, on real Kafka.
 
 A worker process drains a topic of 6 partitions into an empty store, with the settings that everybody has; the CPU of
-one that finds nothing to do is taken off. Then the stages by themselves and the rows that they write, in this process,
+one that finds nothing to do is taken off. A loop by hand beside it (`loop_by_hand`), which folds the least, is the
+measure of this machine. Then the stages by themselves and the rows that they write, in this process,
 and how long after its append an event is in the store. On the streams of `worker_streams`, of which an easy one alone
 says little; SQLite and PostgreSQL; cost and performance, all without `runs`, all.
 """
@@ -26,7 +27,7 @@ from measurement import print_machine, spread
 from rich.console import Console
 from rich.table import Table
 from worker_latency import measure_latency, percentile
-from worker_setting import FRAME_EVENTS, KINDS, SETS, Postgres, Stores, fill_topic, postgres, start_worker
+from worker_setting import FRAME_EVENTS, KINDS, SETS, Postgres, Stores, fill_topic, postgres, start_loop, start_worker
 from worker_streams import PARTITIONS, STREAMS, TRACE
 
 from runtap_consumers.kafka.records import KafkaRecord
@@ -34,10 +35,8 @@ from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch
-from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.rollups import Changes
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.decoding import count_events, decode_records
@@ -47,6 +46,7 @@ from runtap_schemas.topics import events_topic
 
 _STAGES = ("fetch", "decode", "price", *PROJECTIONS, "lanes, caps, rows", "commit", "sum", "rows an event")
 _COMBINATIONS = [(kind, name) for kind in KINDS for name in SETS]
+_LOOP = ("SQLite", "a loop by hand")
 
 
 class Bench(NamedTuple):
@@ -98,7 +98,13 @@ def drain(bench: Bench, combination: Combination) -> tuple[float, float, float, 
         Seconds of CPU that the first and the second took, and PostgreSQL for the first; the first's peak memory, MiB.
     """
     stream, kind, name = combination
-    settings, url = settings_of(bench.kafka, stream), bench.stores.make(kind)
+    settings = settings_of(bench.kafka, stream)
+    if (kind, name) == _LOOP:
+        store = bench.folder / f"loop-{time.time_ns()}.db"
+        whole, peak = start_loop(settings, store, bench.folder).wait()
+        idle, _ = start_loop(settings, store, bench.folder).wait()
+        return whole, idle, 0.0, peak
+    url = bench.stores.make(kind)
     server_before = bench.server.cpu_seconds()
     whole, peak = start_worker(settings, url, SETS[name], bench.folder, "--drain").wait()
     server_seconds = bench.server.cpu_seconds() - server_before
@@ -112,7 +118,7 @@ def measure_speed(bench: Bench, count: int) -> None:
     peaks: Figures = defaultdict(list)
     starts: Figures = defaultdict(list)
     server_costs: Figures = defaultdict(list)
-    combinations = [(stream, *each) for stream in bench.streams for each in _COMBINATIONS]
+    combinations = [(stream, *each) for stream in bench.streams for each in (_LOOP, *_COMBINATIONS)]
     for _ in range(bench.rounds):
         for each in combinations:
             whole, idle, server_seconds, peak = drain(bench, each)
@@ -123,6 +129,7 @@ def measure_speed(bench: Bench, count: int) -> None:
     table = new_table(
         f"One worker process, {bench.rounds} rounds: median (min to max)",
         "CPU, µs an event",
+        "times the loop's",
         "events a second and core",
         "start, s",
         "peak MiB",
@@ -130,9 +137,11 @@ def measure_speed(bench: Bench, count: int) -> None:
     )
     for each in combinations:
         on_server = spread(server_costs[each], ",.1f") if each[1] == "PostgreSQL" else ""
+        pairs = zip(costs[each], costs[each[0], *_LOOP], strict=True)
+        times = spread([cost / of_loop for cost, of_loop in pairs], ".2f")
         speed = f"{1e6 / median(costs[each]):,.0f}"
-        start = f"{median(starts[each]):.2f}"
-        table.add_row(*each, spread(costs[each], ",.1f"), speed, start, f"{max(peaks[each]):,.0f}", on_server)
+        start, memory = f"{median(starts[each]):.2f}", f"{max(peaks[each]):,.0f}"
+        table.add_row(*each, spread(costs[each], ",.1f"), times, speed, start, memory, on_server)
     bench.console.print(table)
 
 
@@ -175,8 +184,7 @@ def time_stages(
     frames = settings.commit_events // FRAME_EVENTS
     try:
         with Writer.of(store) as writer:
-            dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ())
-            partition = Partition(0, projections, Tools(store, writer, PriceTable.load(), dimensions, settings))
+            partition = Partition(0, projections, Tools.of(store, writer, PriceTable.load(), settings))
             partition.load(log_start=0)
             for first in range(0, len(records), frames):
                 batch = records[first : first + frames]

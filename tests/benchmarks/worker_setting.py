@@ -153,7 +153,7 @@ class Stores:
 
 @dataclass
 class WorkerProcess:
-    """A running `runtap worker` with the settings that everybody has."""
+    """A running `runtap worker` with the settings that everybody has, or the loop by hand."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -181,7 +181,16 @@ def start_worker(
         "RUNTAP_TOPIC_PREFIX": settings.topic_prefix,
         "RUNTAP_DATABASE_URL": store_url,
     }
-    command = [sys.executable, "-m", "runtap_consumers", "worker", *options, *projections]
+    return _start([sys.executable, "-m", "runtap_consumers", "worker", *options, *projections], environment, folder)
+
+
+def start_loop(settings: ConsumerSettings, store: Path, folder: Path) -> WorkerProcess:
+    """Starts the loop by hand, which goes on where its store is, up to the topic's end."""
+    arguments = [settings.bootstrap_servers, events_topic(settings.topic_prefix), str(store)]
+    return _start([sys.executable, str(Path(__file__).with_name("loop_by_hand.py")), *arguments], None, folder)
+
+
+def _start(command: list[str], environment: dict[str, str] | None, folder: Path) -> WorkerProcess:
     log = folder / f"worker-{uuid.uuid4().hex[:12]}.log"
     with log.open("wb") as stream:
         return WorkerProcess(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream), log)

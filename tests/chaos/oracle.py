@@ -20,16 +20,21 @@ COST = f"sum(calls), sum(priced_calls), {TOKENS}"
 COUNTS = "sum(count), sum(ok), sum(errors), sum(output_tokens)"
 SESSION = "sum(starts), sum(ends), sum(traces), sum(llm_calls), sum(tool_calls), sum(errors)"
 RUN = "service, run_type, name, model, status, session_id"
+# An hour's rows go to its day when it is over.
+ATTRIBUTED = (
+    "(SELECT * FROM cost_by_attribute_hour UNION ALL SELECT * FROM cost_by_attribute_day) AS costs "
+    "JOIN cost_keys ON cost_keys.id = costs.cost_key"
+)
 # What was worked out -> the store's tables of it, their keys, their figures.
 QUESTIONS = [
     ("cost", "cost_{grain}", "model, service", COST),
-    ("user", "cost_by_attribute_hour; cost_by_attribute_day", "value, model, service", COST),
+    ("user", ATTRIBUTED, "value, model, service", COST),
     ("session cost", "session_costs", "session_id", COST),
     ("performance", "performance_{grain}", "service, run_type, name, model", COUNTS),
     ("roots", "roots_{grain}", "service", "sum(ok), sum(errors)"),
     ("errors", "errors_{grain}; error_groups", "service", "sum(count)"),
     ("session", "sessions", "session_id, service", f"{SESSION}, sum(input_tokens), sum(output_tokens)"),
-    ("session user", "session_users", "session_id, user_id", "1"),
+    ("session user", "sessions WHERE user_id <> ''", "session_id, user_id", "1"),
     ("runs", "runs", RUN, f"count(*), count(DISTINCT run_id), {TOKENS}"),
     ("closed", "emitter_reports", "", "sum(closing)"),
     # As readers take it: a start that came after its run's end says nothing.

@@ -7,15 +7,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import text
 
+from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.attribution import build_attribution
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS
@@ -42,9 +40,8 @@ def store(store_url: str) -> Iterator[Store]:
     for number, facts in enumerate(CALLS):
         log.append(model_call(**{"at_ns": START_NS + number, "run_id": f"r-{number}", **facts}), "e1", number + 1)
     with Writer.of(opened) as writer:
-        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
         settings = ConsumerSettings.load(cost_by="metadata.team")
-        partition = Partition(0, tuple(PROJECTIONS), Tools(opened, writer, PriceTable.load(), dimensions, settings))
+        partition = Partition(0, tuple(PROJECTIONS), Tools.of(opened, writer, PriceTable.load(), settings))
         partition.load(0)
         partition.commit(partition.fold(log.since(0)))
     yield opened
@@ -77,10 +74,12 @@ def test_costs_add_up_by_value_and_what_has_none_is_shown(store: Store) -> None:
 
 
 def test_days_answer_where_hours_are_no_longer_kept(store: Store) -> None:
-    with store.read() as connection:
-        hours = connection.execute(text("SELECT DISTINCT bucket_ns FROM cost_by_attribute_hour ORDER BY 1")).scalars()
-        assert list(hours) == [START_NS - 2 * HOUR_NS, START_NS]
-    assert attributed(store, "team", START_NS - 3 * DAY_NS)[:2] == [
+    whole = attributed(store, "team", START_NS - 3 * DAY_NS)
+    pass_hours_on(store, START_NS)
+    hours = "SELECT DISTINCT bucket_ns FROM cost_by_attribute_hour ORDER BY 1"
+    assert rows(store, hours) == [(START_NS - 2 * HOUR_NS,), (START_NS,)]
+    assert attributed(store, "team", START_NS - 3 * DAY_NS) == whole
+    assert whole[:2] == [
         (6, 1, 6_000, "0.000975"),
         ("red", 4, 0, 4_000, "0.00078"),
     ]

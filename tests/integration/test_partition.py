@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from partition_setting import SESSION_COSTS
 from runtap_consumers.errors import FencedError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.pricing import PriceTable
@@ -15,7 +16,6 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.writer import Writer
@@ -58,8 +58,7 @@ def tools(store: Store) -> Iterator[Callable[[], Tools]]:
     def make() -> Tools:
         writer = Writer.of(store)
         writers.append(writer)
-        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
-        return Tools(store, writer, PRICES, dimensions, ConsumerSettings.load(cost_by="metadata.team"))
+        return Tools.of(store, writer, PRICES, ConsumerSettings.load(cost_by="metadata.team"))
 
     yield make
     for writer in writers:
@@ -189,7 +188,11 @@ def test_attributes_sessions_and_runs_hold_the_facts(store: Store, tools: Callab
     columns = (
         "starts, ends, traces, llm_calls, tool_calls, errors, input_tokens, output_tokens, first_at_ns, last_at_ns"
     )
-    assert one(store, f"SELECT {columns} FROM sessions") == (
+    # A row for its user, and one for what names none.
+    assert rows(store, "SELECT user_id FROM sessions ORDER BY 1") == [("",), ("u-7",)]
+    extremes = {"first_at_ns": "min", "last_at_ns": "max"}
+    sums = ", ".join(f"{extremes.get(name, 'sum')}({name})" for name in columns.split(", "))
+    assert one(store, f"SELECT {sums} FROM sessions") == (
         1,
         1,
         1,
@@ -201,8 +204,7 @@ def test_attributes_sessions_and_runs_hold_the_facts(store: Store, tools: Callab
         START_NS,
         START_NS + 80 * SECOND_NS,
     )
-    assert rows(store, "SELECT session_id, user_id FROM session_users") == [("s-1", "u-7")]
-    costs = rows(store, "SELECT model, unpriced_calls, cost_picodollars FROM session_costs ORDER BY model")
+    costs = rows(store, f"SELECT model, unpriced_calls, cost_picodollars FROM {SESSION_COSTS} ORDER BY model")
     assert costs == [("gpt-4o-mini-2024-07-18", 0, CALL_PICODOLLARS), ("unheard-of", 1, 0)]
     assert one(store, "SELECT count(*), sum(cost_picodollars) FROM runs") == (6, CALL_PICODOLLARS)
     # Its start was sent, its end came: it is no longer open.
@@ -435,13 +437,32 @@ def test_rows_past_their_retention_go_and_stay_gone(store: Store, tools: Callabl
     assert rows(store, "SELECT bucket_ns, calls FROM cost_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS, 1)]
     assert rows(store, "SELECT bucket_ns FROM performance_minute") == [(START_NS + 7 * DAY_NS + HOUR_NS,)]
     assert one(store, "SELECT sum(calls) FROM cost_hour") == (3,)
-    # A rollup may keep its grains for other times.
+    # Costs by attribute are in their hour, and when that is over in its day, also those that came late.
     assert rows(store, "SELECT bucket_ns, calls FROM cost_by_attribute_hour WHERE attribute = 'user'") == [
         (START_NS + 7 * DAY_NS + HOUR_NS, 1)
     ]
-    assert one(store, "SELECT sum(calls) FROM cost_by_attribute_day WHERE attribute = 'user'") == (3,)
+    # Midnight in Berlin.
+    days = [(START_NS - 11 * HOUR_NS, 2)]
+    assert rows(store, "SELECT bucket_ns, calls FROM cost_by_attribute_day WHERE attribute = 'user'") == days
     # The run that ended seven days ago was deleted; the late one was inserted in the same commit, by its log time.
     assert one(store, "SELECT count(*) FROM runs") == (2,)
+
+
+def test_a_session_goes_when_the_last_of_its_users_is_silent_for_long(store: Store, tools: Callable[[], Tools]) -> None:
+    log = Log()
+    for number, (day, session, user) in enumerate(
+        [(0, "two", "ann"), (0, "one", "ann"), (80, "two", "ben"), (91, "new", "ann"), (171, "new", "ann")], start=1
+    ):
+        log.append(model_call(START_NS + day * DAY_NS, session_id=session, user_id=user), "e1", number)
+    partition = worker(tools, ("sessions",))
+    for records in (2, 1, 1):
+        apply(partition, log, records)
+    found = "SELECT session_id, user_id FROM sessions ORDER BY 1, 2"
+    assert rows(store, found) == [("new", "ann"), ("two", "ann"), ("two", "ben")]
+    assert rows(store, "SELECT session_id, calls FROM session_costs ORDER BY 1") == [("new", 1), ("two", 2)]
+    apply(partition, log)
+    assert rows(store, found) == [("new", "ann")]
+    assert rows(store, "SELECT session_id, calls FROM session_costs") == [("new", 2)]
 
 
 def test_a_lane_keeps_its_marks_while_the_log_holds_anything_of_it(store: Store, tools: Callable[[], Tools]) -> None:
@@ -609,7 +630,7 @@ def test_a_fold_that_raises_stops_its_projection_alone(
     assert set(places.values()) == {10}
     monkeypatch.undo()
     apply(worker(tools), log)
-    assert one(store, "SELECT traces FROM sessions") == (1,)
+    assert one(store, "SELECT sum(traces) FROM sessions") == (1,)
     assert one(store, "SELECT sum(calls) FROM cost_total") == (3,)
 
 

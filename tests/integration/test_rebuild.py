@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from runtap_consumers.errors import FencedError, RebuildError
 from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.grains import Calendar
+from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
@@ -94,17 +96,35 @@ def figures(store: Store, *projections: str) -> dict[str, list[dict[str, Any]]]:
             for table in tables_of(projection):
                 names = [column.name for column in table.columns if column.name not in NOT_COMPARED]
                 selected = table.select().where(snapshot.is_live(table))
-                found[table.name] = sorted(
-                    (
-                        {name: comparable(getattr(row, name)) for name in names}
-                        for row in snapshot.connection.execute(selected)
-                    ),
-                    key=repr,
-                )
+                selected_rows = [
+                    {name: comparable(getattr(row, name)) for name in names}
+                    for row in snapshot.connection.execute(selected)
+                ]
+                found[table.name] = sorted(named(selected_rows, store), key=repr)
+        if "cost_by_attribute_hour" in found:
+            hours, days = (found.pop(f"cost_by_attribute_{grain}") for grain in ("hour", "day"))
+            found["cost_by_attribute"] = by_day([*hours, *days], store)
         marks = tables.lane_marks
         lanes = snapshot.connection.execute(marks.select().where(marks.c.projection.in_(projections or ALL)))
         found["lane_marks"] = sorted((row._asdict() for row in lanes), key=repr)
     return found
+
+
+def named(rows: list[dict[str, Any]], store: Store) -> list[dict[str, Any]]:
+    """With what the numbers of cost keys stand for, which differ from store to store."""
+    with store.read() as connection:
+        keys = {row.id: tuple(row)[1:] for row in connection.execute(tables.cost_keys.select())}
+    return [{**row, "cost_key": keys[row["cost_key"]]} if "cost_key" in row else row for row in rows]
+
+
+def by_day(rows: list[dict[str, Any]], store: Store) -> list[Any]:
+    """Costs by attribute, which are in hours or in days."""
+    sums: dict[Any, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        day_ns = Calendar(store.zone).day_of(row["bucket_ns"])
+        measures = {measure.name: row[measure.name] for measure in COST_MEASURES}
+        sums[day_ns, row["partition"], row["attribute"], row["value"], row["cost_key"]].update(measures)
+    return sorted(sums.items())
 
 
 def comparable(value: Any) -> Any:
@@ -649,7 +669,7 @@ async def test_a_killed_rebuild_goes_on_if_it_was_asked_for_the_same(
     assert (done.records < records - 30) == (kind == "the same")
     assert figures(store) == right
     for table in (*tables_of("cost"), tables.positions):
-        assert rows(store, f"SELECT DISTINCT generation FROM {table.name}") == [(0,)]
+        assert {*rows(store, f"SELECT DISTINCT generation FROM {table.name}")} <= {(0,)}
     assert rows(store, "SELECT count(*) FROM lane_marks WHERE projection LIKE '%rebuild%'") == [(0,)]
 
 

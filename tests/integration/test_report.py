@@ -397,6 +397,7 @@ def session_row(session_id: str, partition: int, last_at_ns: int, **other: Any) 
         "last_at_ns": last_at_ns,
         "last_log_time_ns": last_at_ns,
         "service": "checkout",
+        "user_id": "",
         **other,
     }
 
@@ -430,29 +431,21 @@ def test_sessions_add_up_and_their_status_is_measured_against_complete_to(store:
     fill(
         store,
         "sessions",
-        session_row("ended", 0, NOON_NS - 60 * SECOND, starts=1, **counts),
-        session_row("ended", 1, NOON_NS, ends=1, service="search", **counts),
+        session_row("ended", 0, NOON_NS - 60 * SECOND, starts=1, user_id="u2", **counts),
+        session_row("ended", 1, NOON_NS - 30 * SECOND, user_id="u1"),
+        session_row("ended", 1, NOON_NS, ends=1, service="search", user_id="u2", **counts),
         session_row("idle", 0, NOON_NS - HOUR_NS),
         session_row("open", 1, NOON_NS - 20 * MINUTE_NS, starts=2, ends=1),
         # An end that nobody began says nothing.
         session_row("odd", 1, NOON_NS - 40 * MINUTE_NS, ends=1),
         session_row("past", 0, NOON_NS - 3 * DAY_NS),
     )
-    fill(
-        store,
-        "session_users",
-        {"session_id": "ended", "user_id": "u2", "partition": 0},
-        {"session_id": "ended", "user_id": "u1", "partition": 1},
-        {"session_id": "ended", "user_id": "u2", "partition": 1},
-    )
-    money = {"provider": "openai", "price_set": "v1", "price_class": "standard", "partition": 0}
+    money = {"session_id": "ended", "partition": 0, "calls": 1, "priced_calls": 1, "cost_picodollars": 2**62}
     fill(
         store,
         "session_costs",
-        {**money, "session_id": "ended", "model": "a", "calls": 1, "priced_calls": 1, "cost_picodollars": 2**62},
-        {**money, "session_id": "ended", "model": "b", "calls": 1, "priced_calls": 1, "cost_picodollars": 2**62},
-        {**money, "session_id": "ended", "model": "c", "calls": 1, "priced_calls": 1, "cost_picodollars": 2**62},
-        {**money, "session_id": "idle", "model": "in-house", "calls": 2, "unpriced_calls": 2},
+        *({**money, "cost_key": number} for number in (1, 2, 3)),
+        {"session_id": "idle", "partition": 0, "cost_key": 4, "calls": 2, "unpriced_calls": 2},
     )
     sessions = build_report(store, None, None, None, UTC, NOW_NS)["sessions"]
     assert [(row["session_id"], row["status"], row["cost_usd"]) for row in sessions] == [

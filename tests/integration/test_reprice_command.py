@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from partition_setting import ATTRIBUTED, SESSION_COSTS
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
 
@@ -98,7 +99,7 @@ async def test_repricing_beside_workers_and_killed_in_the_middle_is_exact(
     await asyncio.to_thread(wait_until, lambda: rows(setting, places) == [], 60, "every projection")
     done = own.run("reprice", "--from", "8d", "--yes")
     assert done.returncode == 0, done.stderr
-    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", "cost_by_attribute_day", "session_costs"):
+    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", ATTRIBUTED, SESSION_COSTS):
         found = rows(
             setting, f"SELECT price_set, sum(calls), sum(input_tokens), sum(cost_picodollars) FROM {table} GROUP BY 1"
         )

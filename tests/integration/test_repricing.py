@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from list_logs import ListLogs, trimmed
+from partition_setting import ATTRIBUTED, SESSION_COSTS, pass_hours_on
 from runtap_consumers.correct import reprice as repricing
 from runtap_consumers.correct import reprice_statements as statements
 from runtap_consumers.correct.rebuild import Rebuilt, rebuild
@@ -23,11 +24,9 @@ from runtap_consumers.instants import dollars
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.overrides import parse_overrides
 from runtap_consumers.projections import PROJECTIONS
-from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import COST_MEASURES
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
@@ -42,9 +41,8 @@ TABLES = {
     "cost_hour": "bucket_ns, provider, model, service, environment, partition",
     "cost_day": "bucket_ns, provider, model, service, environment, partition",
     "cost_total": "provider, model, service, environment, partition",
-    "cost_by_attribute_hour": "attribute, value, bucket_ns, provider, model, service, partition",
-    "cost_by_attribute_day": "attribute, value, bucket_ns, provider, model, service, partition",
-    "session_costs": "session_id, provider, model, partition",
+    ATTRIBUTED: "bucket_ns, attribute, value, provider, model, service, environment, partition",
+    SESSION_COSTS: "session_id, provider, model, service, environment, partition",
 }
 # They change on a day and at a size within what is stored …
 OTHER_PRICES = """
@@ -104,9 +102,8 @@ def berlin(store_url: str) -> Iterator[Store]:
 
 
 def tools_of(store: Store, writer: Writer, table: PriceTable) -> Tools:
-    dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), ("team",))
     settings = ConsumerSettings.load(cost_by="metadata.team", runs_retention_days=30)
-    return Tools(store, writer, table, dimensions, settings)
+    return Tools.of(store, writer, table, settings)
 
 
 def fold(store: Store, logs: list[Log], table: PriceTable, at_most: int = 400) -> None:
@@ -188,13 +185,21 @@ def figures(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     with store.read() as connection:
         for table, keys in TABLES.items():
-            rows = connection.execute(text(f"SELECT {keys}, {MEASURES} FROM {table} GROUP BY {keys}"))
-            found[table] = sorted(
-                tuple(int(each) if isinstance(each, Decimal) else each for each in row) for row in rows
-            )
-        rows = connection.execute(text("SELECT run_id, cost_picodollars FROM runs"))
-        found["runs"] = sorted((run, -1 if cost is None else int(cost)) for run, cost in rows)
+            summed = connection.execute(text(f"SELECT {keys}, {MEASURES} FROM {table} GROUP BY {keys}"))
+            rows = [tuple(int(each) if isinstance(each, Decimal) else each for each in row) for row in summed]
+            found[table] = sorted(by_day(rows, len(COST_MEASURES), store) if table == ATTRIBUTED else rows)
+        runs = connection.execute(text("SELECT run_id, cost_picodollars FROM runs"))
+        found["runs"] = sorted((run, -1 if cost is None else int(cost)) for run, cost in runs)
     return found
+
+
+def by_day(rows: list[tuple[Any, ...]], measures: int, store: Store) -> list[tuple[Any, ...]]:
+    """Sums by the day that a row's bucket lies in, and by the rest of its key."""
+    days: dict[tuple[Any, ...], list[int]] = {}
+    for bucket_ns, *row in rows:
+        key = (Calendar(store.zone).day_of(bucket_ns), *row[:-measures])
+        days[key] = [a + b for a, b in zip(days.get(key, [0] * measures), row[-measures:], strict=True)]
+    return [(*key, *sums) for key, sums in days.items()]
 
 
 def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
@@ -303,8 +308,8 @@ def test_hours_are_the_sum_of_their_runs_and_what_cannot_be_told_is_kept_and_cou
     for name, table in (
         ("kept_calls", "cost_day"),
         ("kept_hour_calls", "cost_hour"),
-        ("kept_session_calls", "session_costs"),
-        ("kept_attribute_calls", "cost_by_attribute_day"),
+        ("kept_session_calls", SESSION_COSTS),
+        ("kept_attribute_calls", ATTRIBUTED),
     ):
         ((calls,),) = rows(store, f"SELECT sum(calls) FROM {table} WHERE {left}")
         assert outcome.counts[name] == calls > 0, name
@@ -373,7 +378,7 @@ def test_only_the_days_and_models_asked_for_change(berlin: Store) -> None:
     cost = places.index("cost_picodollars") - len(places)
     change = [
         sum(row[cost] for row in after[table]) - sum(row[cost] for row in before[table])
-        for table in ("cost_hour", "cost_day", "cost_total", "cost_by_attribute_day")
+        for table in ("cost_hour", "cost_day", "cost_total", ATTRIBUTED)
     ]
     runs = sum(max(cost, 0) for _, cost in after["runs"]) - sum(max(cost, 0) for _, cost in before["runs"])
     assert change[0] > 0
@@ -423,8 +428,11 @@ def hourly_calls(hours: range) -> Log:
 DEAR = prices('[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n')
 
 
-def test_days_that_straddle_a_price_change_are_the_sum_of_their_hours(store: Store) -> None:
+@pytest.mark.parametrize("have_passed", [False, True])
+def test_days_that_straddle_a_price_change_are_the_sum_of_their_hours(have_passed: bool, store: Store) -> None:
     fold(store, [hourly_calls(range(-8, 24))], OLD)
+    if have_passed:
+        pass_hours_on(store, START_NS + 9 * DAY_NS)
     # START_NS is 10:00 UTC: midnight UTC lies 14 hours later, at 01:00 in Berlin and at 05:30 in Kolkata.
     dearer = prices(
         '[[price]]\nmodel="gpt-4o-mini*"\ninput="1"\noutput="1"\n'
@@ -435,14 +443,17 @@ def test_days_that_straddle_a_price_change_are_the_sum_of_their_hours(store: Sto
     # In Kolkata the change divides an hour, in which a call was made; it costs what it cost.
     cost = (22 + 9 * 5) * 10**6 + 150_000 if is_kolkata else (22 + 10 * 5) * 10**6
     found = figures(store)
-    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", "cost_by_attribute_hour"):
+    for table in ("cost_minute", "cost_hour", "cost_day", "cost_total"):
         assert sum(row[-1] for row in found[table]) == cost, table
     in_hours = {"kept_calls": 1, "kept_hour_calls": 1} if is_kolkata else {}
     second_day = START_NS + (8 * HOUR_NS + 30 * MINUTE_NS if is_kolkata else 13 * HOUR_NS)
     calls_of_the_day = sum(row[-len(COST_MEASURES)] for row in found["cost_day"] if row[0] == second_day)
-    # By attribute, there are only days for long; the one that the change divides keeps its prices.
-    assert kept(outcome) == {**in_hours, "kept_attribute_calls": calls_of_the_day}
     by_day = {row[0]: row[-1] for row in found["cost_day"]}
+    # By attribute, there are only days after a while; the one that the change divides keeps its prices.
+    attributed = cost - by_day[second_day] + 150_000 * calls_of_the_day if have_passed else cost
+    kept_calls = calls_of_the_day if have_passed else int(is_kolkata)
+    assert sum(row[-1] for row in found[ATTRIBUTED]) == attributed
+    assert kept(outcome) == {**in_hours, **({"kept_attribute_calls": kept_calls} if kept_calls else {})}
     assert by_day[second_day] == (150_000 + (5 + 9 * 5) * 10**6 if is_kolkata else (1 + 10 * 5) * 10**6)
 
 
@@ -486,7 +497,7 @@ def test_a_session_that_reaches_beyond_the_range_or_over_a_price_change_is_kept_
     fold(berlin, [log], OLD)
     outcome = reprice(berlin, DEAR, Request(day, day + DAY_NS))
     assert kept(outcome) == {"kept_session_calls": 2}
-    costs = "SELECT session_id, price_set, calls, cost_picodollars FROM session_costs ORDER BY 1"
+    costs = "SELECT session_id, price_set, calls, cost_picodollars FROM " + SESSION_COSTS + " ORDER BY 1"
     assert rows(berlin, costs) == [
         ("later", OLD.price_set, 1, 150_000),
         ("long", OLD.price_set, 2, 300_000),
@@ -678,9 +689,7 @@ async def test_a_rebuild_and_a_repricing_in_either_order_equal_a_fold_under_the_
         old_days = [row for row in before[table] if row[0] < done.from_ns]
         assert (len(old_days) > 20) == (cut > 0)
         assert rebuilt[table] == sorted(old_days + [row for row in wanted[table] if row[0] >= done.from_ns])
-    assert {table: rebuilt[table] for table in ("session_costs", "runs")} == {
-        table: before[table] for table in ("session_costs", "runs")
-    }
+    assert [rebuilt[table] for table in (SESSION_COSTS, "runs")] == [before[table] for table in (SESSION_COSTS, "runs")]
     outcome = reprice(store, EXACT)
     assert kept(outcome) == {}
     assert all(day < done.from_ns for day, _, _ in outcome.days)
@@ -700,7 +709,7 @@ async def test_a_rebuild_at_other_prices_takes_a_repricing_back_where_the_log_re
     reprice(berlin, EXACT)
     repriced = figures(berlin)
     await rebuild_at(berlin, logs, OLD)
-    costs = [table for table in TABLES if table != "session_costs"]
+    costs = [table for table in TABLES if table != SESSION_COSTS]
     mixed = {**repriced, **{table: before[table] for table in costs}}
     assert figures(berlin) == mixed
 

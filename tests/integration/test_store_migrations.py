@@ -20,6 +20,7 @@ _TABLES = {
         *("emitter_reports", "emitter_counts", "abandoned_lanes", "report_minutes", "strays", "lane_marks"),
         "forgotten_emitters",
     ),
+    "0007": ("cost_keys", "cost_by_attribute_hour", "cost_by_attribute_day", "session_costs", "sessions"),
 }
 _COLUMNS = {
     "error_groups": ("status_code", "code", "raised_at"),
@@ -36,7 +37,36 @@ price_set, price_class, partition, generation))
 """.format(", ".join(f"{measure.name} BIGINT" for measure in COST_MEASURES))
 
 
+# The tables of revisions before 0007.
+_COUNTS = ", ".join(f"{measure.name} BIGINT" for measure in COST_MEASURES)
+_OLD_SESSIONS = f"""
+CREATE TABLE sessions (session_id TEXT, partition BIGINT, generation BIGINT, first_at_ns BIGINT, last_at_ns BIGINT,
+starts BIGINT, ends BIGINT, traces BIGINT, llm_calls BIGINT, tool_calls BIGINT, errors BIGINT, input_tokens BIGINT,
+output_tokens BIGINT, service TEXT, last_log_time_ns BIGINT, PRIMARY KEY (session_id, partition, generation));
+CREATE TABLE session_users (session_id TEXT, user_id TEXT, partition BIGINT, generation BIGINT,
+PRIMARY KEY (session_id, user_id, partition, generation));
+CREATE TABLE session_costs (session_id TEXT, provider TEXT, model TEXT, price_set TEXT, price_class TEXT,
+partition BIGINT, generation BIGINT, {_COUNTS}, PRIMARY KEY (session_id, provider, model, price_set, price_class,
+partition, generation))
+"""
+_OLD_GRAIN = """
+CREATE TABLE cost_by_attribute_{} (bucket_ns BIGINT, attribute TEXT, value TEXT, provider TEXT, model TEXT,
+service TEXT, price_set TEXT, price_class TEXT, partition BIGINT, generation BIGINT, {}, PRIMARY KEY (bucket_ns,
+attribute, value, provider, model, service, price_set, price_class, partition, generation))
+"""
+
+
+def _take_back_0007(connection: Connection) -> None:
+    for name in _TABLES["0007"]:
+        connection.execute(text(f"DROP TABLE {name}"))
+    for statement in _OLD_SESSIONS.split(";"):
+        connection.execute(text(statement))
+    for grain in ("hour", "day"):
+        connection.execute(text(_OLD_GRAIN.format(grain, _COUNTS)))
+
+
 def _take_back_0006(connection: Connection) -> None:
+    _take_back_0007(connection)
     for name in _TABLES["0006"]:
         connection.execute(text(f"DROP TABLE {name}"))
     for name in ("emitter_reports", "report_chains", "lane_marks"):
@@ -54,16 +84,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        if revision < "0005":
-            _take_back_0005(connection)
-        else:
-            _take_back_0006(connection)
+        take_back = {"0006": _take_back_0007, "0005": _take_back_0006}.get(revision, _take_back_0005)
+        take_back(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":
                 for name in names:
@@ -137,7 +165,10 @@ def test_costs_by_attribute_move_into_hours_and_into_days_of_the_store_s_zone(st
             [
                 tuple(row)
                 for row in connection.execute(
-                    text(f"SELECT {columns} FROM cost_by_attribute_{grain} ORDER BY 1, 2, 3")
+                    text(
+                        f"SELECT {columns} FROM cost_by_attribute_{grain} JOIN cost_keys ON cost_keys.id = cost_key "
+                        "ORDER BY 1, 2, 3"
+                    )
                 ).all()
             ]
             for grain in ("hour", "day")
@@ -153,8 +184,58 @@ def test_costs_by_attribute_move_into_hours_and_into_days_of_the_store_s_zone(st
     ]
     assert days == [
         (midnight - 3 * DAY_NS, "ann", 0, 1, 1, *same),
-        (midnight - DAY_NS, "ann", 0, 1, 10, *same),
-        (midnight, "ann", 0, 2, 1_100, *same),
-        (midnight, "ann", 1, 1, 100_000, *same),
-        (midnight, "ben", 0, 1, 10_000, *same),
     ]
+
+
+def test_costs_get_numbers_hours_leave_their_days_and_sessions_get_their_users(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    zeros = ", 0" * (len(COST_MEASURES) - 2)
+    day = START_NS - START_NS % DAY_NS
+    rows = [
+        ("cost_by_attribute_day", (day, "ann", "chat"), 7),
+        ("cost_by_attribute_day", (day, "ben", "chat"), 2),
+        ("cost_by_attribute_hour", (START_NS, "ann", "chat"), 5),
+        ("cost_by_attribute_hour", (day, "ben", "chat"), 2),
+    ]
+    with store.engine.begin() as connection:
+        _take_back_0007(connection)
+        for table, (bucket, value, service), calls in rows:
+            connection.execute(
+                text(
+                    f"INSERT INTO {table} VALUES ({bucket}, 'user', '{value}', 'openai', 'm', '{service}', 'p', "
+                    f"'standard', 0, 0, {calls}{zeros}, {calls * 10})"
+                )
+            )
+        connection.execute(
+            text(f"INSERT INTO session_costs VALUES ('s', 'openai', 'm', 'p', 'standard', 0, 0, 3{zeros}, 30)")
+        )
+        for session in ("s", "nobody's"):
+            name = session.replace("'", "''")
+            connection.execute(
+                text(f"INSERT INTO sessions VALUES ('{name}', 0, 0, 5, 9, 1, 0, 1, 3, 0, 0, 40, 20, 'chat', 9)")
+            )
+        connection.execute(text("INSERT INTO session_users VALUES ('s', 'ann', 0, 0), ('s', 'ben', 0, 0)"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0006'"))
+    store.close()
+    migrate_store(store_url)
+    store = open_store(store_url)
+
+    def read(statement: str) -> list[tuple[object, ...]]:
+        with store.read() as connection:
+            return [tuple(row) for row in connection.execute(text(statement)).all()]
+
+    join = "JOIN cost_keys ON cost_keys.id = cost_key ORDER BY 1, 2"
+    assert read(f"SELECT bucket_ns, value, service, calls FROM cost_by_attribute_hour {join}") == [
+        (day, "ben", "chat", 2),
+        (START_NS, "ann", "chat", 5),
+    ]
+    assert read(f"SELECT value, calls, cost_picodollars, model FROM cost_by_attribute_day {join}") == [
+        ("ann", 2, 20, "m")
+    ]
+    assert read(f"SELECT session_id, calls, provider, price_set FROM session_costs {join}") == [("s", 3, "openai", "p")]
+    assert read("SELECT session_id, user_id, traces, last_at_ns, service FROM sessions ORDER BY 1, 2") == [
+        ("nobody's", "", 1, 9, "chat"),
+        ("s", "ann", 1, 9, "chat"),
+        ("s", "ben", 0, 9, "chat"),
+    ]
+    store.close()

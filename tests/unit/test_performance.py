@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_consumers.pricing import PriceTable
-from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.batch import Batch, CostKey
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.performance import fold_performance
 from runtap_consumers.projections.rollups import PERFORMANCE
@@ -19,6 +19,14 @@ from runtap_schemas import RunEnded, Usage
 from samples import START_NS, model_call
 
 PRICES = PriceTable([], "none")
+
+
+class NoCostKeys:
+    """Nothing here is kept by cost key."""
+
+    def numbers(self, keys: set[CostKey]) -> dict[CostKey, int]:
+        raise AssertionError(keys)
+
 
 ended = st.builds(
     model_call,
@@ -66,7 +74,7 @@ def measures_of(runs: list[RunEnded]) -> dict[str, Any]:
 
 @given(st.lists(ended, max_size=30))
 def test_every_kind_has_its_measures_minute_by_minute(runs: list[RunEnded]) -> None:
-    batch = Batch(PRICES, log_time_ns=START_NS, ended_uncapped=[(run, run.at_ns) for run in runs])
+    batch = Batch(PRICES, NoCostKeys(), log_time_ns=START_NS, ended_uncapped=[(run, run.at_ns) for run in runs])
     Dimensions(lambda _day, values: values).cap(batch)
     rows = fold_performance(batch, ()).minutes[PERFORMANCE.name]
     expected: dict[tuple[Any, ...], list[RunEnded]] = defaultdict(list)

@@ -8,6 +8,7 @@ what came last, and replaces their rows by its own.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,7 +28,8 @@ from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
-from runtap_consumers.store.dimension_values import admit_inside, admit_values
+from runtap_consumers.store.cost_keys import CostKeys
+from runtap_consumers.store.dimension_values import admit_inside
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.writer import Writer
@@ -98,8 +100,7 @@ async def rebuild(
         raise RebuildError(f"there is no projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
     with Writer.of(store) as writer:
         for attempt in range(1, _ATTEMPTS + 1):
-            dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), settings.cost_attributes)
-            tools = Tools(store, writer, prices, dimensions, settings)
+            tools = Tools.of(store, writer, prices, settings)
             try:
                 return await _Rebuild(projection, log, tools, since_ns).run(is_dry_run)
             except (_ChangedError, LostToRetentionError) as error:
@@ -238,6 +239,7 @@ class _Rebuild:
         writer, projection = self._writer, self._projection
         before, after = Sums(), Sums()
         is_locked = False
+        outside, calendar = dataclasses.replace(self._tools), Calendar(self._tools.store.zone)
         try:
             with writer.transaction():
                 live = statements.lock_positions(writer, projection)
@@ -248,11 +250,12 @@ class _Rebuild:
                     return None
                 attributes = self._tools.settings.cost_attributes
                 self._tools.dimensions = Dimensions(lambda day, values: admit_inside(writer, day, values), attributes)
+                self._tools.cost_keys = CostKeys(writer, is_inside=True)
                 for number, reading in self._readings.items():
                     self._catch_up(number, reading.refold, made.get(number))
                     sides = Sides(number, live[number].generation, self._from_ns)
                     if is_dry_run:
-                        statements.add_sums(writer.query, projection, sides, before, after)
+                        statements.add_sums(writer.query, projection, sides, calendar, before, after)
                     else:
                         statements.switch_rows(writer, projection, sides, live[number].log_time_ns)
                         writer.upsert(tables.lane_marks, reading.refold.joined_lanes())
@@ -262,6 +265,9 @@ class _Rebuild:
                 raise
             _logger.info("rebuild_waits_for_workers", reason=str(error))
             return None
+        finally:
+            # What was admitted or numbered inside may have been rolled back.
+            self._tools.dimensions, self._tools.cost_keys = outside.dimensions, outside.cost_keys
         keys = sorted(before.keys() | after.keys(), key=lambda key: (key[0], key[1] or 0, key[2]))
         return [FigureDifference(*key, before[key], after[key]) for key in keys if before[key] != after[key]]
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
-from runtap_consumers.projections.rollups import Merge
+from runtap_consumers.projections.grains import Calendar
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, Merge
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.read.snapshot import owner_of
@@ -24,7 +25,6 @@ _OF_OLDER_SESSIONS = "session_id IN (SELECT session_id FROM sessions WHERE {live
 _OLDER = {
     "recent_errors": "at_ns < {from_ns}",
     "sessions": _OF_OLDER_SESSIONS,
-    "session_users": _OF_OLDER_SESSIONS,
     "session_costs": _OF_OLDER_SESSIONS,
     "runs": "ended_at_ns < {from_ns}",
     "open_runs": "started_at_ns < {from_ns}",
@@ -197,10 +197,11 @@ def _switch_sums(writer: Writer, table: Table, days: Table, sides: Sides, insert
     )
 
 
-def add_sums(query: Query, projection: str, sides: Sides, before: Sums, after: Sums) -> None:
+def add_sums(query: Query, projection: str, sides: Sides, calendar: Calendar, before: Sums, after: Sums) -> None:
     """Adds up what would be replaced, and what would replace it."""
     for table in tables_of(projection):
-        if table.name.endswith(("_minute", "_hour")) or _days_of(table) is not None:
+        passes_on = table.name.startswith(COST_BY_ATTRIBUTE.name)
+        if (table.name.endswith(("_minute", "_hour")) and not passes_on) or _days_of(table) is not None:
             # Their sums are those of the days.
             continue
         measures = [
@@ -208,15 +209,18 @@ def add_sums(query: Query, projection: str, sides: Sides, before: Sums, after: S
             for column in table.columns
             if column.info.get("merge") is Merge.ADD or (table.name == "runs" and column.name in _SUMMED_OF_RUNS)
         ]
-        day = "bucket_ns" if table.name.endswith("_day") else "partition"
+        has_days = passes_on or table.name.endswith("_day")
+        bucket = "bucket_ns" if has_days else "partition"
         # In two parts, since sums may pass 64 bits.
         parts = "".join(f", sum({m} >> 32), sum({m} & 4294967295)" for m in measures)
         for rows, sums in ((sides.live, before), (sides.made, after)):
-            for bucket, count, *halves in query(
-                f"SELECT {day}, count(*){parts} FROM {table.name} "
-                f"WHERE {rows} AND {sides.replaced(table)} GROUP BY {day}"
+            for begin, count, *halves in query(
+                f"SELECT {bucket}, count(*){parts} FROM {table.name} "
+                f"WHERE {rows} AND {sides.replaced(table)} GROUP BY {bucket}"
             ):
-                day_ns = bucket if day == "bucket_ns" else None
-                sums[table.name, day_ns, "rows"] += count
+                day_ns = calendar.day_of(begin) if has_days else None
+                # How many rows are still hours says nothing.
+                name = table.name.replace("_hour", "_day")
+                sums[name, day_ns, "rows"] += 0 if passes_on else count
                 for measure, high, low in zip(measures, halves[::2], halves[1::2], strict=True):
-                    sums[table.name, day_ns, measure] += (int(high or 0) << 32) + int(low or 0)
+                    sums[name, day_ns, measure] += (int(high or 0) << 32) + int(low or 0)

@@ -27,6 +27,7 @@ from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.batch import MAX_CALL_PICODOLLARS
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SESSION_COSTS, TOKEN_CLASSES
+from runtap_consumers.store.cost_keys import CostKeys
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 from runtap_schemas import Usage
@@ -174,7 +175,11 @@ class _Repricer:
         statements.write_record(self.writer, {**record, **facts, **{name: outcome.counts[name] for name in counts}})
 
     def _reprice_costs(self, wanted: Wanted, part: Span, outcome: Repricing) -> int:
-        query, deltas, minutes = self.writer.query, Deltas(wanted), defaultdict(list)
+        query, deltas, minutes = (
+            self.writer.query,
+            Deltas(wanted, CostKeys(self.writer, is_inside=True)),
+            defaultdict(list),
+        )
         for key, old in statements.read_rows(query, wanted, "cost_minute", part):
             of_hour = {**key, "bucket_ns": self.calendar.hour_of(key["bucket_ns"])}
             minutes[tuple(of_hour.values())].append((key, old))
@@ -200,12 +205,13 @@ class _Repricer:
                 if terms is not None:
                     deltas.move(table, key, old, apply_terms(terms, old))
         rows = statements.write_deltas(self.writer, deltas)
-        for name, table in (("kept_calls", "cost_day"), ("kept_attribute_calls", "cost_by_attribute_day")):
+        attributed = (COST_BY_ATTRIBUTE.table_name(grain) for grain in COST_BY_ATTRIBUTE.grains)
+        for name, table in (("kept_calls", "cost_day"), *(("kept_attribute_calls", table) for table in attributed)):
             outcome.counts[name] += sum(old["calls"] for _, old in statements.read_rows(query, wanted, table, part))
         return rows
 
     def _reprice_sessions(self, wanted: Wanted, part: Span, outcome: Repricing) -> int:
-        deltas = Deltas(wanted)
+        deltas = self._deltas(wanted)
         for key, old, (first_ns, end_ns) in statements.read_sessions(self.writer.query, wanted, part):
             if first_ns >= self.span[1]:
                 continue
@@ -221,6 +227,9 @@ class _Repricer:
         outcome.counts["runs"] += len(runs)
         costs = [(row_id, run_cost(self.prices, facts)) for row_id, facts in runs]
         return statements.write_run_costs(self.writer, self.prices.price_set, costs)
+
+    def _deltas(self, wanted: Wanted) -> Deltas:
+        return Deltas(wanted, CostKeys(self.writer, is_inside=True))
 
     def _hour(self, bucket_ns: int) -> Span:
         # Hours of UTC, from before hours were counted from the zone's midnight, may belong to two days.

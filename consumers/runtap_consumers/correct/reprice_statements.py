@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtap_consumers.errors import StoreError
-from runtap_consumers.projections.rollups import COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import COST_KEY, COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES
 from runtap_consumers.store import tables
+from runtap_consumers.store.cost_keys import CostKeys
 from runtap_consumers.store.statements import update_by_row_id_statement
 from runtap_consumers.store.writer import Row, Writer
 
@@ -55,16 +56,24 @@ class Wanted:
 
 @dataclass
 class Deltas:
-    """What is added to rows, by table and whole key; what is taken from them is negative."""
+    """What is added to rows, by table and whole key; what is taken from them is negative. `cost_keys`: those of the
+    transaction.
+    """
 
     wanted: Wanted
+    cost_keys: CostKeys
     rows: dict[str, dict[tuple[Any, ...], list[int]]] = field(default_factory=dict)
 
     def move(self, table: str, key: Key, old: Measures, new: Measures) -> None:
         """Takes measures from their row, and adds others to the row under the wanted prices."""
         rows = self.rows.setdefault(table, {})
-        for sign, of_key, measures in ((-1, key, old), (1, {**key, "price_set": self.wanted.price_set}, new)):
-            whole = (*of_key.values(), self.wanted.partition, self.wanted.generation)
+        names = _key_names(table)
+        new_key = {**key, "price_set": self.wanted.price_set}
+        if "cost_key" in names:
+            named: Any = tuple(new_key[name] for name in COST_KEY)
+            new_key["cost_key"] = self.cost_keys.numbers({named})[named]
+        for sign, of_key, measures in ((-1, key, old), (1, new_key, new)):
+            whole = (*(of_key[name] for name in names), self.wanted.partition, self.wanted.generation)
             row = rows.setdefault(whole, [0] * len(_MEASURES))
             for index, name in enumerate(_MEASURES):
                 row[index] += sign * measures[name]
@@ -107,11 +116,14 @@ def raise_epoch(writer: Writer, projection: str, partition: int) -> None:
 
 
 def read_rows(query: Query, wanted: Wanted, table: str, span: Span) -> list[tuple[Key, Measures]]:
-    """The rows of a table whose buckets begin in a span."""
-    names = [column.name for column in tables.metadata.tables[table].primary_key.columns][:-2]
+    """The rows of a table whose buckets begin in a span; keys have the names of a cost key, too."""
+    names, source = _key_names(table), table
+    if "cost_key" in names:
+        names, source = [*names, *COST_KEY], f"{table} JOIN cost_keys ON cost_keys.id = cost_key"
     condition, parameters = wanted.condition()
     found = query(
-        f"SELECT {', '.join((*names, *_MEASURES))} FROM {table} WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}",
+        f"SELECT {', '.join((*names, *_MEASURES))} FROM {source} "
+        f"WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}",
         (*span, *parameters),
     )
     return [_key_and_measures(names, values) for values in found]
@@ -119,14 +131,19 @@ def read_rows(query: Query, wanted: Wanted, table: str, span: Span) -> list[tupl
 
 def read_sessions(query: Query, wanted: Wanted, last_events: Span) -> list[tuple[Key, Measures, Span]]:
     """Costs of sessions whose last event lies in a span, with the span of all their events."""
-    names = SESSION_COSTS.keys
+    names = (*SESSION_COSTS.keys, *COST_KEY)
     condition, parameters = wanted.condition()
+    live, key = "partition = ? AND generation = ?", (wanted.partition, wanted.generation)
+    # A session has a row for each of its users, and the last event of one of them lies in the span.
     found = query(
         "SELECT s.first_at_ns, s.last_at_ns, c.* FROM "
-        f"(SELECT {', '.join((*names, *_MEASURES))} FROM session_costs WHERE {condition}) AS c "
-        "JOIN sessions AS s ON s.session_id = c.session_id "
-        "WHERE s.partition = ? AND s.generation = ? AND s.last_at_ns >= ? AND s.last_at_ns < ?",
-        (*parameters, wanted.partition, wanted.generation, *last_events),
+        f"(SELECT {', '.join((*names, *_MEASURES))} FROM session_costs JOIN cost_keys ON cost_keys.id = cost_key "
+        f"WHERE {condition}) AS c JOIN "
+        "(SELECT session_id, min(first_at_ns) AS first_at_ns, max(last_at_ns) AS last_at_ns FROM sessions "
+        f"WHERE {live} AND session_id IN "
+        f"(SELECT session_id FROM sessions WHERE {live} AND last_at_ns >= ? AND last_at_ns < ?) "
+        "GROUP BY session_id HAVING max(last_at_ns) < ?) AS s ON s.session_id = c.session_id",
+        (*parameters, *key, *key, *last_events, last_events[1]),
     )
     return [(*_key_and_measures(names, values), (first_ns, last_ns + 1)) for first_ns, last_ns, *values in found]
 
@@ -169,6 +186,11 @@ def write_run_costs(writer: Writer, price_set: str, costs: Sequence[tuple[Any, i
 def write_record(writer: Writer, facts: dict[str, Any]) -> None:
     """Records what a repricing is about and how far it is, inside a transaction."""
     writer.upsert(tables.repricings, [tuple(facts.get(column.name) for column in tables.repricings.columns)])
+
+
+def _key_names(table: str) -> list[str]:
+    """The columns of a table's key, less partition and generation."""
+    return [column.name for column in tables.metadata.tables[table].primary_key.columns][:-2]
 
 
 def _key_and_measures(names: Sequence[str], values: Sequence[Any]) -> tuple[Key, Measures]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
@@ -33,8 +33,8 @@ Timed = tuple[RunEnded, int]
 # The names that a run counts under: runs that agree in all of them are of one kind.
 KIND = ("service", "environment", "run_type", "name", "provider", "request_model", "model")
 Kind = tuple[str, str, str, str, str | None, str | None, str | None]
-# Minute, provider, model, service, environment, price set and price class.
-PriceKey = tuple[int, str, str, str, str, str, str]
+# Of `rollups.COST_KEY`.
+CostKey = tuple[str, str, str, str, str, str]
 
 _kind_of = attrgetter(*KIND)
 _NO_TOKENS = [0] * len(TOKEN_CLASSES)
@@ -67,6 +67,13 @@ class Prices(Protocol):
         """Prices one call."""
 
 
+class CostKeys(Protocol):
+    """The numbers of cost keys, the same for all workers and for ever."""
+
+    def numbers(self, keys: set[CostKey]) -> Mapping[CostKey, int]:
+        """A number for each key, and perhaps of others."""
+
+
 class Report(NamedTuple):
     """What an emitter said of itself, under which number of its lane and when. Of one that came again, `is_new` is
     false.
@@ -92,6 +99,15 @@ class Call(Struct, gc=False):
     cost_picodollars: int | None
 
 
+class PricedCalls(NamedTuple):
+    """The calls of a minute that are kept under one cost key, which has a number."""
+
+    minute_ns: int
+    key: CostKey
+    number: int
+    calls: list[Call]
+
+
 @dataclass
 class Batch:
     """The new events of a batch.
@@ -103,6 +119,7 @@ class Batch:
     """
 
     prices: Prices
+    cost_keys: CostKeys
     log_time_ns: int = 0
     ended: list[Timed] = field(default_factory=list)
     kinds: dict[Kind, list[Timed]] = field(default_factory=dict)
@@ -133,14 +150,13 @@ class Batch:
         ]
 
     @cached_property
-    def calls_by_price(self) -> dict[PriceKey, list[Call]]:
+    def priced_calls(self) -> list[PricedCalls]:
         """The calls, sorted by what costs are kept by."""
-        found: dict[PriceKey, list[Call]] = defaultdict(list)
+        found: dict[tuple[int, CostKey], list[Call]] = defaultdict(list)
         for call in self.calls:
             if call is not None:
                 event = call.event
                 key = (
-                    minute_of(call.at_ns),
                     call.provider,
                     call.model,
                     event.service,
@@ -148,8 +164,9 @@ class Batch:
                     call.price_set,
                     call.price_class,
                 )
-                found[key].append(call)
-        return found
+                found[minute_of(call.at_ns), key].append(call)
+        numbers = self.cost_keys.numbers({key for _, key in found})
+        return [PricedCalls(minute, key, numbers[key], calls) for (minute, key), calls in found.items()]
 
 
 def sorted_by_kind(ended: list[Timed]) -> dict[Kind, list[Timed]]:

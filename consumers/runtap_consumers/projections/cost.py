@@ -12,14 +12,13 @@ def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
     """Folds the model calls of a batch."""
     minutes: dict[tuple[Any, ...], list[Any]] = {}
     attributes: dict[tuple[Any, ...], list[Any]] = {}
-    for key, calls in batch.calls_by_price.items():
-        minutes[key] = add_up([call.measures for call in calls])
-        minute, provider, model, service, _, price_set, price_class = key
+    for minute, key, number, calls in batch.priced_calls:
+        minutes[minute, *key] = add_up([call.measures for call in calls])
         values = [("user", [(call.event.user_id or None, call.measures) for call in calls])]
         for name in cost_attributes:
             named = [call for call in calls if name in call.event.metadata]
             values.append((name, [(str(call.event.metadata[name]), call.measures) for call in named]))
         for attribute, measures in values:
             for value, sums in add_up_by_value(measures).items():
-                add_row(attributes, (minute, attribute, value, provider, model, service, price_set, price_class), sums)
+                add_row(attributes, (minute, attribute, value, number), sums)
     return Changes(minutes={COST.name: minutes, COST_BY_ATTRIBUTE.name: attributes})

@@ -90,6 +90,10 @@ def rows_by_grain(
     for grain, kept_ns in rollup.grains.items():
         # Each grain out of the finer one before it, of which there are fewer rows than minutes.
         rows = _coarsened(rollup, grain, rows, calendar)
+        if rollup.passes_on:
+            # Also late ones: what is written past its time passes on, too.
+            yield grain, rows
+            return
         kept = rows
         if kept_ns is not None:
             horizon = log_time_ns - kept_ns

@@ -57,7 +57,8 @@ class Rollup:
 
     `keys` leave out the bucket in front, and partition and generation at the end. `grains`: which of `GRAINS` have a
     table, named `{name}_{grain}`, and for how much log time their rows are kept (`None`: for ever); without any, there
-    is one table of the rollup's name.
+    is one table of the rollup's name. Where `passes_on`, a row is in one grain only: written to the finest, it passes
+    to the next when its time there is over.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Rollup:
     measures: tuple[Measure, ...]
     grains: dict[str, int | None] = field(default_factory=dict)
     integer_keys: tuple[str, ...] = ()
+    passes_on: bool = False
 
     def table_name(self, grain: str | None = None) -> str:
         """Name of the SQL table, of one grain where there are grains."""
@@ -107,18 +109,23 @@ COST_MEASURES = _sums(
     "calls", "priced_calls", "unpriced_calls", "unmetered_calls", "cached_calls", *TOKEN_CLASSES, "cost_picodollars"
 )
 
+# What a call was and which price it has. Rows of which there is nearly one a call hold a number for it (`cost_key`,
+# of the table `cost_keys`), which makes them half as large and half as dear.
+COST_KEY = ("provider", "model", "service", "environment", "price_set", "price_class")
 COST = Rollup(
     "cost",
-    ("provider", "model", "service", "environment", "price_set", "price_class"),
+    COST_KEY,
     COST_MEASURES,
     grains=_ALL_GRAINS,
 )
 # Attributes are `user` and up to three metadata keys. A row a value: so many that hours are kept for two days only.
 COST_BY_ATTRIBUTE = Rollup(
     "cost_by_attribute",
-    ("attribute", "value", "provider", "model", "service", "price_set", "price_class"),
+    ("attribute", "value", "cost_key"),
     COST_MEASURES,
     grains={"hour": 2 * DAY_NS, "day": 400 * DAY_NS},
+    integer_keys=("cost_key",),
+    passes_on=True,
 )
 
 PERFORMANCE = Rollup(
@@ -177,9 +184,10 @@ RECENT_ERRORS = Rollup(
 # second touch an update, which waits for that deletion: else a touch is deleted before what it announces is committed.
 TOUCHED_MINUTES = Rollup("touched_minutes", ("bucket_ns",), _sums("touches"), integer_keys=("bucket_ns",))
 
+# A row for each user of a session, '' where an event names none.
 SESSIONS = Rollup(
     "sessions",
-    ("session_id",),
+    ("session_id", "user_id"),
     (
         Measure("first_at_ns", Merge.MIN),
         Measure("last_at_ns", Merge.MAX),
@@ -188,8 +196,7 @@ SESSIONS = Rollup(
         Measure("last_log_time_ns", Merge.MAX),
     ),
 )
-SESSION_USERS = Rollup("session_users", ("session_id", "user_id"), ())
-SESSION_COSTS = Rollup("session_costs", ("session_id", "provider", "model", "price_set", "price_class"), COST_MEASURES)
+SESSION_COSTS = Rollup("session_costs", ("session_id", "cost_key"), COST_MEASURES, integer_keys=("cost_key",))
 
 # What a run is, from its start on; of the same names in its events.
 RUN_IDENTITY = (
@@ -247,7 +254,6 @@ ROLLUPS = (
     RECENT_ERRORS,
     TOUCHED_MINUTES,
     SESSIONS,
-    SESSION_USERS,
     SESSION_COSTS,
     OPEN_RUNS,
     SKIPPED_TYPES,

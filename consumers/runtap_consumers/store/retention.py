@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS
+from runtap_consumers.projections.grains import Calendar
+from runtap_consumers.projections.rollups import LANE_RETENTION_NS, ROLLUPS, Rollup
+from runtap_consumers.store import tables
 from runtap_consumers.store.dialect import Dialect
+from runtap_consumers.store.statements import pass_on_statement
+from runtap_consumers.store.writer import Writer
 
-Deletion = tuple[str, tuple[Any, ...]]
+Change = tuple[str, tuple[Any, ...]]
 
 # Which projection's commit deletes of which rollup.
 OWNERS = {
@@ -15,24 +19,52 @@ OWNERS = {
     "performance": ("performance",),
     "errors": ("roots", "errors"),
 }
-_SESSION_TABLES = ("session_users", "session_costs")
 
 
-def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[Deletion]:
+def passed_hours(writer: Writer, projection: str, key: tuple[int, int], at_ns: int, calendar: Calendar) -> list[Change]:
+    """Moves the rows of hours whose time is over into their days, where rows pass on.
+
+    Args:
+        writer: what reads which hours there are; not in a transaction.
+        projection: whose rows.
+        key: partition and generation. Of another generation a rebuild may write the same rows meanwhile.
+        at_ns: log time of the partition.
+        calendar: the store's.
+    """
+    changes: list[Change] = []
+    for rollup in _owned(projection):
+        if not rollup.passes_on:
+            continue
+        hours, days = (tables.metadata.tables[rollup.table_name(grain)] for grain in rollup.grains)
+        pass_on = pass_on_statement(hours, days, writer.dialect)
+        is_over = "bucket_ns < ? AND partition = ? AND generation = ?"
+        over_ns = at_ns - (rollup.grains["hour"] or 0)
+        for (hour_ns,) in writer.read(f"SELECT DISTINCT bucket_ns FROM {hours.name} WHERE {is_over}", (over_ns, *key)):
+            changes += [
+                (pass_on, (calendar.day_of(hour_ns), hour_ns, *key)),
+                (f"DELETE FROM {hours.name} WHERE bucket_ns = ? AND partition = ? AND generation = ?", (hour_ns, *key)),
+            ]
+    return changes
+
+
+def _owned(projection: str) -> list[Rollup]:
+    return [rollup for rollup in ROLLUPS if rollup.name in OWNERS.get(projection, ())]
+
+
+def expired_buckets(projection: str, partition: int, log_time_ns: int) -> list[Change]:
     """Deletes the rollup rows of a partition past their grain's retention, by its log time."""
     return [
         (
             f"DELETE FROM {rollup.table_name(grain)} WHERE bucket_ns < ? AND partition = ?",
             (log_time_ns - kept_ns, partition),
         )
-        for rollup in ROLLUPS
-        if rollup.name in OWNERS.get(projection, ())
+        for rollup in _owned(projection)
         for grain, kept_ns in rollup.grains.items()
-        if kept_ns is not None
+        if kept_ns is not None and not (rollup.passes_on and grain == "hour")
     ]
 
 
-def expired_lanes(partition: int, log_time_ns: int, log_start_ns: int) -> list[Deletion]:
+def expired_lanes(partition: int, log_time_ns: int, log_start_ns: int) -> list[Change]:
     """Deletes lanes that were silent for 14 days, in all projections together, with what was said of their emitters.
 
     Args:
@@ -58,7 +90,7 @@ def expired_lanes(partition: int, log_time_ns: int, log_start_ns: int) -> list[D
     ]
 
 
-def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: Dialect) -> list[Deletion]:
+def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, dialect: Dialect) -> list[Change]:
     """Deletes single runs and open ones past their retention, the oldest first, and so many ended ones at most."""
     horizon = log_time_ns - kept_ns
     # By the start too, which the index begins with: it is at most a minute later than the log time.
@@ -69,28 +101,29 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
     ]
 
 
-def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns: int) -> list[Deletion]:
+def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns: int) -> list[Change]:
     """Deletes sessions without an event for longer than they are kept.
 
     Of one generation: a rebuild knows but the beginning of a session that goes on.
     """
     horizon = log_time_ns - kept_ns
-    is_expired = "last_at_ns < ? AND last_log_time_ns < ? AND partition = ? AND generation = ?"
-    expired = f"SELECT session_id FROM sessions WHERE {is_expired}"
     key = (partition, generation)
+    is_ours = "partition = ? AND generation = ?"
+    # None of its rows, one a user, is younger.
+    expired = (
+        f"SELECT session_id FROM sessions AS old WHERE {is_ours} AND last_at_ns < ? AND NOT EXISTS (SELECT 1 FROM "
+        f"sessions WHERE session_id = old.session_id AND {is_ours} AND (last_at_ns >= ? OR last_log_time_ns >= ?))"
+    )
     return [
-        *(
-            (
-                f"DELETE FROM {table} WHERE partition = ? AND generation = ? AND session_id IN ({expired})",
-                (*key, horizon, horizon, *key),
-            )
-            for table in _SESSION_TABLES
-        ),
-        (f"DELETE FROM sessions WHERE {is_expired}", (horizon, horizon, *key)),
+        (
+            f"DELETE FROM {table} WHERE {is_ours} AND session_id IN ({expired})",
+            (*key, *key, horizon, *key, horizon, horizon),
+        )
+        for table in ("session_costs", "sessions")
     ]
 
 
-def surplus_recent_errors(partition: int, generation: int, kept: int) -> Deletion:
+def surplus_recent_errors(partition: int, generation: int, kept: int) -> Change:
     """Deletes all but the newest recent errors of a partition."""
     newest = (
         "SELECT at_ns FROM recent_errors WHERE partition = ? AND generation = ? ORDER BY at_ns DESC LIMIT 1 OFFSET ?"

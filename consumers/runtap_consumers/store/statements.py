@@ -17,6 +17,22 @@ from runtap_consumers.store.dialect import Dialect
 
 def upsert_statement(table: Table, dialect: Dialect) -> str:
     """Adds rows to a table; two of one key become one by each column's rule (its `info["merge"]`, else replaced)."""
+    return f"{_insert(table, dialect)} {_on_conflict(table, dialect)}"
+
+
+def pass_on_statement(fine: Table, coarse: Table, dialect: Dialect) -> str:
+    """Adds the rows of one bucket of a table to those of a coarser grain.
+
+    Parameters: the coarse bucket, the fine one, partition and generation.
+    """
+    columns = ", ".join(column.name for column in coarse.columns if column.name != "bucket_ns")
+    return (
+        f"INSERT INTO {coarse.name} (bucket_ns, {columns}) SELECT CAST(? AS BIGINT), {columns} FROM {fine.name} "
+        f"WHERE bucket_ns = ? AND partition = ? AND generation = ? {_on_conflict(coarse, dialect)}"
+    )
+
+
+def _on_conflict(table: Table, dialect: Dialect) -> str:
     merges = {
         Merge.ADD: "{0} + {1}",
         Merge.MIN: dialect.least,
@@ -35,7 +51,7 @@ def upsert_statement(table: Table, dialect: Dialect) -> str:
         if not column.primary_key
     )
     keys = ", ".join(column.name for column in table.primary_key.columns)
-    return f"{_insert(table, dialect)} ON CONFLICT ({keys}) {f'DO UPDATE SET {changes}' if changes else 'DO NOTHING'}"
+    return f"ON CONFLICT ({keys}) {f'DO UPDATE SET {changes}' if changes else 'DO NOTHING'}"
 
 
 def insert_new_statement(table: Table, dialect: Dialect) -> str:

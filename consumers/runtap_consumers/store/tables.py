@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, UniqueConstraint
 from sqlalchemy.schema import SchemaItem
 
-from runtap_consumers.projections.rollups import ROLLUPS, RUN_COLUMNS, Rollup
+from runtap_consumers.projections.rollups import COST_KEY, ROLLUPS, RUN_COLUMNS, Rollup
 
 metadata = MetaData()
 # STRICT tables of SQLite know only INTEGER, which holds 64 bits there.
@@ -160,6 +160,14 @@ dimension_values = _table(
     _text("dimension", primary_key=True),
     _text("value", primary_key=True),
     sqlite_with_rowid=False,
+)
+
+# The numbers that stand for what a call was and which price it has. A number, once given, means the same for ever.
+cost_keys = _table(
+    "cost_keys",
+    Column("id", _INTEGER, primary_key=True),
+    *(_text(name) for name in COST_KEY),
+    UniqueConstraint(*COST_KEY),
 )
 
 # Who priced figures again, when, under which prices, and what they came to; `finished_at_ns` is null while it goes on,

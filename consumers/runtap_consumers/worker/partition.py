@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import structlog
 
@@ -21,6 +22,8 @@ from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
+from runtap_consumers.store.cost_keys import CostKeys
+from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import (
     Position,
@@ -52,7 +55,14 @@ class Tools:
     writer: Writer
     prices: Prices
     dimensions: Dimensions
+    cost_keys: CostKeys
     settings: ConsumerSettings
+
+    @classmethod
+    def of(cls, store: Store, writer: Writer, prices: Prices, settings: ConsumerSettings) -> Self:
+        """Those with which dimensions and cost keys are asked for in transactions of their own."""
+        dimensions = Dimensions(lambda day, values: admit_values(writer, day, values), settings.cost_attributes)
+        return cls(store, writer, prices, dimensions, CostKeys(writer), settings)
 
 
 @dataclass
@@ -182,7 +192,7 @@ class Partition:
     def _sort(
         self, cursor: Cursor, records: Sequence[KafkaRecord], decoded: Iterable[Decoded], commit: Commit
     ) -> Batch:
-        batch = Batch(self._tools.prices, log_time_ns=cursor.log_time_ns)
+        batch = Batch(self._tools.prices, self._tools.cost_keys, log_time_ns=cursor.log_time_ns)
         place = f"{self._tools.store.events_topic}/{self.number}"
         pairs = zip(records, decoded, strict=True)
         unread = ((record, one) for record, one in pairs if record.offset >= cursor.next_offset)
@@ -276,6 +286,8 @@ class Partition:
             return
         self._retention_due_ns = log_time_ns + _RETENTION_EVERY_NS
         for name, at_ns in moved.items():
+            key = (self.number, self._positions[name].generation)
+            commit.deletions += retention.passed_hours(self._tools.writer, name, key, at_ns, self._calendar)
             commit.deletions += retention.expired_buckets(name, self.number, at_ns)
         commit.deletions += retention.expired_lanes(self.number, log_time_ns, self.log_start_ns)
         if "sessions" in moved:

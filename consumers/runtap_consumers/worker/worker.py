@@ -20,9 +20,7 @@ from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionErr
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import fingerprint_of
 from runtap_consumers.projections.batch import Prices
-from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store.dimension_values import admit_values
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.positions import note_gone_partitions, read_least_offsets
 from runtap_consumers.store.writer import Writer
@@ -84,13 +82,7 @@ class Worker:
         self._writer = Writer.of(store)
         self._prices = prices
         self._prices_checked = time.monotonic()
-        self._tools = Tools(
-            store,
-            self._writer,
-            self._prices.table,
-            Dimensions(lambda day, values: admit_values(self._writer, day, values), settings.cost_attributes),
-            settings,
-        )
+        self._tools = Tools.of(store, self._writer, self._prices.table, settings)
         # Two stores on one Kafka must not share work, nor two sets of projections.
         group = f"{settings.topic_prefix}.{'-'.join(sorted(projections))}.{store.store_id}"
         self._reader = PartitionReader(settings, store.events_topic, group, self._assignment_changed)

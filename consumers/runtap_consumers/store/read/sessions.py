@@ -78,9 +78,11 @@ def read_sessions(
 
 def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionRow]:
     ids = [row.session_id for row in rows]
-    users, costs = tables.metadata.tables["session_users"], tables.metadata.tables["session_costs"]
+    sessions, costs = tables.metadata.tables["sessions"], tables.metadata.tables["session_costs"]
     user_ids: dict[str, set[str]] = defaultdict(set)
-    of_users = select(users.c.session_id, users.c.user_id).where(users.c.session_id.in_(ids), snapshot.is_live(users))
+    of_users = select(sessions.c.session_id, sessions.c.user_id).where(
+        sessions.c.session_id.in_(ids), sessions.c.user_id != "", snapshot.is_live(sessions)
+    )
     for session_id, user_id in snapshot.connection.execute(of_users):
         user_ids[session_id].add(user_id)
     of_costs = (

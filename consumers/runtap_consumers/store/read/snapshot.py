@@ -25,7 +25,6 @@ _OWNERS = {
     "error_groups": "errors",
     "recent_errors": "errors",
     "touched_minutes": "errors",
-    "session_users": "sessions",
     "session_costs": "sessions",
     "open_runs": "runs",
     "skipped_types": "ledger",

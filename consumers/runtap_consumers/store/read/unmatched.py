@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, select
+from sqlalchemy import Table, case, func, select, union
 
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE
 from runtap_consumers.store import tables
@@ -56,21 +57,41 @@ class AttributeRow:
     counts: dict[str, int]
     cost_picodollars: int
 
+    def plus(self, other: AttributeRow) -> AttributeRow:
+        """Both together."""
+        counts = {name: count + other.counts[name] for name, count in self.counts.items()}
+        return AttributeRow(self.value, counts, self.cost_picodollars + other.cost_picodollars)
+
 
 _COUNTED = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input_tokens", "output_tokens")
 
 
 def read_attributes(snapshot: Snapshot) -> list[str]:
     """The attributes that costs were ever attributed to, as far as days are kept."""
-    table = tables.metadata.tables[COST_BY_ATTRIBUTE.table_name("day")]
-    return list(snapshot.connection.execute(select(table.c.attribute).distinct()).scalars())
+    selected = [select(table.c.attribute) for table in _tables("day")]
+    return list(snapshot.connection.execute(union(*selected)).scalars())
 
 
 def read_attribute_costs(
     snapshot: Snapshot, attribute: str, segment: Segment, service: str | None
 ) -> list[AttributeRow]:
     """Costs by value in the hours or days of a segment."""
-    table = tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(segment.grain)]
+    found: dict[str, AttributeRow] = {}
+    for table in _tables(segment.grain):
+        for row in _read(snapshot, table, attribute, segment, service):
+            found[row.value] = row.plus(found[row.value]) if row.value in found else row
+    return list(found.values())
+
+
+def _tables(grain: str) -> list[Table]:
+    """Where the rows of a grain are: those of a day may not have passed on yet."""
+    hours, days = (tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(each)] for each in COST_BY_ATTRIBUTE.grains)
+    return [hours] if grain == "hour" else [hours, days]
+
+
+def _read(
+    snapshot: Snapshot, table: Table, attribute: str, segment: Segment, service: str | None
+) -> Iterator[AttributeRow]:
     statement = (
         select(
             table.c.value,
@@ -86,8 +107,7 @@ def read_attribute_costs(
         .group_by(table.c.value)
     )
     if service is not None:
-        statement = statement.where(table.c.service == service)
-    return [
-        AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, widen(row, "cost"))
-        for row in snapshot.connection.execute(statement)
-    ]
+        of_service = select(tables.cost_keys.c.id).where(tables.cost_keys.c.service == service)
+        statement = statement.where(table.c.cost_key.in_(of_service))
+    for row in snapshot.connection.execute(statement):
+        yield AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, widen(row, "cost"))
