@@ -65,11 +65,17 @@ def update_by_row_id_statement(table: Table, columns: Sequence[str], dialect: Di
 
 
 @lru_cache(maxsize=1_024)
-def insert_statement(table: Table, first: tuple[int, ...]) -> str:
-    """Adds rows, on SQLite. `first`: the values of the first columns, the same in all rows."""
-    columns = ", ".join(column.name for column in table.columns)
-    values = ", ".join([*map(str, first), *"?" * (len(table.columns) - len(first))])
-    return f"INSERT INTO {table.name} ({columns}) VALUES ({values})"
+def insert_statement(table: Table, first: tuple[int, ...], names: tuple[str, ...]) -> str:
+    """Adds rows, on SQLite, with these columns.
+
+    Args:
+        table: where to.
+        first: the values of the table's first columns, the same in all rows.
+        names: of the other columns that rows have.
+    """
+    columns = [column.name for column in table.columns][: len(first)]
+    values = ", ".join([*map(str, first), *"?" * len(names)])
+    return f"INSERT INTO {table.name} ({', '.join([*columns, *names])}) VALUES ({values})"
 
 
 def copy_statement(table: Table) -> str:
