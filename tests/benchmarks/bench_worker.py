@@ -27,7 +27,18 @@ from measurement import print_machine, spread
 from rich.console import Console
 from rich.table import Table
 from worker_latency import measure_latency, percentile
-from worker_setting import FRAME_EVENTS, KINDS, SETS, Postgres, Stores, fill_topic, postgres, start_loop, start_worker
+from worker_setting import (
+    FRAME_EVENTS,
+    KINDS,
+    SETS,
+    Postgres,
+    Stores,
+    bytes_by_table,
+    fill_topic,
+    postgres,
+    start_loop,
+    start_worker,
+)
 from worker_streams import PARTITIONS, STREAMS, TRACE
 
 from runtap_consumers.kafka.records import KafkaRecord
@@ -91,25 +102,33 @@ async def read_partition(settings: ConsumerSettings) -> tuple[list[KafkaRecord],
     return records, fetch_seconds
 
 
-def drain(bench: Bench, combination: Combination) -> tuple[float, float, float, float]:
-    """Drains the topic by a worker process, and starts another that finds it drained.
-
-    Returns:
-        Seconds of CPU that the first and the second took, and PostgreSQL for the first; the first's peak memory, MiB.
+class Drained(NamedTuple):
+    """Seconds of CPU that draining a topic took, that a second process took which found it drained, and that PostgreSQL
+    took for the first; the first's peak memory, MiB, and the bytes of its store by table.
     """
+
+    whole: float
+    idle: float
+    server: float
+    peak: float
+    sizes: dict[str, int]
+
+
+def drain(bench: Bench, combination: Combination) -> Drained:
+    """Drains the topic by a process, and starts another."""
     stream, kind, name = combination
     settings = settings_of(bench.kafka, stream)
     if (kind, name) == _LOOP:
         store = bench.folder / f"loop-{time.time_ns()}.db"
         whole, peak = start_loop(settings, store, bench.folder).wait()
         idle, _ = start_loop(settings, store, bench.folder).wait()
-        return whole, idle, 0.0, peak
+        return Drained(whole, idle, 0.0, peak, {})
     url = bench.stores.make(kind)
     server_before = bench.server.cpu_seconds()
     whole, peak = start_worker(settings, url, SETS[name], bench.folder, "--drain").wait()
     server_seconds = bench.server.cpu_seconds() - server_before
     idle, _ = start_worker(settings, url, SETS[name], bench.folder, "--drain").wait()
-    return whole, idle, server_seconds, peak
+    return Drained(whole, idle, server_seconds, peak, bytes_by_table(url))
 
 
 def measure_speed(bench: Bench, count: int) -> None:
@@ -118,14 +137,16 @@ def measure_speed(bench: Bench, count: int) -> None:
     peaks: Figures = defaultdict(list)
     starts: Figures = defaultdict(list)
     server_costs: Figures = defaultdict(list)
+    sizes: dict[Combination, dict[str, int]] = {}
     combinations = [(stream, *each) for stream in bench.streams for each in (_LOOP, *_COMBINATIONS)]
     for _ in range(bench.rounds):
         for each in combinations:
-            whole, idle, server_seconds, peak = drain(bench, each)
-            costs[each].append((whole - idle) / count * 1e6)
-            starts[each].append(idle)
-            peaks[each].append(peak)
-            server_costs[each].append(server_seconds / count * 1e6)
+            drained = drain(bench, each)
+            costs[each].append((drained.whole - drained.idle) / count * 1e6)
+            starts[each].append(drained.idle)
+            peaks[each].append(drained.peak)
+            server_costs[each].append(drained.server / count * 1e6)
+            sizes[each] = drained.sizes
     table = new_table(
         f"One worker process, {bench.rounds} rounds: median (min to max)",
         "CPU, µs an event",
@@ -143,6 +164,13 @@ def measure_speed(bench: Bench, count: int) -> None:
         start, memory = f"{median(starts[each]):.2f}", f"{max(peaks[each]):,.0f}"
         table.add_row(*each, spread(costs[each], ",.1f"), times, speed, start, memory, on_server)
     bench.console.print(table)
+    for (stream, kind, name), by_table in sizes.items():
+        if name == "all":
+            shown = sorted(by_table.items(), key=lambda one: -one[1])[:8]
+            listed = ", ".join(f"{table} {size / count:.0f}" for table, size in shown)
+            bench.console.print(
+                f"MB a million events, {stream}, {kind}: {sum(by_table.values()) / count:.0f}: {listed}"
+            )
 
 
 @contextmanager

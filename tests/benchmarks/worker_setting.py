@@ -24,6 +24,7 @@ from worker_streams import PARTITIONS, make_events
 
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.engine import open_store
 from runtap_schemas import emitter_of, encode_frame
 from runtap_schemas.topics import events_topic
 
@@ -149,6 +150,23 @@ class Stores:
         with psycopg.connect(server.render_as_string(hide_password=False), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return server.set(database=name).render_as_string(hide_password=False)
+
+
+_SIZES = {
+    "sqlite": "SELECT m.tbl_name, sum(s.pgsize) FROM dbstat AS s JOIN sqlite_master AS m ON m.name = s.name GROUP BY 1",
+    "postgresql": "SELECT relname, pg_total_relation_size(oid) FROM pg_class "
+    "WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace",
+}
+
+
+def bytes_by_table(store_url: str) -> dict[str, int]:
+    """Bytes that each table of a store takes on disk, its indexes included."""
+    store = open_store(store_url)
+    with store.read() as connection:
+        sizes = connection.exec_driver_sql(_SIZES[store.engine.url.get_backend_name()])
+        found = {name: int(size) for name, size in sizes}
+    store.close()
+    return found
 
 
 @dataclass
