@@ -142,7 +142,14 @@ def test_web_searches_are_counted() -> None:
     searched = AIMessage([{"type": "web_search_call"}, {"type": "text", "text": "x"}], usage_metadata=_BASE)
     metadata = {"usage": {"server_tool_use": {"web_search_requests": 3}}}
     counted = AIMessage("x", usage_metadata=_BASE, response_metadata=metadata)
-    assert [usage.web_searches for m in (searched, counted) if (usage := _outcome(m).usage)] == [1, 3]
+    calls: list[Any] = [
+        {"type": "web_search_call", "action": {"type": kind}} for kind in ("search", "open_page", "find", "search")
+    ]
+    # A stream of Anthropic's has no count, but the results.
+    results: list[Any] = [[{"type": "web_search_result"}], {"type": "web_search_tool_result_error"}, []]
+    streamed: list[Any] = [{"type": "web_search_tool_result", "content": each} for each in results]
+    messages = (searched, counted, AIMessage(calls, usage_metadata=_BASE), AIMessage(streamed, usage_metadata=_BASE))
+    assert [usage.web_searches for m in messages if (usage := _outcome(m).usage)] == [1, 3, 2, 2]
 
 
 def _run(**facts: Any) -> OpenRun:

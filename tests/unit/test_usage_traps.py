@@ -153,6 +153,44 @@ def test_compaction_is_billed_pass_by_pass() -> None:
     )
 
 
+def test_a_pass_that_compacted_alone_is_billed_though_the_total_is_nothing() -> None:
+    passes = [{"type": "compaction", "input_tokens": 180_000, "output_tokens": 3_500}]
+    reported = {"input_tokens": 0, "output_tokens": 0, "iterations": passes}
+    message = AIMessage("x", usage_metadata=anthropic_usage(AnthropicUsage.model_validate(reported)))
+    usage = answered(message, usage=reported, model_name="claude-opus-4-6").usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == (180_000, 3_500)
+
+
+def test_reasoning_is_known_beside_passes() -> None:
+    passes = [{"type": "message", "input_tokens": 10, "output_tokens": 40} for _ in range(2)]
+    metadata = {"input_tokens": 20, "output_tokens": 80, "total_tokens": 100, "output_token_details": {"reasoning": 30}}
+    message = AIMessage("x", usage_metadata=metadata)
+    usage = answered(message, usage={"iterations": passes}, model_name="claude-opus-4-6").usage
+    assert usage is not None
+    assert (usage.output_tokens, usage.reasoning_tokens) == (80, 30)
+
+
+def test_what_another_model_advised_makes_the_cost_unknown() -> None:
+    passes = [
+        {"type": "message", "model": "claude-sonnet-4-5", "input_tokens": 10, "output_tokens": 40},
+        {"type": "advisor_message", "model": "claude-opus-4-6", "input_tokens": 900, "output_tokens": 700},
+    ]
+    totals = {"input_tokens": 10, "output_tokens": 40, "total_tokens": 50}
+    message = AIMessage("x", usage_metadata=totals)
+    outcome = answered(message, usage={"iterations": passes}, model_name="claude-sonnet-4-5")
+    assert (outcome.usage, outcome.usage_source) == (None, "none")
+    # A stream drops the passes, and has the advice.
+    blocks: list[Any] = [{"type": "advisor_tool_result", "content": {"type": "advisor_result", "text": "x"}}]
+    streamed = AIMessage(blocks, usage_metadata=totals)
+    assert answered(streamed, streamed=True, model_name="claude-sonnet-4-5").usage is None
+    # The same model twice is no other.
+    same = [{**each, "model": "claude-sonnet-4-5"} for each in passes]
+    usage = answered(message, usage={"iterations": same}, model_name="claude-sonnet-4-5").usage
+    assert usage is not None
+    assert usage.input_tokens == 910
+
+
 # 3. OpenAI's service tiers.
 
 

@@ -6,7 +6,7 @@ foreign object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
@@ -147,6 +147,9 @@ def add_response(
             break
         counted = getattr(message, "usage_metadata", None)
     usage: Usage | None = None
+    if _has_other_models(raw_usage, messages, outcome.model):
+        # What they asked and answered is billed at their prices, and not all of it is said.
+        return
     if counted:
         usage = outcome.usage = _usage_of_metadata(counted, raw_usage, messages)
         outcome.service_tier = outcome.service_tier or _tier_of(counted)
@@ -188,10 +191,32 @@ def _tier_of(counted: Mapping[str, Any]) -> str | None:
     return next((prefix[:-1] for prefix in _TIER_PREFIXES if prefix[:-1] in details), None)
 
 
+def _has_other_models(raw: Mapping[str, Any], messages: Iterable[Any], model: str | None) -> bool:
+    """Whether other models had a part in an answer, as Anthropic's advisor: a pass names its own, a stream shows only
+    the block of its result.
+    """
+    passes = raw.get("iterations")
+    if isinstance(passes, list):
+        named = {each.get("model") for each in passes if isinstance(each, Mapping)}
+        return not named <= {None, model}
+    return any(block.get("type") == "advisor_tool_result" for block in _blocks(messages))
+
+
+def _blocks(messages: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        content = message.content
+        if isinstance(content, list):
+            for block in content:
+                if isinstance(block, dict):
+                    yield block
+
+
 def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messages: Iterable[Any]) -> Usage:
     iterations = raw.get("iterations")
-    if isinstance(iterations, list) and len(iterations) > 1:
-        return _usage_of_iterations(iterations, _web_searches(raw, messages))
+    reasoning = _detail(counted.get("output_token_details") or {}, "reasoning")
+    # A pass alone is what the total says, unless it compacted, which the total leaves out.
+    if isinstance(iterations, list) and (len(iterations) > 1 or (iterations and not counted.get("input_tokens"))):
+        return _usage_of_iterations(iterations, reasoning, _web_searches(raw, messages))
     usage = Usage(
         input_tokens=tokens_of(counted.get("input_tokens")),
         output_tokens=tokens_of(counted.get("output_tokens")),
@@ -213,12 +238,12 @@ def _usage_of_metadata(counted: Mapping[str, Any], raw: Mapping[str, Any], messa
         cache_write_1h_tokens=write_1h,
         input_audio_tokens=_detail(inputs, "audio"),
         input_image_tokens=_detail(inputs, "image"),
-        reasoning_tokens=_detail(outputs, "reasoning"),
+        reasoning_tokens=reasoning,
         output_audio_tokens=_detail(outputs, "audio"),
     )
 
 
-def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usage:
+def _usage_of_iterations(iterations: list[Any], reasoning: int | None, web_searches: int | None) -> Usage:
     """Anthropic's usage with compaction: every pass is billed, but its total does not include compacting ones."""
     total = {name: 0 for name in Usage.__struct_fields__ if name.startswith(("input_t", "output_t", "cache_"))}
     for each in iterations:
@@ -237,7 +262,8 @@ def _usage_of_iterations(iterations: list[Any], web_searches: int | None) -> Usa
         total["output_tokens"] += tokens_of(each.get("output_tokens")) or 0
         # Anthropic counts cached tokens beside its input.
         total["input_tokens"] += (tokens_of(each.get("input_tokens")) or 0) + read + (write_5m or 0) + (write_1h or 0)
-    return Usage(**{name: tokens_of(count) for name, count in total.items()}, web_searches=web_searches)
+    known = {name: tokens_of(count) for name, count in total.items()}
+    return Usage(**known, reasoning_tokens=reasoning, web_searches=web_searches)
 
 
 def _usage_of_raw(raw: Mapping[str, Any]) -> Usage | None:
@@ -277,12 +303,18 @@ def _web_searches(raw: Mapping[str, Any], messages: Iterable[Any]) -> int | None
     on_server = raw.get("server_tool_use")
     if on_server and isinstance(on_server, Mapping):
         return tokens_of(on_server.get("web_search_requests"))
-    count = 0
-    for message in messages:
-        content = message.content
-        if isinstance(content, list):
-            count += sum(1 for block in content if isinstance(block, dict) and block.get("type") == "web_search_call")
-    return count or None
+    return sum(map(_is_search, _blocks(messages))) or None
+
+
+def _is_search(block: Mapping[str, Any]) -> bool:
+    """Whether a block of an answer stands for a search that is billed: of OpenAI's calls those that search, not those
+    that open a page; of Anthropic's results, in a stream, those that are no error.
+    """
+    kind = block.get("type")
+    if kind == "web_search_call":
+        action = block.get("action")
+        return not isinstance(action, Mapping) or action.get("type") in (None, "search")
+    return kind == "web_search_tool_result" and isinstance(block.get("content"), list)
 
 
 def _detail(details: Mapping[str, Any], name: str) -> int | None:
