@@ -32,6 +32,7 @@ LEDGER = "tests/unit/test_ledger.py"
 FRAME = "tests/unit/test_frame.py"
 ACCOUNT = "tests/integration/test_account_commands.py"
 REBUILD = "tests/integration/test_rebuild.py"
+REFUSAL = "tests/integration/test_refusal.py"
 BUFFER = "tests/unit/test_collector_buffer.py"
 FRAMES = "tests/unit/test_collector_frames.py"
 SENDER = "tests/unit/test_collector_sender.py"
@@ -284,9 +285,9 @@ MUTANTS = (
     Mutant(
         "memory kept after a commit that failed",
         f"{_CONSUMERS}/worker/worker.py",
-        "            assigned.forget()\n            assigned.back_off()\n        return False",
-        "            assigned.back_off()\n        return False",
-        (MODEL,),
+        "        assigned.forget()\n        assigned.back_off()\n        self._health",
+        "        assigned.back_off()\n        self._health",
+        (FENCING, MODEL),
     ),
     Mutant(
         "memory kept after a fence",
@@ -552,6 +553,41 @@ MUTANTS = (
         "        await self._sender.say()",
         "        asyncio.ensure_future(self._sender.say())",
         (SPOOL,),
+    ),
+    Mutant(
+        "hours that came late are deleted without having passed on",
+        f"{_CONSUMERS}/store/retention.py",
+        """f"DELETE FROM {hours.name} WHERE bucket_ns = ? AND partition = ? AND generation = ?", (hour_ns, *key))""",
+        """f"DELETE FROM {hours.name} WHERE bucket_ns <= ? AND partition = ?", (over_ns, key[0]))""",
+        (PARTITION, REBUILD),
+    ),
+    Mutant(
+        "hours pass on in generations that a rebuild writes",
+        f"{_CONSUMERS}/store/statements.py",
+        "WHERE bucket_ns = ? AND partition = ? AND generation = ? {_on_conflict",
+        "WHERE bucket_ns = ? AND partition = ? AND generation <> ? + 99 {_on_conflict",
+        (REBUILD,),
+    ),
+    Mutant(
+        "a session goes with the first of its users",
+        f"{_CONSUMERS}/store/retention.py",
+        "AND (last_at_ns >= ? OR last_log_time_ns >= ?))",
+        "AND last_at_ns >= ? AND last_log_time_ns >= ? AND 1 = 0)",
+        (PARTITION,),
+    ),
+    Mutant(
+        "an event at fault takes its whole record along",
+        f"{_CONSUMERS}/worker/refusal.py",
+        "if len(numbers) == 1:",
+        "if len(numbers) < 99:",
+        (REFUSAL,),
+    ),
+    Mutant(
+        "a sum of two columns loses what is below one unit",
+        f"{_CONSUMERS}/projections/rollups.py",
+        "divmod(stored[first + index], unit)",
+        "(stored[first + index] // unit, 0)",
+        (PARTITION,),
     ),
 )
 

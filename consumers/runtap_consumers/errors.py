@@ -3,9 +3,13 @@
 RuntapError
 └── ConsumerError
     ├── StoreError          the store cannot be used: unreachable, of another topic
+    │   ├── StoreAwayError       it cannot be reached now, which waiting may cure
     │   ├── FencedError          another worker owns the partition now
+    │   ├── RowsRefusedError     it holds no such values, however often they come
     │   └── StoreVersionError    the store is of another version of runtap
+    ├── FoldFailedError          a projection cannot fold a batch
     ├── KafkaUnavailableError    Kafka or one of its topics cannot be used
+    │   ├── KafkaAwayError           it cannot be reached now, or has no such topic yet
     │   └── RecordTooLargeError      one record is larger than its topic takes
     ├── HealthPortError          health cannot be served at the port that was asked for
     ├── InputError               what a person asked for cannot be understood
@@ -27,6 +31,10 @@ class StoreError(ConsumerError):
     """The store cannot be used. The message names its address, without password, and what to do."""
 
 
+class StoreAwayError(StoreError):
+    """The store cannot be reached now: nobody listens, no such host, starting up. Waiting may cure it."""
+
+
 class FencedError(StoreError):
     """The positions are not where this worker left them: another owns the partition now. Forget all memory of it.
 
@@ -39,12 +47,34 @@ class FencedError(StoreError):
         self.projection = projection
 
 
+class RowsRefusedError(StoreError):
+    """The store does not take a value: out of its range, too long for an index, not its encoding. Trying again does not
+    help; another batch may.
+    """
+
+
+class FoldFailedError(ConsumerError):
+    """A projection raised on a batch: a bug, or an event that nobody thought of.
+
+    Attributes:
+        projection: which.
+    """
+
+    def __init__(self, projection: str, cause: Exception) -> None:
+        super().__init__(f"{projection} cannot fold it: {cause!r}")
+        self.projection = projection
+
+
 class StoreVersionError(StoreError):
     """The store's tables are those of another version. The message names both and what to do."""
 
 
 class KafkaUnavailableError(ConsumerError):
     """Kafka, or a topic on it, cannot be used. The message names both and what to do."""
+
+
+class KafkaAwayError(KafkaUnavailableError):
+    """Kafka cannot be reached now, or has no such topic yet. Waiting may cure it."""
 
 
 class RecordTooLargeError(KafkaUnavailableError):

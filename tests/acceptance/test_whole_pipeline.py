@@ -20,6 +20,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import create_engine, inspect, text
 
+from cost_sql import COST_SUM
 from expected_figures import ENVIRONMENT, Expected
 from process_tree import state_and_parent
 from worker_process import WorkerSetting, wait_until
@@ -237,7 +238,7 @@ def kill_inside_transaction(pipeline: Pipeline, worker: subprocess.Popen[bytes])
         "SELECT pid, xact_start FROM pg_stat_activity WHERE application_name = 'runtap-worker' "
         "AND wait_event_type = 'Lock' AND query LIKE '%cost_total%'"
     )
-    costs = "SELECT partition, sum(calls), sum(cost_picodollars) FROM cost_total GROUP BY partition ORDER BY partition"
+    costs = f"SELECT partition, sum(calls), {COST_SUM} FROM cost_total GROUP BY partition ORDER BY partition"
     url = pipeline.setting.store_url.replace("+psycopg", "")
     with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as onlooker:
         wait_until(lambda: bool(onlooker.execute("SELECT 1 FROM cost_total").fetchall()), 30, "a first cost")

@@ -14,9 +14,10 @@ from sqlalchemy import create_engine, text
 
 # Picodollars a token: input, input from the cache, output.
 PRICES = {"gpt-4o-mini-2024-07-18": (150_000, 75_000, 600_000), "gpt-4.1-2025-04-14": (2_000_000, 500_000, 8_000_000)}
-TOKENS = "sum(input_tokens), sum(cache_read_tokens), sum(output_tokens), sum(cost_picodollars)"
+TOKENS = "sum(input_tokens), sum(cache_read_tokens), sum(output_tokens)"
+MONEY = "sum(cost_microdollars) * 1000000 + sum(cost_picodollars)"
 GRAINS = ("minute", "hour", "day", "total")
-COST = f"sum(calls), sum(priced_calls), {TOKENS}"
+COST = f"sum(calls), sum(priced_calls), {TOKENS}, {MONEY}"
 COUNTS = "sum(count), sum(ok), sum(errors), sum(output_tokens)"
 SESSION = "sum(starts), sum(ends), sum(traces), sum(llm_calls), sum(tool_calls), sum(errors)"
 RUN = "service, run_type, name, model, status, session_id"
@@ -35,7 +36,7 @@ QUESTIONS = [
     ("errors", "errors_{grain}; error_groups", "service", "sum(count)"),
     ("session", "sessions", "session_id, service", f"{SESSION}, sum(input_tokens), sum(output_tokens)"),
     ("session user", "sessions WHERE user_id <> ''", "session_id, user_id", "1"),
-    ("runs", "runs", RUN, f"count(*), count(DISTINCT run_id), {TOKENS}"),
+    ("runs", "runs", RUN, f"count(*), count(DISTINCT run_id), {TOKENS}, sum(cost_picodollars)"),
     ("closed", "emitter_reports", "", "sum(closing)"),
     # As readers take it: a start that came after its run's end says nothing.
     ("open", "open_runs WHERE run_id NOT IN (SELECT run_id FROM runs)", "", "count(*)"),

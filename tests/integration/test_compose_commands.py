@@ -62,7 +62,7 @@ def _free_port() -> int:
 
 
 def _health(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=3) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=3) as answer:
         body: dict[str, Any] = json.loads(answer.read())
         return body
 

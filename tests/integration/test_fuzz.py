@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
 from sqlalchemy import Engine, create_engine, text
 
+from cost_sql import COST_SUM
 from samples import framed, id_of, model_call
 from worker_process import WorkerSetting, wait_until
 
@@ -153,7 +154,7 @@ async def test_mutated_records_stop_nothing_and_their_neighbours_count(
         processes[0].terminate()
         assert await asyncio.to_thread(processes[0].wait, 15) == 0, log.read_text()[-3_000:]
         await asyncio.to_thread(setting.drain)
-        sums = "sum(calls), sum(input_tokens), sum(cost_picodollars)"
+        sums = f"sum(calls), sum(input_tokens), {COST_SUM}"
         assert rows(engine, f"SELECT {sums} FROM cost_total WHERE service = 'good'") == [
             (total, total * 1_000, total * 195 * 10**6)
         ]

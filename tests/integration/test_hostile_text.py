@@ -45,6 +45,7 @@ PRINTING_NOTHING_STORED = {
     ("topics", "create"),
     ("store", "migrate"),
     ("ledger", "forget"),
+    ("dead-letters", "skip"),
     *(("prices", name) for name in ("check", "show", "update")),
     *((name,) for name in ("demo", "dev", "kafka")),
 }

@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 import runtap_consumers.kafka.partition_reader
 import runtap_consumers.worker.worker
+from cost_sql import COST_SUM, DURATION
 from runtap_consumers.errors import StoreError
 from runtap_consumers.figures.completeness import lost_ranges, work_out_completeness, work_out_sums
 from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
@@ -378,14 +379,14 @@ class Machine(RuleBasedStateMachine):
         calls = self._calls("cost")
         tokens, money = sum(call.input_tokens for call in calls), sum(call.picodollars for call in calls)
         for grain in ("minute", "hour", "day", "total"):
-            sums = "coalesce(sum(calls), 0), coalesce(sum(input_tokens), 0), coalesce(sum(cost_picodollars), 0)"
+            sums = f"coalesce(sum(calls), 0), coalesce(sum(input_tokens), 0), coalesce({COST_SUM}, 0)"
             assert self._rows(f"SELECT {sums} FROM cost_{grain}") == [(len(calls), tokens, money)], grain
         minutes = Counter(call.at_ns // MINUTE_NS * MINUTE_NS for call in calls)
         assert Counter(dict(self._rows("SELECT bucket_ns, sum(calls) FROM cost_minute GROUP BY 1"))) == minutes
         calls = self._calls("performance")
         durations = sum(call.serial for call in calls)
         for grain in ("minute", "hour", "day"):
-            rows = self._rows(f"SELECT count, total_ns, sketch FROM performance_{grain}")
+            rows = self._rows(f"SELECT count, {DURATION}, sketch FROM performance_{grain}")
             assert [sum(row[0] for row in rows), sum(row[1] for row in rows)] == [len(calls), durations], grain
             assert sum(_sketched(row[2]) for row in rows) == len(calls), grain
         runs = Counter(run_id for (run_id,) in self._rows("SELECT run_id FROM runs"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
+from cost_sql import COST_SUM
 from runtap_consumers.store.engine import open_store
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
@@ -131,7 +132,7 @@ async def test_a_running_worker_takes_changed_prices_and_keeps_them_when_a_file_
         engine = create_engine(setting.store_url)
         try:
             with engine.connect() as connection:
-                query = "SELECT price_set, sum(calls), sum(cost_picodollars) FROM cost_total GROUP BY 1"
+                query = f"SELECT price_set, sum(calls), {COST_SUM} FROM cost_total GROUP BY 1"
                 return {row[0]: (row[1], row[2]) for row in connection.execute(text(query))}
         except Exception as error:
             if "cost_total" not in str(error):

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import text
 
+from cost_sql import COST
 from list_logs import ListLogs, trimmed
 from partition_setting import ALL, PRICES, WorkerTools, rows
 from runtap_consumers.correct import rebuild_statements
@@ -355,7 +356,7 @@ async def test_a_session_that_began_before_the_replaced_days_stays_as_it_is(stor
     wrong: Any = WrongPrices()
     tools.apply(log, prices=wrong)
     await rebuild(store, "sessions", ListLogs({0: trimmed(log, 1)}), PRICES, SETTINGS)
-    found = rows(store, "SELECT session_id, calls, cost_picodollars FROM session_costs ORDER BY session_id")
+    found = rows(store, f"SELECT session_id, calls, {COST} FROM session_costs ORDER BY session_id")
     assert found == [("long", 2, 2 * 1_950_000_000), ("short", 1, 1_950_000_000), ("young", 1, 195_000_000)]
     assert rows(store, "SELECT session_id, llm_calls FROM sessions ORDER BY 1") == [
         ("long", 2),
@@ -372,10 +373,10 @@ async def test_days_can_be_chosen(store: Store, tools: WorkerTools) -> None:
     tools.apply(log, prices=wrong)
     await rebuild(store, "cost", ListLogs({0: log}), PRICES, SETTINGS, since_ns=START_NS + 2 * DAY_NS)
     cheap, dear = 195_000_000, 1_950_000_000
-    assert [cost for (cost,) in rows(store, "SELECT cost_picodollars FROM cost_day ORDER BY bucket_ns")] == [
+    assert [cost for (cost,) in rows(store, f"SELECT {COST} FROM cost_day ORDER BY bucket_ns")] == [
         *(dear, dear, cheap, cheap)
     ]
-    assert rows(store, "SELECT cost_picodollars, calls FROM cost_total") == [(2 * cheap + 2 * dear, 4)]
+    assert rows(store, f"SELECT {COST}, calls FROM cost_total") == [(2 * cheap + 2 * dear, 4)]
 
 
 async def test_records_readable_after_an_upgrade_are_counted_once(
@@ -492,7 +493,7 @@ async def test_a_partition_that_is_added_during_a_rebuild_is_rebuilt_as_well(sto
 
     done = await rebuild(store, "cost", ListLogs(logs, add), PRICES, SETTINGS)
     assert done.records == 2
-    assert rows(store, "SELECT partition, generation, cost_picodollars FROM cost_total ORDER BY 1") == [
+    assert rows(store, f"SELECT partition, generation, {COST} FROM cost_total ORDER BY 1") == [
         (0, 0, 195_000_000),
         (1, 0, 195_000_000),
     ]
@@ -525,7 +526,7 @@ async def test_another_writer_in_between_makes_it_start_again(
     assert done.records == 100
     # Two attempts were in vain; each looks twice.
     assert looks == 6
-    assert rows(store, "SELECT calls, cost_picodollars FROM cost_total") == [(100, 100 * 195_000_000)]
+    assert rows(store, f"SELECT calls, {COST} FROM cost_total") == [(100, 100 * 195_000_000)]
     assert rows(store, "SELECT projection, epoch, generation FROM positions WHERE projection LIKE 'cost%'") == [
         ("cost", 4, 0)
     ]

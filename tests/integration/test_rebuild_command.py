@@ -13,6 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from sqlalchemy import create_engine, text
 
+from cost_sql import COST_SUM
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
 
@@ -40,7 +41,7 @@ def live(setting: WorkerSetting, table: str = "cost_total", owner: str = "cost")
     """Calls and picodollars that count."""
     ((calls, cost),) = rows(
         setting,
-        f"SELECT coalesce(sum(t.calls), 0), coalesce(sum(t.cost_picodollars), 0) FROM {table} t JOIN positions p "
+        f"SELECT coalesce(sum(t.calls), 0), coalesce({COST_SUM}, 0) FROM {table} t JOIN positions p "
         f"ON p.projection = '{owner}' AND p.partition = t.partition AND p.generation = t.generation",
     )
     return int(calls), int(cost)

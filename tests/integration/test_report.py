@@ -49,6 +49,11 @@ def fill(store: Store, table_name: str, *rows: Mapping[str, Any]) -> None:
             )
 
 
+def cost_of(picodollars: int) -> dict[str, int]:
+    """As it is stored: microdollars, and what is left below one."""
+    return dict(zip(("cost_microdollars", "cost_picodollars"), divmod(picodollars, 10**6), strict=True))
+
+
 def position(store: Store, partition: int, projections: tuple[str, ...] = PROJECTIONS, **other: Any) -> None:
     values = {
         "next_offset": 1,
@@ -179,13 +184,13 @@ def test_costs_add_up_over_partitions_and_price_classes_by_model_and_service(sto
 
 def test_sums_beyond_nine_million_dollars_are_exact(store: Store) -> None:
     position(store, 0)
-    nearly = 2**63 - 1
+    nearly = cost_of(2**63 - 1)
     fill(
         store,
         "cost_minute",
-        *(cost_row(NOON_NS, 0, model=f"m{n}", calls=1, priced_calls=1, cost_picodollars=nearly) for n in range(2)),
+        *(cost_row(NOON_NS, 0, model=f"m{n}", calls=1, priced_calls=1, **nearly) for n in range(2)),
         *(
-            cost_row(NOON_NS, 0, model="m0", price_class=name, calls=1, priced_calls=1, cost_picodollars=nearly)
+            cost_row(NOON_NS, 0, model="m0", price_class=name, calls=1, priced_calls=1, **nearly)
             for name in ("batch", "flex")
         ),
     )
@@ -440,7 +445,7 @@ def test_sessions_add_up_and_their_status_is_measured_against_complete_to(store:
         session_row("odd", 1, NOON_NS - 40 * MINUTE_NS, ends=1),
         session_row("past", 0, NOON_NS - 3 * DAY_NS),
     )
-    money = {"session_id": "ended", "partition": 0, "calls": 1, "priced_calls": 1, "cost_picodollars": 2**62}
+    money = {"session_id": "ended", "partition": 0, "calls": 1, "priced_calls": 1, **cost_of(2**62)}
     fill(
         store,
         "session_costs",

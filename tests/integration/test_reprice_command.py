@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from cost_sql import COST_SUM
 from partition_setting import ATTRIBUTED, SESSION_COSTS
 from samples import model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
@@ -100,9 +101,7 @@ async def test_repricing_beside_workers_and_killed_in_the_middle_is_exact(
     done = own.run("reprice", "--from", "8d", "--yes")
     assert done.returncode == 0, done.stderr
     for table in ("cost_minute", "cost_hour", "cost_day", "cost_total", ATTRIBUTED, SESSION_COSTS):
-        found = rows(
-            setting, f"SELECT price_set, sum(calls), sum(input_tokens), sum(cost_picodollars) FROM {table} GROUP BY 1"
-        )
+        found = rows(setting, f"SELECT price_set, sum(calls), sum(input_tokens), {COST_SUM} FROM {table} GROUP BY 1")
         assert len(found) == 1, (table, found)
         price_set, calls, tokens, cost = found[0]
         assert "+own-" in price_set
@@ -130,7 +129,7 @@ async def test_what_would_change_is_shown_before_it_is_written(
     own = with_own_prices(setting, tmp_path)
 
     def costs() -> list[tuple[Any, ...]]:
-        return rows(setting, "SELECT price_set, sum(calls), sum(cost_picodollars) FROM cost_day GROUP BY 1")
+        return rows(setting, f"SELECT price_set, sum(calls), {COST_SUM} FROM cost_day GROUP BY 1")
 
     before = costs()
     for arguments in (("--dry-run",), ()):
@@ -166,7 +165,7 @@ async def test_what_cannot_be_told_keeps_its_prices_and_is_said(
     done = own.run("reprice", "--from", "2d", "--yes")
     assert done.returncode == 0, done.stderr
     assert "1 calls of days (1 in hours that cannot be told" in " ".join(done.stdout.split())
-    found = rows(setting, "SELECT model, sum(cost_picodollars) FROM cost_day GROUP BY 1 ORDER BY 1")
+    found = rows(setting, f"SELECT model, {COST_SUM} FROM cost_day GROUP BY 1 ORDER BY 1")
     assert [int(cost) for _, cost in found] == [NEW_PICODOLLARS, OLD_PICODOLLARS]
     counts = "SELECT kept_calls, kept_session_calls, kept_attribute_calls FROM repricings"
     assert rows(setting, counts)[0][0] == 1

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from cost_sql import COST, COST_SUM
 from list_logs import ListLogs, trimmed
 from partition_setting import ATTRIBUTED, SESSION_COSTS, pass_hours_on
 from runtap_consumers.correct import reprice as repricing
@@ -34,7 +35,9 @@ from runtap_consumers.worker.partition import Partition, Tools
 from runtap_schemas import RunEnded, Usage
 from samples import START_NS, Log, model_call
 
-MEASURES = ", ".join(f"sum({measure.name}) AS {measure.name}" for measure in COST_MEASURES)
+MEASURES = ", ".join(
+    f"{COST_SUM if measure.whole else f'sum({measure.name})'} AS {measure.name}" for measure in COST_MEASURES
+)
 # Where each cost stands, and what tells its rows apart but for price set and class.
 TABLES = {
     "cost_minute": "bucket_ns, provider, model, service, environment, partition",
@@ -203,12 +206,16 @@ def by_day(rows: list[tuple[Any, ...]], measures: int, store: Store) -> list[tup
 
 
 def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows that carry a price, whole."""
+    """All rows that carry a price, whole; money as one sum."""
+    found = {}
     with store.read() as connection:
-        return {
-            table: sorted((tuple(row) for row in connection.execute(text(f"SELECT * FROM {table}"))), key=repr)
-            for table in (*TABLES, "runs")
-        }
+        for table in (*TABLES, "runs"):
+            rows = [row._asdict() for row in connection.execute(text(f"SELECT * FROM {table}"))]
+            for row in rows:
+                if "cost_microdollars" in row:
+                    row["cost_picodollars"] += row.pop("cost_microdollars") * 10**6
+            found[table] = sorted((tuple(row.values()) for row in rows), key=repr)
+    return found
 
 
 def sets(store: Store, table: str) -> set[str]:
@@ -282,7 +289,7 @@ def test_hours_are_the_sum_of_their_runs_and_what_cannot_be_told_is_kept_and_cou
     fold(store, random_logs(seed), OLD)
     outcome = reprice(store, NEW)
     by_runs = runs_by_hour(store)
-    grouped = "model, service, price_class, sum(calls), sum(cost_picodollars)"
+    grouped = f"model, service, price_class, sum(calls), {COST_SUM}"
     told = rows(
         store,
         f"SELECT bucket_ns, {grouped} FROM cost_hour WHERE price_set = '{NEW.price_set}' "
@@ -298,9 +305,9 @@ def test_hours_are_the_sum_of_their_runs_and_what_cannot_be_told_is_kept_and_cou
         for table in ("cost_day", "cost_hour", "cost_total")
     )
     assert days == hours == totals
-    of_days = "SELECT bucket_ns, sum(calls), sum(cost_picodollars) FROM cost_day GROUP BY 1 ORDER BY 1"
+    of_days = f"SELECT bucket_ns, sum(calls), {COST_SUM} FROM cost_day GROUP BY 1 ORDER BY 1"
     sums: dict[int, list[int]] = {}
-    for hour, calls, cost in rows(store, "SELECT bucket_ns, calls, cost_picodollars FROM cost_hour"):
+    for hour, calls, cost in rows(store, f"SELECT bucket_ns, calls, {COST} FROM cost_hour"):
         day = sums.setdefault(Calendar(store.zone).day_of(hour), [0, 0])
         day[0], day[1] = day[0] + calls, day[1] + cost
     assert rows(store, of_days) == [(day, *each) for day, each in sorted(sums.items())]
@@ -463,9 +470,7 @@ def test_days_whose_hours_are_gone_keep_their_prices_and_are_counted(berlin: Sto
     outcome = reprice(berlin, DEAR)
     assert kept(outcome) == {"kept_calls": 4}
     for table in ("cost_day", "cost_total"):
-        assert rows(
-            berlin, f"SELECT price_set, sum(calls), sum(cost_picodollars) FROM {table} GROUP BY 1 ORDER BY 2"
-        ) == [
+        assert rows(berlin, f"SELECT price_set, sum(calls), {COST_SUM} FROM {table} GROUP BY 1 ORDER BY 2") == [
             (OLD.price_set, 4, 4 * 150_000),
             (DEAR.price_set, 20, 20 * 10**6),
         ]
@@ -497,7 +502,7 @@ def test_a_session_that_reaches_beyond_the_range_or_over_a_price_change_is_kept_
     fold(berlin, [log], OLD)
     outcome = reprice(berlin, DEAR, Request(day, day + DAY_NS))
     assert kept(outcome) == {"kept_session_calls": 2}
-    costs = "SELECT session_id, price_set, calls, cost_picodollars FROM " + SESSION_COSTS + " ORDER BY 1"
+    costs = f"SELECT session_id, price_set, calls, {COST} FROM " + SESSION_COSTS + " ORDER BY 1"
     assert rows(berlin, costs) == [
         ("later", OLD.price_set, 1, 150_000),
         ("long", OLD.price_set, 2, 300_000),
@@ -513,7 +518,7 @@ def test_a_session_that_reaches_beyond_the_range_or_over_a_price_change_is_kept_
 
 
 def test_what_was_capped_is_kept_and_counted(berlin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtap_consumers.store.dimension_values.DEFAULT_CAP", 1)
+    monkeypatch.setattr("runtap_consumers.projections.dimensions.DEFAULT_CAP", 1)
     log = Log()
     for number, model in enumerate(("gpt-4o-mini", "gpt-4o")):
         log.append(
@@ -540,7 +545,7 @@ def test_a_call_that_nobody_believes_has_no_price_and_is_not_guessed_at(berlin: 
     before = figures(berlin)
     # Which of twenty calls nobody would believe, their sum does not say.
     assert reprice(berlin, dear).counts["kept_hour_calls"] == 20
-    hours = "SELECT priced_calls, unpriced_calls, cost_picodollars, price_set FROM cost_hour ORDER BY bucket_ns"
+    hours = f"SELECT priced_calls, unpriced_calls, {COST}, price_set FROM cost_hour ORDER BY bucket_ns"
     assert rows(berlin, hours)[0] == (0, 1, 0, dear.price_set)
     cheap = (600_000 * 75 + 150) * 10**6
     assert sorted({cost for _, cost in figures(berlin)["runs"]}) == [-1, cheap]

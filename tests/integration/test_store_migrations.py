@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection, inspect, text
 
+from cost_sql import COST
 from runtap_consumers.errors import StoreError
-from runtap_consumers.projections.rollups import COST_MEASURES
+from runtap_consumers.projections.rollups import COST_MEASURES, GRAINS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import migrate_store, open_store
 from runtap_consumers.units import DAY_NS, HOUR_NS
@@ -28,6 +29,7 @@ _COLUMNS = {
     "runs": ("error_status_code", "error_code", "error_raised_at"),
     "positions": (),
     "dead_letters": (),
+    **dict.fromkeys((f"{name}_{grain}" for name in ("cost", "performance") for grain in GRAINS), ()),
 }
 # The table of revisions before 0005.
 _OLD_ATTRIBUTES = """
@@ -56,7 +58,15 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+def _take_back_0008(connection: Connection) -> None:
+    for table in tables.metadata.sorted_tables:
+        for measure in table.info["rollup"].measures if "rollup" in table.info else ():
+            if measure.whole:
+                connection.execute(text(f"ALTER TABLE {table.name} DROP COLUMN {measure.whole}"))
+
+
 def _take_back_0007(connection: Connection) -> None:
+    _take_back_0008(connection)
     for name in _TABLES["0007"]:
         connection.execute(text(f"DROP TABLE {name}"))
     for statement in _OLD_SESSIONS.split(";"):
@@ -84,13 +94,15 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        take_back = {"0006": _take_back_0007, "0005": _take_back_0006}.get(revision, _take_back_0005)
+        take_back = {"0007": _take_back_0008, "0006": _take_back_0007, "0005": _take_back_0006}.get(
+            revision, _take_back_0005
+        )
         take_back(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":
@@ -229,9 +241,7 @@ def test_costs_get_numbers_hours_leave_their_days_and_sessions_get_their_users(s
         (day, "ben", "chat", 2),
         (START_NS, "ann", "chat", 5),
     ]
-    assert read(f"SELECT value, calls, cost_picodollars, model FROM cost_by_attribute_day {join}") == [
-        ("ann", 2, 20, "m")
-    ]
+    assert read(f"SELECT value, calls, {COST}, model FROM cost_by_attribute_day {join}") == [("ann", 2, 20, "m")]
     assert read(f"SELECT session_id, calls, provider, price_set FROM session_costs {join}") == [("s", 3, "openai", "p")]
     assert read("SELECT session_id, user_id, traces, last_at_ns, service FROM sessions ORDER BY 1, 2") == [
         ("nobody's", "", 1, 9, "chat"),
@@ -239,3 +249,33 @@ def test_costs_get_numbers_hours_leave_their_days_and_sessions_get_their_users(s
         ("s", "ben", 0, 9, "chat"),
     ]
     store.close()
+
+
+def test_sums_are_divided_between_two_columns(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    with store.engine.begin() as connection:
+        _take_back_0008(connection)
+        connection.execute(
+            text(
+                "INSERT INTO cost_day (bucket_ns, provider, model, service, environment, price_set, price_class, "
+                "partition, generation, calls, cost_picodollars) "
+                "VALUES (0, 'p', 'm', 's', 'e', 'v', 'standard', 0, 0, 3, 9000000000000000007)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO performance_day (bucket_ns, service, environment, run_type, name, model, partition, "
+                "generation, count, total_ns, output_ns) VALUES (0, 's', 'e', 'llm', 'n', 'm', 0, 0, 3, 7000000001, 5)"
+            )
+        )
+        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+    store.close()
+    migrate_store(store_url)
+    store = open_store(store_url)
+    with store.read() as connection:
+        cost = connection.execute(text("SELECT calls, cost_microdollars, cost_picodollars FROM cost_day")).all()
+        columns = "count, total_seconds, total_ns, output_seconds, output_ns"
+        durations = connection.execute(text(f"SELECT {columns} FROM performance_day")).all()
+    store.close()
+    assert [tuple(row) for row in cost] == [(3, 9 * 10**12, 7)]
+    assert [tuple(row) for row in durations] == [(3, 7, 1, 0, 5)]

@@ -6,11 +6,13 @@ import asyncio
 import json
 import signal
 import socket
+import sqlite3
 import struct
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.record.util import calc_crc32c
 from sqlalchemy import create_engine, text
 
+from cost_sql import COST_SUM
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import framed, model_call, report
@@ -53,9 +56,7 @@ def rows(setting: WorkerSetting, query: str) -> list[tuple[Any, ...]]:
 def counted(setting: WorkerSetting) -> tuple[int, int]:
     """Calls and picodollars so far; none before the store is there."""
     try:
-        ((found, cost),) = rows(
-            setting, "SELECT coalesce(sum(calls), 0), coalesce(sum(cost_picodollars), 0) FROM cost_total"
-        )
+        ((found, cost),) = rows(setting, f"SELECT coalesce(sum(calls), 0), coalesce({COST_SUM}, 0) FROM cost_total")
     except Exception as error:
         if "cost_total" not in str(error):
             raise
@@ -264,7 +265,7 @@ async def test_health_is_progress(
     await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 20, 30, "the events")
 
     def health() -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
 
@@ -281,7 +282,7 @@ async def test_a_worker_whose_health_port_is_taken_says_so_and_exits(
         done = await asyncio.to_thread(setting_on_sqlite.run, "worker", "--drain", "--health", str(port))
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"health cannot be served on port {port}: Address already in use. End what listens there" in done.stderr
+    assert f"health cannot be served on 127.0.0.1:{port}: Address already in use. End what listens there" in done.stderr
 
 
 async def test_a_workers_log_does_not_repeat_what_it_is_subscribed_to(
@@ -312,17 +313,17 @@ async def test_a_worker_whose_topic_is_deleted_says_so_and_exits(
     assert f"topic {topic} is no longer there" in log.read_text()
 
 
-async def test_bad_addresses_and_names_end_the_worker_with_one_line(
-    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic
+async def test_what_waiting_cannot_cure_ends_the_worker_with_one_line(
+    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic, tmp_path: Path
 ) -> None:
     setting = setting_on_sqlite
     await events_topic(partitions=1)
-    (port,) = free_ports(1)
+    others = tmp_path / "others.db"
+    with closing(sqlite3.connect(others)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
     cases = {
-        ("RUNTAP_TOPIC_PREFIX", "nobody-made"): "there is no topic nobody-made.events",
-        ("RUNTAP_BOOTSTRAP_SERVERS", f"127.0.0.1:{port}"): f"127.0.0.1:{port}",
         ("RUNTAP_DATABASE_URL", "mysql://x/y"): "expected sqlite or postgresql",
-        ("RUNTAP_DATABASE_URL", f"postgresql://127.0.0.1:{port}/x"): "cannot open the store",
+        ("RUNTAP_DATABASE_URL", f"sqlite:///{others}"): "is another program's database, with tables like bookmarks",
         ("RUNTAP_DATABASE_URL", "sqlite:////proc/nowhere/x.db"): "RUNTAP_DATABASE_URL",
         ("RUNTAP_TIMEZONE", "Mars/Olympus"): "RUNTAP_TIMEZONE='Mars/Olympus'",
         ("RUNTAP_COMMIT_EVENTS", "none"): "RUNTAP_COMMIT_EVENTS='none'",
@@ -334,6 +335,77 @@ async def test_bad_addresses_and_names_end_the_worker_with_one_line(
         last = done.stderr.strip().splitlines()[-1]
         assert message in last, done.stderr[-2000:]
         assert "Traceback" not in done.stderr
+    with closing(sqlite3.connect(others)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("bookmarks",)]
+    setting.more = {}
+    done = await asyncio.to_thread(setting.run, "worker", "cost", "--health", "127.0.0.1:http")
+    assert (done.returncode, "PORT or HOST:PORT" in " ".join(done.stderr.split())) == (2, True), done.stderr
+
+
+def ready(port: int, path: str = "readyz") -> tuple[int, dict[str, Any]]:
+    """Status and body of an answer; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+    except OSError:
+        return 0, {}
+
+
+async def test_a_worker_that_is_started_first_waits_for_its_topic(
+    setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    setting = setting_on_sqlite
+    (port,) = free_ports(1)
+    processes.append(setting.start(tmp_path / "worker.log", "--health", str(port)))
+    await asyncio.to_thread(wait_until, lambda: "no topic" in str(ready(port)[1].get("problems")), 30, "what it lacks")
+    status, body = ready(port)
+    assert (status, body["status"], body["lag"]) == (503, "unhealthy", None)
+    assert ready(port, "livez")[1]["status"] == "alive"
+    # Nothing is made for a topic that may be misspelt.
+    assert not (tmp_path / "runtap.db").exists()
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(20), partitions=1))
+    await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 20, 30, "the events")
+    await asyncio.to_thread(wait_until, lambda: ready(port)[0] == 200, 15, "readiness")
+    assert ready(port)[1]["lag"] == 0
+    assert (tmp_path / "worker.log").read_text().count("worker_waits") == 1
+
+
+async def test_a_draining_worker_waits_for_half_a_minute(setting_on_sqlite: WorkerSetting) -> None:
+    (port,) = free_ports(1)
+    setting_on_sqlite.more = {"RUNTAP_BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"}
+    began = time.monotonic()
+    done = await asyncio.to_thread(setting_on_sqlite.run, "worker", "--drain", timeout=90)
+    assert done.returncode == 1
+    assert f"cannot reach Kafka at 127.0.0.1:{port}" in done.stderr.strip().splitlines()[-1]
+    assert time.monotonic() - began > 30
+
+
+async def test_a_store_s_file_that_is_deleted_ends_the_worker(
+    setting_on_sqlite: WorkerSetting, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
+) -> None:
+    await events_topic(partitions=1)
+    processes.append(setting_on_sqlite.start(tmp_path / "worker.log"))
+    await asyncio.to_thread(wait_until, lambda: "partitions_assigned" in (tmp_path / "worker.log").read_text(), 30)
+    (tmp_path / "runtap.db").unlink()
+    assert await asyncio.to_thread(processes[0].wait, 15) == 1
+    assert f"the store's file {tmp_path}/runtap.db was deleted or replaced" in (tmp_path / "worker.log").read_text()
+
+
+async def test_a_topic_that_keeps_its_producers_times_is_refused_with_the_cure(
+    setting_on_sqlite: WorkerSetting, kafka: str, topic_prefix: str
+) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    configs = {"message.timestamp.type": "CreateTime"}
+    await admin.create_topics([NewTopic(f"{topic_prefix}.events", 1, 1, topic_configs=configs)])
+    done = await asyncio.to_thread(setting_on_sqlite.run, "worker", "--drain")
+    await admin.delete_topics([f"{topic_prefix}.events"])
+    await admin.close()
+    assert done.returncode == 1
+    assert "--add-config message.timestamp.type=LogAppendTime" in done.stderr.strip().splitlines()[-1]
 
 
 async def test_a_store_of_another_topic_is_refused(
@@ -342,10 +414,16 @@ async def test_a_store_of_another_topic_is_refused(
     setting = setting_on_sqlite
     await events_topic(partitions=1)
     await asyncio.to_thread(setting.drain, "cost")
-    setting.more = {"RUNTAP_TOPIC_PREFIX": "another"}
+    other = f"{setting.topic_prefix}-2"
+    setting.more = {"RUNTAP_TOPIC_PREFIX": other}
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.create_topics([NewTopic(f"{other}.events", 1, 1)])
     done = await asyncio.to_thread(setting.run, "worker", "cost")
+    await admin.delete_topics([f"{other}.events"])
+    await admin.close()
     assert done.returncode != 0
-    assert "another.events" in done.stderr.strip().splitlines()[-1]
+    assert f"{other}.events" in done.stderr.strip().splitlines()[-1]
 
 
 async def test_partitions_added_while_workers_run_are_read_from_their_beginning(

@@ -42,11 +42,17 @@ class AlertEvaluator:
         self._name = uuid.uuid4().hex
         self.holds_lease = False
 
+    def now_ns(self) -> int:
+        """The present by the database's clock, Unix nanoseconds: one that is an hour ahead would judge an hour ahead,
+        and keep all others from it for so long.
+        """
+        return int(self._writer.read(f"SELECT {self._writer.dialect.now_ns}")[0][0])
+
     def evaluate(self, now_ns: int, watermark_ns: int, caught_up: bool) -> int:
         """Judges what has changed since the last round, and stores alerts in the outbox.
 
         Args:
-            now_ns: the present, Unix nanoseconds.
+            now_ns: the present, as `now_ns` says.
             watermark_ns: the least log time that is applied over all partitions; `now_ns` for one that is at its end.
             caught_up: all partitions are at their end, so that the present's window can be judged too.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -75,7 +74,7 @@ async def _run_round(
 ) -> None:
     in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
     # In this order (now, log ends, positions), or a record that comes in between would count as applied.
-    now_ns = time.time_ns()
+    now_ns = await in_thread(evaluator.now_ns)
     log_ends = await ends.read()
     watermark_ns, caught_up = await in_thread(evaluator.watermark, log_ends, now_ns)
     raised = await in_thread(evaluator.evaluate, now_ns, watermark_ns, caught_up)

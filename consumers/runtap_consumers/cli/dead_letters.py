@@ -1,9 +1,11 @@
-"""`runtap dead-letters`: the records that could not be read."""
+"""`runtap dead-letters`: the records that could not be read or applied."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sys
+import time
 from contextlib import closing
 from enum import StrEnum
 from typing import Annotated
@@ -13,11 +15,11 @@ import typer
 from runtap_consumers.cli.options import JsonLines, Limit, takes_settings
 from runtap_consumers.cli.printing import print_list
 from runtap_consumers.cli.terminal import json_line, opened, say, visible
-from runtap_consumers.errors import InputError
+from runtap_consumers.errors import InputError, KafkaUnavailableError
 from runtap_consumers.figures.words import UNKNOWN
 from runtap_consumers.settings import ConsumerSettings
 
-dead_letters_app = typer.Typer(help="The records that could not be read.", no_args_is_help=True)
+dead_letters_app = typer.Typer(help="The records that could not be read or applied.", no_args_is_help=True)
 # Partition and offset name a letter to `show` as well, where an id would leave no room for the cause.
 _COLUMNS = "id? log_time<19 partition offset value_bytes emitter<12? cause*"
 
@@ -100,6 +102,36 @@ def export(
                 output.write(json_line({**describe_letter(row, settings.zone()), **contents}))
             count += 1
     say(f"{count:,} dead letters written", err=True)
+
+
+@dead_letters_app.command()
+@takes_settings("bootstrap_servers", "database_url")
+def skip(
+    settings: ConsumerSettings,
+    place: Annotated[str, typer.Argument(metavar="PARTITION/OFFSET", help="Of the record that nobody gets past.")],
+) -> None:
+    """Steps over a record at which projections stand. Its events count nowhere; the ledger names it as an incident."""
+    say(asyncio.run(_skip(settings, place)))
+
+
+async def _skip(settings: ConsumerSettings, place: str) -> str:
+    from runtap_consumers.correct.skip import skip_record
+    from runtap_consumers.kafka.errors import KafkaError
+    from runtap_consumers.kafka.partition_reader import PartitionReader
+    from runtap_consumers.store.engine import open_store
+
+    with open_store(settings.database_url) as store:
+        log = PartitionReader(settings, store.events_topic, None, lambda: None)
+        try:
+            await log.start()
+            moved = await skip_record(store, log, place, time.time_ns())
+        except (KafkaError, TimeoutError) as error:
+            raise KafkaUnavailableError(
+                f"{store.events_topic} on {settings.bootstrap_servers} cannot be read: {error or repr(error)}"
+            ) from error
+        finally:
+            await log.stop()
+    return f"{place} is skipped: {', '.join(moved)} go on behind it."
 
 
 def _in_base64(content: bytes | None) -> str | None:

@@ -24,7 +24,9 @@ from runtap_consumers.kafka.groups import read_groups_at_work
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
 from runtap_consumers.pricing.source import load_prices
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.dimensions import cap_of
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.dimension_values import read_full
 from runtap_consumers.store.engine import open_store, shown_url
 from runtap_schemas.topics import events_topic
 
@@ -135,7 +137,8 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
         is_missing = str(error).startswith("there is no store")
         yield (_warn if is_missing else _fail)("store", str(error))
         return
-    store.close()
+    with closing(store), store.read() as connection:
+        full = read_full(connection)
     made, days = format_instant(store.created_at_ns, store.zone), store.zone.key
     about = f"store {store.store_id} made {made}, topic {store.events_topic}, days of {days}"
     yield _ok("store", f"{store.database}, {about}")
@@ -146,6 +149,10 @@ def check_store(settings: ConsumerSettings) -> Iterator[Finding]:
     if settings.timezone not in (None, days):
         detail = f"RUNTAP_TIMEZONE is {settings.timezone}, but days were fixed to {days} when the store was made"
         yield _warn("store", detail, "reports print times in yours; for other days make another store")
+    for dimension in full:
+        name, _, service = dimension.partition("/")
+        detail = f"{service or 'the store'} has more than {cap_of(dimension):,} a day: the others count as __other__"
+        yield _warn(f"values of {name}", detail, "give runs names that do not hold ids or times")
 
 
 async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:

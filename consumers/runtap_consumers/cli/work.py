@@ -10,6 +10,7 @@ import typer
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import check_known, takes_settings
 from runtap_consumers.cli.terminal import say
+from runtap_consumers.errors import InputError
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 
@@ -30,7 +31,8 @@ def worker(
         bool, typer.Option("--drain", help="Stop when caught up with the end that the topic had at the start.")
     ] = False,
     health: Annotated[
-        int | None, typer.Option(min=1, max=65_535, metavar="PORT", help="Serve health over HTTP; healthy is progress.")
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve /livez and /readyz over HTTP, on 127.0.0.1 if left out."),
     ] = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
@@ -51,9 +53,16 @@ def worker(
         companion=(lambda store, stop, on_round: run_alerts(store, settings, stop, on_round)) if alerts else None,
         side_tasks=(tell_shared_emitters,) if "ledger" in projections else (),
         drain=drain,
-        health_port=health,
+        health_at=None if health is None else _host_and_port(health),
     )
     raise typer.Exit(asyncio.run(running))
+
+
+def _host_and_port(given: str) -> tuple[str, int]:
+    host, _, port = given.rpartition(":")
+    if not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise InputError(f"--health: expected PORT or HOST:PORT, as in 8080 or 0.0.0.0:8080, not {given!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @store_app.command()

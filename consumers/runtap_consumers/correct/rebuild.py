@@ -8,7 +8,6 @@ what came last, and replaces their rows by its own.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import structlog
 from runtap_consumers.correct import rebuild_statements as statements
 from runtap_consumers.correct.rebuild_statements import Sides, Sums
 from runtap_consumers.correct.refold import Refold
-from runtap_consumers.errors import FencedError, RebuildError, StoreError, WorkerStoppedError
+from runtap_consumers.errors import FencedError, FoldFailedError, RebuildError, StoreError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.pricing import PriceTable
@@ -109,7 +108,7 @@ async def rebuild(
                     statements.forget_rebuilds(writer, projection)
             except FencedError as error:
                 raise RebuildError(f"another rebuild of {projection} is running: {error}") from error
-            except WorkerStoppedError as error:
+            except FoldFailedError as error:
                 raise RebuildError(f"a bug of runtap ended it: {error}") from error
     raise RebuildError(f"{projection} kept changing under the rebuild, {_ATTEMPTS} times: try again later")
 
@@ -239,7 +238,7 @@ class _Rebuild:
         writer, projection = self._writer, self._projection
         before, after = Sums(), Sums()
         is_locked = False
-        outside, calendar = dataclasses.replace(self._tools), Calendar(self._tools.store.zone)
+        calendar = Calendar(self._tools.store.zone)
         try:
             with writer.transaction():
                 live = statements.lock_positions(writer, projection)
@@ -265,9 +264,6 @@ class _Rebuild:
                 raise
             _logger.info("rebuild_waits_for_workers", reason=str(error))
             return None
-        finally:
-            # What was admitted or numbered inside may have been rolled back.
-            self._tools.dimensions, self._tools.cost_keys = outside.dimensions, outside.cost_keys
         keys = sorted(before.keys() | after.keys(), key=lambda key: (key[0], key[1] or 0, key[2]))
         return [FigureDifference(*key, before[key], after[key]) for key in keys if before[key] != after[key]]
 

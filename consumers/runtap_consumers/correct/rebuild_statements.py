@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Table
 
 from runtap_consumers.projections.grains import Calendar
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, Merge
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, Measure, Merge
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.positions import Position
 from runtap_consumers.store.read.snapshot import owner_of
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.worker.decoding import NOT_APPLIED
 
 Query = Callable[..., list[Any]]
 # Sums by table, day (`None` in tables without days) and measure.
@@ -112,6 +113,17 @@ def read_unreadable(query: Query, partition: int) -> dict[str, set[int]]:
     return found
 
 
+def read_refused(query: Query, partition: int) -> dict[int, dict[int, str]]:
+    """Numbers of events that could not be applied, by the offset of their record, each with its cause."""
+    found: dict[int, dict[int, str]] = defaultdict(dict)
+    for offset, first, count, cause in query(
+        "SELECT log_offset, sequence, events, cause FROM dead_letters WHERE partition = ? AND cause LIKE ?",
+        (partition, f"{NOT_APPLIED}%"),
+    ):
+        found[offset].update(dict.fromkeys(range(first, first + count), cause))
+    return found
+
+
 def find_rebuild(query: Query, projection: str, basis: str) -> str | None:
     """The name of a rebuild in the making, if it has this basis."""
     names = query(
@@ -204,15 +216,16 @@ def add_sums(query: Query, projection: str, sides: Sides, calendar: Calendar, be
         if (table.name.endswith(("_minute", "_hour")) and not passes_on) or _days_of(table) is not None:
             # Their sums are those of the days.
             continue
-        measures = [
-            column.name
+        columns = [
+            column
             for column in table.columns
             if column.info.get("merge") is Merge.ADD or (table.name == "runs" and column.name in _SUMMED_OF_RUNS)
         ]
+        measures = [column.info.get("measure", Measure(column.name, Merge.ADD)) for column in columns]
         has_days = passes_on or table.name.endswith("_day")
         bucket = "bucket_ns" if has_days else "partition"
         # In two parts, since sums may pass 64 bits.
-        parts = "".join(f", sum({m} >> 32), sum({m} & 4294967295)" for m in measures)
+        parts = "".join(f", sum({m.name} >> 32), sum({m.name} & 4294967295)" for m in columns)
         for rows, sums in ((sides.live, before), (sides.made, after)):
             for begin, count, *halves in query(
                 f"SELECT {bucket}, count(*){parts} FROM {table.name} "
@@ -222,5 +235,6 @@ def add_sums(query: Query, projection: str, sides: Sides, calendar: Calendar, be
                 # How many rows are still hours says nothing.
                 name = table.name.replace("_hour", "_day")
                 sums[name, day_ns, "rows"] += 0 if passes_on else count
-                for measure, high, low in zip(measures, halves[::2], halves[1::2], strict=True):
-                    sums[name, day_ns, measure] += (int(high or 0) << 32) + int(low or 0)
+                for column, one, high, low in zip(columns, measures, halves[::2], halves[1::2], strict=True):
+                    unit = one.unit if column.name == one.whole else 1
+                    sums[name, day_ns, one.name] += ((int(high or 0) << 32) + int(low or 0)) * unit

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from runtap_consumers.correct.rebuild_statements import read_unreadable
+from runtap_consumers.correct.rebuild_statements import read_refused, read_unreadable
 from runtap_consumers.errors import FencedError
 from runtap_consumers.projections.batch import Batch, believed_time
 from runtap_consumers.projections.lane_marks import LaneMark, LaneMarks
@@ -37,6 +37,8 @@ class Refold(Partition):
         marks = _RetainedMarks(position.begun_at, self.cursors[0].marks.lanes, *self._read_live())
         marks.from_ns, marks.is_by_log_time = self._from_ns, self._projection == "ledger"
         self.cursors[0].marks = marks
+        # What live workers could not apply: it would end the rebuild.
+        self.refused = read_refused(self._tools.writer.read, self.number)
 
     def joined_lanes(self) -> list[Row]:
         """The lanes that are not as live workers have them, once the figures made here count."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtap_consumers.errors import StoreError
-from runtap_consumers.projections.rollups import COST_KEY, COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import COST_KEY, COST_MEASURES, SESSION_COSTS, TOKEN_CLASSES, Rollup
 from runtap_consumers.store import tables
 from runtap_consumers.store.cost_keys import CostKeys
 from runtap_consumers.store.statements import update_by_row_id_statement
@@ -26,6 +26,8 @@ PROJECTIONS = {
     "runs": (("runs",), "started_at_ns"),
 }
 _MEASURES = [measure.name for measure in COST_MEASURES]
+# As they are stored: of a sum in two columns the whole units first.
+_COLUMNS = [name for measure in COST_MEASURES for name in (measure.whole, measure.name) if name]
 _RUN_COLUMNS = ("ended_at_ns", "provider", "model", "request_model", "service_tier", *TOKEN_CLASSES)
 
 
@@ -122,8 +124,7 @@ def read_rows(query: Query, wanted: Wanted, table: str, span: Span) -> list[tupl
         names, source = [*names, *COST_KEY], f"{table} JOIN cost_keys ON cost_keys.id = cost_key"
     condition, parameters = wanted.condition()
     found = query(
-        f"SELECT {', '.join((*names, *_MEASURES))} FROM {source} "
-        f"WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}",
+        f"SELECT {', '.join((*names, *_COLUMNS))} FROM {source} WHERE bucket_ns >= ? AND bucket_ns < ? AND {condition}",
         (*span, *parameters),
     )
     return [_key_and_measures(names, values) for values in found]
@@ -137,7 +138,7 @@ def read_sessions(query: Query, wanted: Wanted, last_events: Span) -> list[tuple
     # A session has a row for each of its users, and the last event of one of them lies in the span.
     found = query(
         "SELECT s.first_at_ns, s.last_at_ns, c.* FROM "
-        f"(SELECT {', '.join((*names, *_MEASURES))} FROM session_costs JOIN cost_keys ON cost_keys.id = cost_key "
+        f"(SELECT {', '.join((*names, *_COLUMNS))} FROM session_costs JOIN cost_keys ON cost_keys.id = cost_key "
         f"WHERE {condition}) AS c JOIN "
         "(SELECT session_id, min(first_at_ns) AS first_at_ns, max(last_at_ns) AS last_at_ns FROM sessions "
         f"WHERE {live} AND session_id IN "
@@ -164,7 +165,8 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
     touched = 0
     for name, rows in sorted(deltas.rows.items()):
         table = tables.metadata.tables[name]
-        whole: list[Row] = [(*key, *measures) for key, measures in sorted(rows.items()) if any(measures)]
+        rollup: Rollup = table.info["rollup"]
+        whole: list[Row] = [rollup.whole_row(key, (), row) for key, row in sorted(rows.items()) if any(row)]
         writer.upsert(table, whole)
         touched += len(whole)
         condition, parameters = "partition = ? AND generation = ?", [deltas.wanted.partition, deltas.wanted.generation]
@@ -194,5 +196,6 @@ def _key_names(table: str) -> list[str]:
 
 
 def _key_and_measures(names: Sequence[str], values: Sequence[Any]) -> tuple[Key, Measures]:
-    measures = map(int, values[len(names) :])
-    return dict(zip(names, values, strict=False)), dict(zip(_MEASURES, measures, strict=True))
+    stored = dict(zip(_COLUMNS, map(int, values[len(names) :]), strict=True))
+    measures = {one.name: stored.get(one.whole, 0) * one.unit + stored[one.name] for one in COST_MEASURES}
+    return dict(zip(names, values, strict=False)), measures

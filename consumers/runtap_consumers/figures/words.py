@@ -76,6 +76,8 @@ def incident_text(incident: Row) -> str:
     first, last = incident["first_offset"], incident["last_offset"]
     if incident["kind"] == "retention":
         return f"retention deleted offsets {first} to {last} ({last - first + 1:,}) before they were read"
+    if incident["kind"] == "skipped":
+        return f"somebody skipped the record at offset {first}"
     if incident["kind"] == "gone":
         return f"the topic has no such partition any more; it was read up to offset {last}"
     return f"the topic was made again; the log before it was read up to offset {last}"

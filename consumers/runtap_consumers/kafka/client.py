@@ -24,7 +24,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from runtap_consumers.errors import KafkaUnavailableError, RecordTooLargeError
+from runtap_consumers.errors import KafkaAwayError, KafkaUnavailableError, RecordTooLargeError
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_schemas import ConnectionSettings
 
@@ -85,33 +85,38 @@ def translated(settings: ConnectionSettings, subject: str = "") -> Iterator[None
     try:
         yield
     except (KafkaError, TimeoutError, OSError, AssertionError, IllegalStateError) as error:
-        kind = RecordTooLargeError if isinstance(error, MessageSizeTooLargeError) else KafkaUnavailableError
-        raise kind(_explain(error, settings, subject, log.reason_since(began))) from error
+        kind, explanation = _explain(error, settings, subject, log.reason_since(began))
+        raise kind(explanation) from error
 
 
-def _explain(error: BaseException, settings: ConnectionSettings, subject: str, reason: str | None) -> str:
+def _explain(
+    error: BaseException, settings: ConnectionSettings, subject: str, reason: str | None
+) -> tuple[type[KafkaUnavailableError], str]:
     address, user = settings.bootstrap_servers, settings.sasl_username or "the anonymous user"
     if isinstance(error, (TopicAuthorizationFailedError, GroupAuthorizationFailedError)):
-        return f"{user} has no right to use {subject or 'the topic'} on {address}: grant it READ or WRITE on that"
+        used = subject or "the topic"
+        return KafkaUnavailableError, f"{user} has no right to use {used} on {address}: grant it READ or WRITE on that"
     if isinstance(error, ClusterAuthorizationFailedError):
-        return f"{user} has no right to do that on the cluster {address}: grant it, or ask who has it"
+        said = f"{user} has no right to do that on the cluster {address}: grant it, or ask who has it"
+        return KafkaUnavailableError, said
     if isinstance(error, UnknownTopicOrPartitionError):
-        return (
+        return KafkaAwayError, (
             f"there is no topic {subject or '(unnamed)'} on {address}: run `runtap topics create`, "
             "or check RUNTAP_TOPIC_PREFIX"
         )
     if isinstance(error, MessageSizeTooLargeError):
-        return f"a record is larger than {subject or 'the topic'} on {address} takes: raise its max.message.bytes"
+        said = f"a record is larger than {subject or 'the topic'} on {address} takes: raise its max.message.bytes"
+        return RecordTooLargeError, said
     said = (reason or str(error) or type(error).__name__).rstrip(".")
     if "uthentication" in said or "SASL" in said.upper():
-        return (
+        return KafkaUnavailableError, (
             f"Kafka at {address} refused the credentials of {user}: {said}. "
             "Check RUNTAP_SASL_USERNAME, RUNTAP_SASL_PASSWORD and RUNTAP_SASL_MECHANISM"
         )
     remedy = "Check RUNTAP_BOOTSTRAP_SERVERS, and whether it runs"
     if settings.security_protocol != "PLAINTEXT" or "SSL" in said:
         remedy += "; also RUNTAP_SECURITY_PROTOCOL and RUNTAP_SSL_CAFILE"
-    return f"cannot reach Kafka at {address}: {said}. {remedy}"
+    return KafkaAwayError, f"cannot reach Kafka at {address}: {said}. {remedy}"
 
 
 @asynccontextmanager

@@ -17,7 +17,8 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from runtap_consumers.kafka.client import METADATA_MAX_AGE_MS, START_SECONDS, abandon, partitions_of, translated, within
-from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord, fingerprint_of
+from runtap_consumers.kafka.decompression import BatchTooLargeError, begin_poll, end_of_batch, limit_decompression
+from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord, fingerprint_of, without_excess
 from runtap_consumers.settings import ConsumerSettings
 
 logger = structlog.get_logger(__name__)
@@ -51,7 +52,13 @@ class PartitionReader:
     """
 
     def __init__(
-        self, settings: ConsumerSettings, topic: str, group: str | None, on_change: Callable[[], None]
+        self,
+        settings: ConsumerSettings,
+        topic: str,
+        group: str | None,
+        on_change: Callable[[], None],
+        *,
+        limited: Callable[[KafkaRecord], KafkaRecord] = without_excess,
     ) -> None:
         """Args:
         settings: how to reach Kafka.
@@ -59,8 +66,11 @@ class PartitionReader:
         group: the consumer group's name; `None`: of no group, `take` says which partitions to read.
         on_change: called, on the event loop, when the assignment has changed; nothing may be polled any more
             before it was loaded and sought again.
+        limited: what is handed out for a record.
         """
+        self._limited = limited
         self._settings = settings
+        limit_decompression()
         self._topic = topic
         self._on_change = on_change
         self._group = group
@@ -167,6 +177,7 @@ class PartitionReader:
             return []
         topic_partition = self._topic_partition(partition)
         careful = self._careful.get(partition, 0)
+        begin_poll()
         try:
             polled = await self._consumer.getmany(topic_partition, timeout_ms=0, max_records=1 if careful else at_most)
         except OffsetOutOfRangeError as error:
@@ -181,11 +192,16 @@ class PartitionReader:
             if not careful:
                 self._seek_back(topic_partition, next_offset)
                 return []
-            self._seek_back(topic_partition, next_offset + 1)
-            return [UndecodableRecord(next_offset, 0, f"the Kafka client cannot decode it: {error!r}"[:500])]
+            end = end_of_batch(error) if isinstance(error, BatchTooLargeError) else None
+            following = max(end or 0, next_offset + 1)
+            self._seek_back(topic_partition, following)
+            cause = f"the Kafka client cannot decode it: {error!r}"[:500]
+            if end is not None:
+                cause = f"offsets {next_offset} to {following - 1}: {error}"
+            return [UndecodableRecord(following - 1, 0, cause)]
         if careful:
             self._careful[partition] = careful - 1
-        return list(polled.get(topic_partition, ()))
+        return list(map(self._limited, polled.get(topic_partition, ())))
 
     def highwater(self, partition: int) -> int | None:
         """The partition's end as the last fetch saw it; `None` where there was none, or it is no longer assigned."""
@@ -214,6 +230,7 @@ class PartitionReader:
         async with self._looking:
             self._inspector.assign([topic_partition])
             self._inspector.seek(topic_partition, offset)
+            begin_poll()
             try:
                 polled = await within(
                     _DEADLINE_SECONDS, self._inspector.getmany(topic_partition, timeout_ms=5_000, max_records=1)
@@ -221,10 +238,10 @@ class PartitionReader:
             except (KafkaError, TimeoutError):
                 raise
             except Exception as error:  # noqa: BLE001
-                # A record that `poll` stepped over may be the last of a commit, whose fingerprint is compared.
+                # What `poll` stepped over may be the last of a commit, whose fingerprint is compared.
                 return UndecodableRecord(offset, 0, repr(error))
         records = polled.get(topic_partition, ())
-        return records[0] if records and records[0].offset == offset else None
+        return self._limited(records[0]) if records and records[0].offset == offset else None
 
     async def log_start_time(self, partition: int) -> int:
         """When the oldest record was appended that the log still holds, Unix nanoseconds; now where it holds none, 0

@@ -46,7 +46,7 @@ async def tail_records(
     Raises:
         KafkaUnavailableError: Kafka cannot be reached at the start, or the topic does not exist any more.
     """
-    reader = PartitionReader(settings, topic, None, lambda: None)
+    reader = PartitionReader(settings, topic, None, lambda: None, limited=lambda record: record)
     try:
         await reader.start()
         with translated(settings, topic):

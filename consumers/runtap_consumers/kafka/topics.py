@@ -22,12 +22,13 @@ from aiokafka.errors import (
 from runtap_consumers.errors import KafkaUnavailableError
 from runtap_consumers.kafka.client import client_options, running, translated, within
 from runtap_schemas import ConnectionSettings
-from runtap_schemas.topics import Topic, all_topics
+from runtap_schemas.topics import Topic, all_topics, events_topic
 
 DEFAULT_PARTITIONS = 6
 DEFAULT_REPLICATION_FACTOR = 3
 # With three replicas: what is acknowledged is on two machines, and one may be down.
 _MIN_INSYNC = "min.insync.replicas"
+_TIMES, _APPEND_TIME = "message.timestamp.type", "LogAppendTime"
 _CALL_SECONDS = 15.0
 # The emitter's batches are at most a quarter of this, before compression.
 LEAST_MESSAGE_BYTES = 1_048_576
@@ -209,6 +210,24 @@ async def check_topics(settings: ConnectionSettings, start_seconds: float = 5.0)
         newest = max((open_one._versions.get(_FETCH_KEY, (0, 0))[1] for open_one in connections), default=0)
     version = next((name for least, name in _FETCH_VERSIONS if newest >= least), "older than 3.1")
     return ClusterState(len(cluster["brokers"]), version, topics)
+
+
+async def check_times(settings: ConnectionSettings) -> None:
+    """Raises KafkaUnavailableError where the events topic keeps the times that its producers claim."""
+    async with running(AIOKafkaAdminClient(**client_options(settings)), settings) as admin:
+        topics = await _read_topics(admin, settings)
+    events = next(state for state in topics if state.topic.name == events_topic(settings.topic_prefix))
+    # Nobody knows where it may not be read.
+    if events.settings.get(_TIMES, _APPEND_TIME) != _APPEND_TIME:
+        command = [
+            *("kafka-configs.sh", "--bootstrap-server", settings.bootstrap_servers, "--alter"),
+            *("--entity-type", "topics", "--entity-name", events.topic.name),
+            *("--add-config", f"{_TIMES}={_APPEND_TIME}"),
+        ]
+        raise KafkaUnavailableError(
+            f"topic {events.topic.name} keeps the times that its producers claim ({_TIMES} is "
+            f"{events.settings[_TIMES]}), by which a wrong clock would delete figures: run {shlex.join(command)}"
+        )
 
 
 def print_topics(

@@ -67,7 +67,7 @@ class Prices(Protocol):
         """Prices one call."""
 
 
-class CostKeys(Protocol):
+class CostKeyNumbers(Protocol):
     """The numbers of cost keys, the same for all workers and for ever."""
 
     def numbers(self, keys: set[CostKey]) -> Mapping[CostKey, int]:
@@ -119,7 +119,7 @@ class Batch:
     """
 
     prices: Prices
-    cost_keys: CostKeys
+    cost_keys: CostKeyNumbers
     log_time_ns: int = 0
     ended: list[Timed] = field(default_factory=list)
     kinds: dict[Kind, list[Timed]] = field(default_factory=dict)

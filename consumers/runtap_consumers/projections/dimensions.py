@@ -1,7 +1,8 @@
 """Caps on the values of a dimension, so that a careless run name cannot fill the store.
 
 The values that figures may name are one table a store and day (`dimension_values`); what is not admitted goes under
-`__other__`. A decision is whatever the table says, so that every worker makes the same one.
+`__other__`. A decision is whatever the table says, so that every worker makes the same one. Each service has caps of
+its own: one that has ids in its names crowds nobody else's out.
 """
 
 from __future__ import annotations
@@ -18,10 +19,21 @@ from runtap_schemas import RunEnded, RunError
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
 # Without the requested model, which counts only where no model answered.
-_NAMES = tuple(name for name in KIND if name != "request_model")
+_OF_SERVICE = tuple(name for name in KIND if name not in ("service", "request_model"))
 
+# Dimension, as `of_service` or `service` alone, and value.
 Value = tuple[str, str]
 Admit = Callable[[int, set[Value]], set[Value]]
+
+
+def of_service(name: str, service: str) -> str:
+    """A dimension of one service."""
+    return f"{name}/{service}"
+
+
+def cap_of(dimension: str) -> int:
+    """How many values of a dimension figures may name a day."""
+    return CAPS.get(dimension.partition("/")[0], DEFAULT_CAP)
 
 
 class Dimensions:
@@ -58,24 +70,36 @@ class Dimensions:
         batch.kinds = sorted_by_kind(batch.ended)
 
     def _values(self, kinds: Iterable[Kind], events: list[RunEnded]) -> set[Value]:
-        names = {pair for kind in kinds for pair in zip(KIND, kind, strict=True)}
-        values = {(name, value) for name, value in names if value and name in _NAMES}
-        values.update(("user", user) for user in {event.user_id for event in events} if user)
-        values.update(("fingerprint", event.error.fingerprint) for event in events if event.error)
+        values: set[Value] = set()
+        for kind in kinds:
+            service = kind[0]
+            values.add(("service", service))
+            for name, value in zip(KIND, kind, strict=True):
+                if value and name in _OF_SERVICE:
+                    values.add((of_service(name, service), value))
+        users = {(event.service, event.user_id) for event in events}
+        values.update((of_service("user", service), user) for service, user in users if user)
+        errors = {(event.service, event.error.fingerprint) for event in events if event.error}
+        values.update((of_service("fingerprint", service), fingerprint) for service, fingerprint in errors)
         for name in self._cost_attributes:
-            texts = {str(event.metadata.get(name, "")) for event in events}
-            values.update((f"metadata.{name}", text) for text in texts if text)
+            texts = {(event.service, str(event.metadata.get(name, ""))) for event in events}
+            values.update((of_service(f"metadata.{name}", service), text) for service, text in texts if text)
         return values
 
     def _replace(self, event: RunEnded) -> RunEnded:
-        changes = {dimension: OTHER for dimension in _NAMES if (dimension, getattr(event, dimension)) in self._refused}
-        if ("user", event.user_id) in self._refused:
+        def is_refused(name: str, value: str | None) -> bool:
+            return (of_service(name, event.service), value) in self._refused
+
+        changes = {name: OTHER for name in _OF_SERVICE if is_refused(name, getattr(event, name))}
+        if ("service", event.service) in self._refused:
+            changes["service"] = OTHER
+        if is_refused("user", event.user_id):
             changes["user_id"] = OTHER
         capped = replace(event, **changes) if changes else event
-        if event.error and ("fingerprint", event.error.fingerprint) in self._refused:
+        if event.error and is_refused("fingerprint", event.error.fingerprint):
             other = RunError(type=OTHER, category=event.error.category, fingerprint=OTHER, origin=event.error.origin)
             capped = replace(capped, error=other)
         for name in self._cost_attributes:
-            if (f"metadata.{name}", str(event.metadata.get(name, ""))) in self._refused:
+            if is_refused(f"metadata.{name}", str(event.metadata.get(name, ""))):
                 capped = replace(capped, metadata={**capped.metadata, name: OTHER})
         return capped

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
-from runtap_consumers.units import DAY_NS, MINUTE_NS
+from runtap_consumers.units import DAY_NS, MINUTE_NS, PICODOLLARS, SECOND_NS
 
 SKEW_AHEAD_NS = MINUTE_NS
 SKEW_BEHIND_NS = 8 * DAY_NS
@@ -42,13 +43,20 @@ class Merge(Enum):
 
 @dataclass(frozen=True)
 class Measure:
-    """One column that is not part of the key. `kind`: `integer`, `text` or `bytes`."""
+    """A measure, one column that is not part of the key. `kind`: `integer`, `text` or `bytes`.
+
+    A sum that would pass 64 bits within months is two columns, each added by itself: of every addition the whole
+    `unit`s go to the column `whole`, and what is left to that of the measure's name, so that `whole * unit + name` is
+    exact, without a carry.
+    """
 
     name: str
     merge: Merge
     kind: str = "integer"
     # Totals have no sketches.
     in_total: bool = True
+    whole: str = ""
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,28 @@ class Rollup:
         """The measures that a grain's table has."""
         return tuple(measure for measure in self.measures if measure.in_total or grain != "total")
 
+    def whole_row(self, key: tuple[Any, ...], tail: tuple[int, ...], row: list[Any]) -> tuple[Any, ...]:
+        """A row as its table has it. `tail`: partition and generation, where the key does not end with them."""
+        if not self._wide:
+            return (*key, *tail, *row)
+        stored = [*key, *tail, *row]
+        first = len(key) + len(tail)
+        for index, unit in self._wide:
+            stored[first + index : first + index + 1] = divmod(stored[first + index], unit)
+        return tuple(stored)
+
+    @cached_property
+    def _wide(self) -> list[tuple[int, int]]:
+        """Where measures of two columns are, the last first."""
+        return [(index, one.unit) for index, one in enumerate(self.measures) if one.whole][::-1]
+
 
 def _sums(*names: str) -> tuple[Measure, ...]:
     return tuple(Measure(name, Merge.ADD) for name in names)
+
+
+def _duration(name: str, whole: str) -> Measure:
+    return Measure(name, Merge.ADD, whole=whole, unit=SECOND_NS)
 
 
 def _kept(*names: str, kind: str = "text") -> tuple[Measure, ...]:
@@ -105,8 +132,9 @@ TOKEN_CLASSES = (
 
 # A call is an ended model run: priced, unpriced (usage, no price), unmetered (succeeded without usage), or failed
 # without usage. A cached call is one that LangChain's own cache answered; it is priced, at nothing.
-COST_MEASURES = _sums(
-    "calls", "priced_calls", "unpriced_calls", "unmetered_calls", "cached_calls", *TOKEN_CLASSES, "cost_picodollars"
+COST_MEASURES = (
+    *_sums("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "cached_calls", *TOKEN_CLASSES),
+    Measure("cost_picodollars", Merge.ADD, whole="cost_microdollars", unit=PICODOLLARS // 10**6),
 )
 
 # What a call was and which price it has. Rows of which there is nearly one a call hold a number for it (`cost_key`,
@@ -132,11 +160,14 @@ PERFORMANCE = Rollup(
     "performance",
     ("service", "environment", "run_type", "name", "model"),
     (
-        *_sums("count", "ok", "errors", "interrupted", "cancelled", "total_ns"),
+        *_sums("count", "ok", "errors", "interrupted", "cancelled"),
+        _duration("total_ns", "total_seconds"),
         Measure("min_ns", Merge.MIN),
         Measure("max_ns", Merge.MAX),
         # Tokens and durations of the runs that reported output tokens: their ratio is the output speed.
-        *_sums("output_tokens", "output_ns", "first_token_count"),
+        *_sums("output_tokens"),
+        _duration("output_ns", "output_seconds"),
+        *_sums("first_token_count"),
         Measure("sketch", Merge.REPLACE, "bytes", in_total=False),
         Measure("first_token_sketch", Merge.REPLACE, "bytes", in_total=False),
     ),

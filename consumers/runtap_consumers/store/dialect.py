@@ -28,6 +28,7 @@ class Dialect:
         lock_dimensions: keeps others that admit values of dimensions waiting, likewise.
         for_update: ends a SELECT whose rows nobody else changes until the transaction ends.
         skip_locked: the same, without the rows that another transaction has locked.
+        now_ns: the present by the database's clock, Unix nanoseconds.
         row_id: identifies a row within a transaction.
         least, greatest: of two values, `{0}` and `{1}`, of which either may be null.
     """
@@ -41,6 +42,7 @@ class Dialect:
     lock_dimensions: tuple[str, ...]
     for_update: str
     skip_locked: str
+    now_ns: str
     row_id: str
     least: str
     greatest: str
@@ -78,6 +80,7 @@ SQLITE = Dialect(
     lock_dimensions=(),
     for_update="",
     skip_locked="",
+    now_ns="CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) * 1000",
     row_id="rowid",
     # SQLite's two-argument min and max are null where either is.
     least="coalesce(min({0}, {1}), {0}, {1})",
@@ -97,6 +100,7 @@ POSTGRES = Dialect(
     lock_dimensions=(f"SELECT pg_advisory_xact_lock({_DIMENSIONS_LOCK})",),
     for_update=" FOR UPDATE",
     skip_locked=" FOR UPDATE SKIP LOCKED",
+    now_ns="CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) * 1000",
     row_id="ctid",
     least="least({0}, {1})",
     greatest="greatest({0}, {1})",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from runtap_consumers.projections.dimensions import CAPS, DEFAULT_CAP, Value
+import structlog
+from sqlalchemy import Connection, func, select
+
+from runtap_consumers.projections.dimensions import Value, cap_of
 from runtap_consumers.store.statements import insert_new_statement
 from runtap_consumers.store.tables import dimension_values
 from runtap_consumers.store.writer import Writer
 
 _DAYS_KEPT = 30
+
+logger = structlog.get_logger(__name__)
 
 
 def admit_values(writer: Writer, day: int, values: set[Value]) -> set[Value]:
@@ -38,8 +43,11 @@ def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
                 "SELECT value FROM dimension_values WHERE day = ? AND dimension = ?", (day, dimension)
             )
         }
-        room = CAPS.get(dimension, DEFAULT_CAP) - len(known)
-        new = [value for value in wanted if value not in known][: max(room, 0)]
+        room = cap_of(dimension) - len(known)
+        unknown = [value for value in wanted if value not in known]
+        new = unknown[: max(room, 0)]
+        if len(new) < len(unknown):
+            logger.warning("dimension_full", dimension=dimension, values=cap_of(dimension), others="__other__")
         writer.execute_rows(
             insert_new_statement(dimension_values, writer.dialect),
             dimension_values,
@@ -48,3 +56,11 @@ def admit_inside(writer: Writer, day: int, values: set[Value]) -> set[Value]:
         known.update(new)
         admitted.update((dimension, value) for value in wanted if value in known)
     return admitted
+
+
+def read_full(connection: Connection) -> list[str]:
+    """The dimensions that had as many values as they may have on the last day."""
+    columns = dimension_values.c
+    last = select(func.max(columns.day)).scalar_subquery()
+    counts = select(columns.dimension, func.count()).where(columns.day == last).group_by(columns.dimension)
+    return sorted(dimension for dimension, count in connection.execute(counts) if count >= cap_of(dimension))

@@ -18,13 +18,16 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text, update
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from runtap_consumers.errors import StoreError, StoreVersionError
+from runtap_consumers.errors import StoreAwayError, StoreError, StoreVersionError
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.store import tables
 from runtap_consumers.store.dialect import Dialect, dialect_of, file_of
 from runtap_schemas.masking import without_passwords
+
+# Of PostgreSQL's refusals those that go by themselves.
+_TRANSIENT = ("starting up", "shutting down", "not yet accepting", "recovery", "too many clients", "connection slots")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Store:
     events_topic: str
     zone: ZoneInfo
     created_at_ns: int
+    # Device and number of the file, where it is one.
+    file_identity: tuple[int, int] | None = None
 
     @property
     def dialect(self) -> Dialect:
@@ -65,6 +70,12 @@ class Store:
             raise StoreError(
                 f"cannot read the store: {without_passwords(str(error.orig).strip())}. Check whether it runs"
             ) from error
+
+    def check_file(self) -> None:
+        """Raises StoreError where the file that was opened is no longer at its place."""
+        file = file_of(self.engine.url)
+        if file is not None and _identity(file) != self.file_identity:
+            raise StoreError(f"the store's file {file} was deleted or replaced: what is written now is lost with it")
 
     def check_version(self) -> None:
         """Raises StoreVersionError where the tables were migrated since the store was opened."""
@@ -107,7 +118,8 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
                 f"the store {shown_url(url)} holds the figures of topic {row.events_topic!r}, not of {events_topic!r}: "
                 "set RUNTAP_TOPIC_PREFIX back, or name another store in RUNTAP_DATABASE_URL"
             )
-    return Store(engine, row.store_id, row.events_topic, ZoneInfo(row.timezone), row.created_at_ns)
+    zone, identity = ZoneInfo(row.timezone), None if file is None else _identity(file)
+    return Store(engine, row.store_id, row.events_topic, zone, row.created_at_ns, identity)
 
 
 def migrate_store(database_url: str) -> str:
@@ -135,6 +147,14 @@ def migrate_store(database_url: str) -> str:
         revision = _revision(connection) or ""
     engine.dispose()
     return revision
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def shown_url(url: URL) -> str:
@@ -179,8 +199,12 @@ def _connected(url: URL, purpose: str) -> Iterator[Engine]:
         engine.dispose()
         if not isinstance(error, DBAPIError):
             raise
-        reason = without_passwords(str(error.orig).strip().splitlines()[0])
-        raise StoreError(
+        said = str(error.orig).strip()
+        reason = without_passwords(said.splitlines()[0])
+        # What a server answers when it refuses for good is FATAL; libpq gives no code for it.
+        is_away = isinstance(error, OperationalError) and ("FATAL" not in said or any(map(said.count, _TRANSIENT)))
+        kind = StoreAwayError if is_away and file_of(url) is None else StoreError
+        raise kind(
             f"cannot {purpose} the store {shown_url(url)}: {reason}. Check RUNTAP_DATABASE_URL, and whether it runs"
         ) from error
 
@@ -200,8 +224,14 @@ def _exclusive(engine: Engine) -> Iterator[Connection]:
 
 def _make(engine: Engine, events_topic: str, timezone: str) -> None:
     with _exclusive(engine) as connection:
-        if inspect(connection).has_table(tables.store.name):
+        found = inspect(connection).get_table_names()
+        if tables.store.name in found:
             return
+        if found and file_of(engine.url) is not None:
+            raise StoreError(
+                f"{shown_url(engine.url)} is another program's database, with tables like {found[0]}: "
+                "name a file of its own in RUNTAP_DATABASE_URL"
+            )
         tables.metadata.create_all(connection)
         script = ScriptDirectory.from_config(_alembic_config())
         MigrationContext.configure(connection).stamp(script, "head")

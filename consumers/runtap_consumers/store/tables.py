@@ -31,15 +31,17 @@ def _rollup_table(rollup: Rollup, grain: str | None) -> Table:
         Column(name, _INTEGER if name in integers else Text, primary_key=True, nullable=False, autoincrement=False)
         for name in rollup.key_columns(grain)
     ]
-    measures = [
-        Column(measure.name, _KINDS[measure.kind], info={"merge": measure.merge})
-        for measure in rollup.measures_of(grain)
-    ]
+    measures = []
+    for measure in rollup.measures_of(grain):
+        info = {"merge": measure.merge, "measure": measure}
+        names = (measure.whole, measure.name) if measure.whole else (measure.name,)
+        measures += [Column(name, _KINDS[measure.kind], info=info) for name in names]
     return Table(
         rollup.table_name(grain),
         metadata,
         *keys,
         *measures,
+        info={"rollup": rollup},
         sqlite_with_rowid=rollup.name in _WITH_ROWID,
     )
 
@@ -123,8 +125,8 @@ forgotten_emitters = _table(
     _bigint("heard_at_ns"),
 )
 
-# Incidents of a partition's log: `recreated` (a new incarnation), `retention` (offsets first..last gone unread), or
-# `gone` (the topic has no such partition any more; over once the position moves).
+# Incidents of a partition's log: `recreated` (a new incarnation), `retention` (offsets first..last gone unread),
+# `skipped` (by hand), or `gone` (the topic has no such partition any more; over once the position moves).
 log_incidents = _table(
     "log_incidents",
     _text("projection", primary_key=True),

@@ -18,7 +18,7 @@ import structlog
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from sqlalchemy import Table
 
-from runtap_consumers.errors import FencedError, StoreError
+from runtap_consumers.errors import FencedError, RowsRefusedError, StoreError
 from runtap_consumers.store import statements, tables
 from runtap_consumers.store.dialect import BUSY_TIMEOUT_SECONDS, SQLITE
 from runtap_consumers.store.engine import Store
@@ -28,7 +28,12 @@ logger = structlog.get_logger(__name__)
 
 Row = Sequence[Any]
 # sqlite3 raises OverflowError for an integer beyond 64 bits.
-_DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError)
+# … and UnicodeEncodeError for what is no UTF-8.
+_VALUE_ERRORS = (
+    *(OverflowError, UnicodeEncodeError, sqlite3.IntegrityError, sqlite3.DataError),
+    *(psycopg.DataError, psycopg.errors.ProgramLimitExceeded),
+)
+_DRIVER_ERRORS = (sqlite3.Error, psycopg.Error, OverflowError, UnicodeEncodeError)
 # sqlite3 looks for an adapter of every value that is no int, float or str: for a None, of which a run's row is half, in
 # vain and at length. With one, which changes nothing, the row costs 0.6 of it.
 sqlite3.register_adapter(type(None), lambda _: None)
@@ -145,7 +150,8 @@ class Writer(ABC):
         """Commits what is executed inside, or rolls back and raises.
 
         Raises:
-            StoreError: the database refused or vanished; after it the connection is made anew.
+            RowsRefusedError: the database has no room for a value.
+            StoreError: it refused or vanished; after it the connection is made anew.
         """
         try:
             self._begin()
@@ -153,7 +159,10 @@ class Writer(ABC):
             self._finish()
         except _DRIVER_ERRORS as error:
             self.reset()
-            raise StoreError(f"the store did not take a commit: {without_passwords(str(error).strip())}") from error
+            reason = without_passwords(str(error).strip())
+            if isinstance(error, _VALUE_ERRORS):
+                raise RowsRefusedError(f"the store does not take a value: {reason}") from error
+            raise StoreError(f"the store did not take a commit: {reason}") from error
         except BaseException:
             self.reset()
             raise

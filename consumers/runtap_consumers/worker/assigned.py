@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 
 from runtap_consumers.kafka.records import KafkaRecord
-from runtap_consumers.worker.decoding import count_events
+from runtap_consumers.worker.decoding import Refused, count_events
 from runtap_consumers.worker.partition import Partition
 
 BACKOFF_SECONDS = 0.2
@@ -24,17 +25,23 @@ class LogUnsettledError(Exception):
 
 @dataclass
 class Assigned:
-    """A partition in hand. `partition` is `None` until it is loaded; `events`: how many `records` hold."""
+    """A partition in hand. `partition`: `None` until it is loaded. `events`: how many `records` hold, `size`: bytes."""
 
     partition: Partition | None = None
     records: list[KafkaRecord] = field(default_factory=list)
     events: int = 0
+    size: int = 0
     # As last polled: what is asked for is counted in records.
     events_a_record: int = 1
     since: float = 0.0
     checked: float = 0.0
     end_noted: float = -math.inf
     log_start_read: float = -math.inf
+    # Before this offset is a record that makes a batch fail.
+    suspect_end: int = 0
+    refused: Refused = field(default_factory=dict)
+    # Records of which every event was refused, one after the other.
+    refused_in_a_row: int = 0
     # Failures in a row, and how many of them were fences.
     failures: int = 0
     fences: int = 0
@@ -53,12 +60,20 @@ class Assigned:
                 self.since = time.monotonic()
             events = sum(map(count_events, polled))
             self.records += polled
+            self.size += sum(len(record.value or b"") for record in polled)
             self.events += events
             self.events_a_record = max(events // len(polled), 1)
 
+    @property
+    def at_most(self) -> int:
+        """How many records a batch may have: half of those among which one is suspected."""
+        if self.partition is None or self.partition.next_offset >= self.suspect_end:
+            return sys.maxsize
+        return max((self.suspect_end - self.partition.next_offset) // 2, 1)
+
     def let_go(self) -> None:
         """Drops the records in hand."""
-        self.records, self.events = [], 0
+        self.records, self.events, self.size = [], 0, 0
 
     def back_off(self, *, is_fenced: bool = False) -> None:
         """Delays the next attempt, longer after each failure in a row."""

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from runtap_consumers.kafka.records import KafkaRecord, UndecodableRecord, fingerprint_of
+from runtap_consumers.kafka.records import (
+    MAX_RECORD_BYTES,
+    KafkaRecord,
+    OversizedRecord,
+    UndecodableRecord,
+    fingerprint_of,
+)
 from runtap_consumers.projections.batch import Batch, Report
 from runtap_consumers.projections.lane_marks import LaneMarks
 from runtap_schemas import (
@@ -24,6 +30,10 @@ from runtap_schemas import (
     decode_frame,
 )
 
+# Begins the causes of events that cannot be applied.
+NOT_APPLIED = "cannot be applied: "
+# Events that cannot be applied: offset -> number -> cause.
+Refused = dict[int, dict[int, str]]
 _NO_TAGS: list[str] = []
 _NO_METADATA: dict[str, Any] = {}
 
@@ -68,13 +78,37 @@ def decode_records(records: Sequence[KafkaRecord], *, keeps_labels: bool = True)
             checked all the same, leaves room in that cache for what is read.
     """
     for record in records:
-        frame = Unreadable(record.cause) if isinstance(record, UndecodableRecord) else decode_frame(record.value)
+        frame = _frame_of(record)
         events = frame.events() if isinstance(frame, Frame) else []
         if not keeps_labels:
             for event in events:
                 if isinstance(event, RunEnded):
                     event.tags, event.metadata = _NO_TAGS, _NO_METADATA
         yield Decoded(frame, events)
+
+
+def _frame_of(record: KafkaRecord) -> Frame | Unreadable:
+    if isinstance(record, UndecodableRecord):
+        return Unreadable(record.cause)
+    frame = decode_frame(record.value)
+    if isinstance(record, OversizedRecord):
+        cause = f"it has more than {MAX_RECORD_BYTES:,} bytes, of which this is the beginning"
+        return Unreadable(cause, frame.emitter, frame.first, frame.count, frame.at_ns)
+    return frame
+
+
+def without_refused(
+    decoded: Iterable[tuple[KafkaRecord, Decoded]], refused: Refused
+) -> Iterator[tuple[KafkaRecord, Decoded]]:
+    """What was decoded, with events that are refused as if they could not be read."""
+    for record, (frame, events) in decoded:
+        causes = refused.get(record.offset)
+        if causes and isinstance(frame, Frame):
+            kept: list[Any] = list(events)
+            for number, cause in causes.items():
+                kept[number - frame.first] = Unreadable(cause)
+            events = kept
+        yield record, Decoded(frame, events)
 
 
 def sort_records(batch: Batch, marks: LaneMarks, decoded: Iterable[tuple[KafkaRecord, Decoded]]) -> list[Letter]:

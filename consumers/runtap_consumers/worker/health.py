@@ -1,4 +1,4 @@
-"""Health of a worker, for compose and Kubernetes: healthy means progress.
+"""Health of a worker, for compose and Kubernetes: alive while its loop goes round, ready while it does its work.
 
 It is served from a thread of its own, so that a worker whose loop hangs still answers, with what is wrong.
 """
@@ -19,18 +19,28 @@ from starlette.routing import Route
 
 from runtap_consumers.errors import HealthPortError
 
+# A fence or a failed attempt heals within this time.
+_STANDS_AFTER_SECONDS = 5.0
+# The alert evaluator goes round every second, and its lease lasts for half a minute.
+_EVALUATED_WITHIN_SECONDS = 30.0
+
 
 @dataclass
 class Health:
     """What a worker knows of itself. Written by the worker, read by the health server.
 
-    `stalled_after_seconds`: how long there may be lag without progress. Times are `time.monotonic()`.
+    `stalled_after_seconds`: how long there may be lag without progress. `waiting_for`: what it cannot begin without;
+    `lag`: `None` while that of some partition is not known; `standing`: partitions that fail, since when and why;
+    `evaluated`: when the alert evaluator last went round, `None` without one. Times are `time.monotonic()`.
     """
 
     projections: tuple[str, ...]
     stalled_after_seconds: float = 60.0
+    waiting_for: str | None = "it is starting"
     partitions: list[int] = field(default_factory=list)
-    lag: int = 0
+    lag: int | None = None
+    standing: dict[int, tuple[float, str]] = field(default_factory=dict)
+    evaluated: float | None = None
     events_applied: int = 0
     commits: int = 0
     fenced: int = 0
@@ -38,22 +48,32 @@ class Health:
     last_iteration: float = field(default_factory=time.monotonic)
     last_progress: float = field(default_factory=time.monotonic)
 
+    def stuck(self) -> list[str]:
+        """What only a restart cures; empty while the loop goes round."""
+        silent = time.monotonic() - self.last_iteration
+        return [f"the worker's loop has been stuck for {silent:.0f} s"] if silent > self.stalled_after_seconds else []
+
     def problems(self) -> list[str]:
-        """What is wrong; empty where the worker is healthy."""
+        """What is wrong; empty where the worker does its work."""
         now = time.monotonic()
-        found = [f"{name} has stopped: {error}" for name, error in self.failed.items()]
-        if now - self.last_iteration > self.stalled_after_seconds:
-            found.append(f"the worker's loop has been stuck for {now - self.last_iteration:.0f} s")
+        found = [f"{name} has stopped: {error}" for name, error in self.failed.items()] + self.stuck()
+        if self.waiting_for is not None:
+            found.append(self.waiting_for)
+        for number, (since, reason) in sorted(self.standing.items()):
+            if now - since > _STANDS_AFTER_SECONDS:
+                found.append(f"partition {number} stands for {now - since:.0f} s: {reason}")
         if self.is_stalled():
             found.append(f"lag of {self.lag} records and no progress for {now - self.last_progress:.0f} s")
+        if self.evaluated is not None and now - self.evaluated > _EVALUATED_WITHIN_SECONDS:
+            found.append(f"no alert was judged for {now - self.evaluated:.0f} s")
         return found
 
     def is_stalled(self) -> bool:
         """Whether there is lag and no projection has moved for too long."""
-        return self.lag > 0 and time.monotonic() - self.last_progress > self.stalled_after_seconds
+        return bool(self.lag) and time.monotonic() - self.last_progress > self.stalled_after_seconds
 
     def iterated(self) -> None:
-        """Notes that a loop without lag, such as that of the alerts, went round."""
+        """Notes that a loop without lag went round, such as that of the alerts, or one that waits."""
         self.last_iteration = self.last_progress = time.monotonic()
 
     def progressed(self) -> None:
@@ -61,8 +81,8 @@ class Health:
         self.last_progress = time.monotonic()
 
 
-def serve_health(health: Health, port: int) -> uvicorn.Server:
-    """Serves `GET /health` on all interfaces: 200 where healthy, 503 with the problems where not.
+def serve_health(health: Health, host: str, port: int) -> uvicorn.Server:
+    """Serves `GET /livez`, `/readyz` and `/health` (the same as `/readyz`): 200, or 503 with the problems.
 
     Returns:
         The running server; set its `should_exit` to end it.
@@ -71,31 +91,36 @@ def serve_health(health: Health, port: int) -> uvicorn.Server:
         HealthPortError: nothing can listen there.
     """
 
-    async def answer(_request: Request) -> JSONResponse:
-        problems = health.problems()
-        body = {
-            "status": "unhealthy" if problems else "healthy",
+    def body(problems: list[str], bad: str, good: str) -> JSONResponse:
+        facts = {
+            "status": bad if problems else good,
             "problems": problems,
-            "projections": list(health.projections),
-            "partitions": health.partitions,
             "lag": health.lag,
+            "partitions": health.partitions,
+            "projections": list(health.projections),
             "events_applied": health.events_applied,
             "commits": health.commits,
             "fenced": health.fenced,
         }
-        return JSONResponse(body, status_code=503 if problems else 200)
+        return JSONResponse(facts, status_code=503 if problems else 200)
+
+    async def live(_request: Request) -> JSONResponse:
+        return body(health.stuck(), "stuck", "alive")
+
+    async def ready(_request: Request) -> JSONResponse:
+        return body(health.problems(), "unhealthy", "healthy")
 
     # Bound before the thread starts: there a failure would end the server alone, and probes would ask another process.
     try:
-        listener = socket.create_server(("0.0.0.0", port))
+        listener = socket.create_server((host, port))
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise HealthPortError(
-            f"health cannot be served on port {port}: {reason}. End what listens there, or give another port"
+            f"health cannot be served on {host}:{port}: {reason}. End what listens there, or give another port"
         ) from error
-    application = Starlette(routes=[Route("/health", answer)])
+    application = Starlette(routes=[Route("/livez", live), Route("/readyz", ready), Route("/health", ready)])
     server = uvicorn.Server(
-        uvicorn.Config(application, host="0.0.0.0", port=port, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Config(application, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
     )
     threading.Thread(target=server.run, args=([listener],), name="runtap-health", daemon=True).start()
     return server

@@ -12,14 +12,14 @@ from typing import Self
 
 import structlog
 
-from runtap_consumers.errors import StoreError, WorkerStoppedError
+from runtap_consumers.errors import FoldFailedError, StoreError
 from runtap_consumers.kafka.records import KafkaRecord, fingerprint_of
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.batch import Batch, Prices
 from runtap_consumers.projections.dimensions import Dimensions
 from runtap_consumers.projections.grains import Calendar, Rows, SketchBook, rows_by_grain
 from runtap_consumers.projections.lane_marks import LaneMarks
-from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes
+from runtap_consumers.projections.rollups import OPEN_RUNS, RECENT_ERRORS, RECENT_ERRORS_KEPT, ROLLUPS, Changes, Rollup
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import retention, tables
 from runtap_consumers.store.cost_keys import CostKeys
@@ -37,7 +37,7 @@ from runtap_consumers.store.positions import (
 )
 from runtap_consumers.store.writer import Commit, Move, Row, Writer
 from runtap_consumers.units import DAY_NS
-from runtap_consumers.worker.decoding import Decoded, decode_records, sort_records
+from runtap_consumers.worker.decoding import Decoded, Refused, decode_records, sort_records, without_refused
 
 logger = structlog.get_logger(__name__)
 
@@ -97,8 +97,7 @@ class Partition:
         # Append time of the oldest record of the log, as last read; 0: not known.
         self.log_start_ns = 0
         self.cursors: list[Cursor] = []
-        # Projections whose fold raised: their positions do not move until the process is started again.
-        self.failed: dict[str, Exception] = {}
+        self.refused: Refused = {}
 
     @property
     def next_offset(self) -> int:
@@ -153,7 +152,7 @@ class Partition:
             records: in the order of the log, beginning at `next_offset` or before.
 
         Raises:
-            WorkerStoppedError: no projection is left that folds.
+            FoldFailedError: a projection cannot fold them.
         """
         # Decoded once for all cursors.
         events = decode_records(records, keeps_labels=self._keeps_labels)
@@ -183,9 +182,6 @@ class Partition:
                 )
             self._add_marks(cursor, commit)
             cursor.next_offset, cursor.fingerprint, cursor.log_time_ns = following, fingerprint, batch.log_time_ns
-        self.cursors = [cursor for cursor in self.cursors if cursor.projections]
-        if not self.cursors:
-            raise WorkerStoppedError(f"no projection of partition {self.number} can go on: {self.failed}")
         self._add_deletions(commit)
         return commit
 
@@ -196,33 +192,28 @@ class Partition:
         place = f"{self._tools.store.events_topic}/{self.number}"
         pairs = zip(records, decoded, strict=True)
         unread = ((record, one) for record, one in pairs if record.offset >= cursor.next_offset)
-        letters = sort_records(batch, cursor.marks, unread)
+        letters = sort_records(batch, cursor.marks, without_refused(unread, self.refused) if self.refused else unread)
         self._tools.dimensions.cap(batch)
-        if "ledger" in cursor.projections and letters:
+        # Whichever worker refuses an event says so.
+        if letters and ("ledger" in cursor.projections or self.refused):
             rows: list[Row] = [letter.row(place, self.number) for letter in letters]
             commit.new_rows.append((tables.dead_letters, rows))
         return batch
 
     def _fold_projections(self, cursor: Cursor, batch: Batch, commit: Commit) -> None:
-        for name in list(cursor.projections):
+        for name in cursor.projections:
             try:
                 changes = self._changes_of(name, batch)
                 rows = self._whole_rows(name, changes, batch.log_time_ns)
             except StoreError:
                 raise
             except Exception as error:
-                # A bug in one projection must not stop the others.
-                cursor.projections.remove(name)
-                self.failed[name] = error
-                logger.exception(
-                    "projection_failed", projection=name, partition=self.number, next_offset=cursor.next_offset
-                )
-            else:
-                commit.upserts += rows.upserts
-                if rows.runs:
-                    commit.runs, commit.runs_generation = rows.runs, rows.runs_generation
-                commit.ended_run_ids += self._with_open_row(changes)
-                commit.deletions += rows.deletions
+                raise FoldFailedError(name, error) from error
+            commit.upserts += rows.upserts
+            if rows.runs:
+                commit.runs, commit.runs_generation = rows.runs, rows.runs_generation
+            commit.ended_run_ids += self._with_open_row(changes)
+            commit.deletions += rows.deletions
 
     def _changes_of(self, name: str, batch: Batch) -> Changes:
         return PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
@@ -241,17 +232,19 @@ class Partition:
 
     def _whole_rows(self, name: str, changes: Changes, log_time_ns: int) -> Commit:
         tail = (self.number, self._positions[name].generation)
-        deltas: list[tuple[str, Rows]] = list(changes.rows.items())
+        deltas: list[tuple[Rollup, str, Rows]] = [
+            (_ROLLUPS[table_name], table_name, rows) for table_name, rows in changes.rows.items()
+        ]
         for rollup_name, minutes in changes.minutes.items():
             rollup = _ROLLUPS[rollup_name]
             by_grain = rows_by_grain(rollup, minutes, self._calendar, log_time_ns, self._sketches[name])
-            deltas += [(rollup.table_name(grain), rows) for grain, rows in by_grain]
+            deltas += [(rollup, rollup.table_name(grain), rows) for grain, rows in by_grain]
         self._sketches[name].trim()
         part = Commit(self.number, [])
-        for table_name, rows in deltas:
+        for rollup, table_name, rows in deltas:
             if rows:
                 # In key order: two that lock rows of a table in different orders would deadlock.
-                whole: list[Row] = [(*key, *tail, *rows[key]) for key in sorted(rows)]
+                whole: list[Row] = [rollup.whole_row(key, tail, rows[key]) for key in sorted(rows)]
                 part.upserts.append((tables.metadata.tables[table_name], whole))
         part.runs, part.runs_generation = changes.runs, self._positions[name].generation
         part.ended_run_ids = changes.ended_run_ids

@@ -15,7 +15,14 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from runtap_consumers.errors import FencedError, StoreError, StoreVersionError, WorkerStoppedError
+from runtap_consumers.errors import (
+    FencedError,
+    FoldFailedError,
+    RowsRefusedError,
+    StoreError,
+    StoreVersionError,
+    WorkerStoppedError,
+)
 from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import fingerprint_of
@@ -26,8 +33,10 @@ from runtap_consumers.store.positions import note_gone_partitions, read_least_of
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.assigned import BACKOFF_SECONDS, FENCES_OF_A_REBALANCE, Assigned, LogUnsettledError
 from runtap_consumers.worker.dead_letters import keep_publishing_dead_letters
+from runtap_consumers.worker.decoding import Refused, count_events
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.partition import Partition, Tools
+from runtap_consumers.worker.refusal import REASONS, find_refused
 
 logger = structlog.get_logger(__name__)
 
@@ -44,6 +53,10 @@ _CLOCKS_DIFFER_NS = 10 * 10**9
 _PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
 _LOG_START_EVERY_SECONDS = 3_600.0
+# An honest commit has a tenth of it.
+_COMMIT_BYTES = 64 * 2**20
+# Records that a projection can fold no event of, one after the other, before it is thought to be at fault itself.
+_MOST_REFUSED_IN_A_ROW = 10
 
 Result = TypeVar("Result")
 SideTask = Callable[[Store], Coroutine[Any, Any, None]]
@@ -171,6 +184,7 @@ class Worker:
         # Kafka's client has moved all partitions to its own positions, also those that were assigned before: load all.
         self._assigned = {number: Assigned() for number in sorted(self._reader.assigned())}
         self._health.partitions = list(self._assigned)
+        self._health.standing.clear()
         logger.info("partitions_assigned", partitions=self._health.partitions, projections=self._projections)
 
     async def _await_rebalance(self) -> None:
@@ -196,6 +210,8 @@ class Worker:
             return polled > 0
         except LostToRetentionError:
             assigned.forget()
+        except REASONS as error:
+            return await self._isolate(number, assigned, error)
         except FencedError as error:
             self._health.fenced += 1
             logger.warning("worker_fenced", partition=number, reason=str(error))
@@ -211,23 +227,24 @@ class Worker:
         except StoreVersionError as error:
             raise WorkerStoppedError(str(error)) from error
         except (LogUnsettledError, StoreError, KafkaError, TimeoutError) as error:
-            logger.warning(
-                "partition_backed_off",
-                partition=number,
-                failures=assigned.failures + 1,
-                reason=str(error) or repr(error),
-            )
-            assigned.forget()
-            assigned.back_off()
+            self._back_off(number, assigned, error)
         return False
+
+    def _back_off(self, number: int, assigned: Assigned, error: Exception) -> None:
+        failures = assigned.failures + 1
+        logger.warning("partition_backed_off", partition=number, failures=failures, reason=str(error) or repr(error))
+        assigned.forget()
+        assigned.back_off()
+        self._health.standing.setdefault(number, (time.monotonic(), str(error) or repr(error)))
 
     async def _poll(self, number: int, assigned: Assigned) -> int:
         assert assigned.partition is not None
         room = self._settings.commit_events - assigned.events
-        if room <= 0:
+        if room <= 0 or assigned.size >= _COMMIT_BYTES:
             return 0
         following = assigned.records[-1].offset + 1 if assigned.records else assigned.partition.next_offset
-        polled = await self._reader.poll(number, following, max(room // assigned.events_a_record, 1))
+        records = min(max(room // assigned.events_a_record, 1), assigned.at_most - len(assigned.records))
+        polled = await self._reader.poll(number, following, records) if records > 0 else []
         if self._seen_assignment != self._assignments:
             return 0
         assigned.hold(polled)
@@ -243,12 +260,15 @@ class Worker:
             if behind >= commit_events:
                 # A whole commit is on its way, and costs half as much an event as several small ones.
                 longest *= _PATIENCE_BEHIND
-        return assigned.events >= commit_events or time.monotonic() - assigned.since >= longest
+        is_full = assigned.events >= commit_events or assigned.size >= _COMMIT_BYTES
+        is_full |= len(assigned.records) >= assigned.at_most
+        return is_full or time.monotonic() - assigned.since >= longest
 
     async def _load(self, number: int, assigned: Assigned, projections: list[str]) -> None:
         # It may have been a migration that fenced this worker.
         await self._in_thread(self._store.check_version)
         partition = Partition(number, projections, self._tools)
+        partition.refused = assigned.refused
         for _ in range(2 + len(self._projections)):
             log_start, _ = await self._reader.log_range(number)
             await self._in_thread(partition.load, log_start)
@@ -280,6 +300,7 @@ class Worker:
         assigned.checked = time.monotonic()
         if all(next_offset == log_end for next_offset, _ in positions):
             await self._in_thread(partition.note_caught_up, asked_ns)
+            self._health.standing.pop(number, None)
 
     async def _commit(self, number: int, assigned: Assigned) -> None:
         partition, records = assigned.partition, assigned.records
@@ -304,12 +325,62 @@ class Worker:
                 partition.log_start_ns = await self._reader.log_start_time(number)
                 assigned.log_start_read = time.monotonic()
         await self._in_thread(partition.commit, commit)
-        self._health.failed |= {name: repr(error) for name, error in partition.failed.items()}
         self._health.commits += 1
         self._health.events_applied += assigned.events
         self._health.progressed()
+        for record in records:
+            if not assigned.refused.pop(record.offset, None):
+                assigned.refused_in_a_row = 0
         assigned.let_go()
         assigned.failures = assigned.fences = 0
+        self._health.standing.pop(number, None)
+
+    async def _isolate(self, number: int, assigned: Assigned, error: RowsRefusedError | FoldFailedError) -> bool:
+        """Makes batches smaller until the record at fault is alone, then finds which of its events are, and goes on
+        without them. A projection that folds nothing is at fault itself, and stops.
+        """
+        records = assigned.records
+        assert records
+        if len(records) > 1:
+            assigned.suspect_end = records[-1].offset + 1
+            logger.warning("batch_refused", partition=number, records=len(records), reason=str(error))
+            assigned.forget()
+            return True
+        (record,) = records
+        projections = self._running()
+
+        def make(refused: Refused) -> Partition:
+            partition = Partition(number, projections, self._tools)
+            partition.refused = refused
+            partition.load(0)
+            return partition
+
+        try:
+            refused = await self._in_thread(find_refused, make, self._writer, record)
+        except FoldFailedError as failure:
+            self._stop_projection(number, assigned, failure)
+            return True
+        except StoreError as refusal:
+            self._back_off(number, assigned, refusal)
+            return False
+        if len(refused) >= count_events(record):
+            assigned.refused_in_a_row += 1
+        if isinstance(error, FoldFailedError) and assigned.refused_in_a_row > _MOST_REFUSED_IN_A_ROW:
+            self._stop_projection(number, assigned, error)
+            return True
+        assigned.refused[record.offset] = refused
+        events = len(refused)
+        logger.error("events_refused", partition=number, offset=record.offset, events=events, reason=str(error))
+        assigned.forget()
+        return True
+
+    def _stop_projection(self, number: int, assigned: Assigned, error: FoldFailedError) -> None:
+        logger.error("projection_failed", projection=error.projection, partition=number, reason=str(error))
+        self._health.failed[error.projection] = str(error)
+        # Its positions stand until the process is started again; the others go on.
+        for each in self._assigned.values():
+            each.forget()
+        assigned.refused_in_a_row = 0
 
     def _running(self) -> list[str]:
         running = [name for name in self._projections if name not in self._health.failed]
@@ -319,13 +390,15 @@ class Worker:
 
     def _update_health(self) -> None:
         self._health.last_iteration = time.monotonic()
-        lag = 0
+        lag: int | None = 0
         for number, assigned in self._assigned.items():
             end = self._reader.highwater(number)
-            if assigned.partition is not None and end is not None:
+            if assigned.partition is None or end is None:
+                lag = None
+            elif lag is not None:
                 lag += max(end - assigned.partition.next_offset, 0)
         self._health.lag = lag
-        if lag == 0 and all(assigned.partition is not None for assigned in self._assigned.values()):
+        if lag == 0:
             self._health.progressed()
 
     def _is_drained(self, ends: dict[int, int]) -> bool:

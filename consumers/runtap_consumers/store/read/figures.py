@@ -15,7 +15,8 @@ from sqlalchemy import Select, Table, func, select
 from runtap_consumers.projections.rollups import TOKEN_CLASSES
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.ranges import TimeRange
-from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
+from runtap_consumers.units import SECOND_NS
 
 _CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")
 
@@ -114,7 +115,7 @@ def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -
         summed = statement.add_columns(
             *keys,
             *(func.sum(table.c[name]).label(name) for name in counted),
-            *wide_sum(table.c.cost_picodollars, "cost"),
+            *cost_sum(table),
         ).group_by(*keys)
         rows += [
             CostRow(
@@ -123,7 +124,7 @@ def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -
                 row.service,
                 row.environment,
                 {name: int(getattr(row, name)) for name in counted},
-                widen(row, "cost"),
+                cost_of(row),
             )
             for row in snapshot.connection.execute(summed)
         ]
@@ -134,14 +135,30 @@ def read_components(
     snapshot: Snapshot, time_range: TimeRange, service: str | None
 ) -> dict[tuple[str, str, str], ComponentFigures]:
     """Figures by run type, name and model ('' where a component has none)."""
-    names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
+    names = (
+        *("run_type", "name", "model", "count", "ok", "errors", "total_seconds", "total_ns", "min_ns", "max_ns"),
+        *("output_tokens", "output_seconds", "output_ns", "sketch", "first_token_sketch"),
+    )
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
     for table, statement in _select_segments(snapshot, "performance", time_range, service):
         # Not summed by the database: concatenating sketches is quicker here.
-        for run_type, name, model, *measures in snapshot.connection.execute(
-            statement.add_columns(*(table.c[column] for column in names))
-        ):
-            rows[run_type, name, model].append(measures)
+        for (
+            run_type,
+            name,
+            model,
+            *counts,
+            seconds,
+            ns,
+            least,
+            most,
+            tokens,
+            output_seconds,
+            output_ns,
+            one,
+            other,
+        ) in snapshot.connection.execute(statement.add_columns(*(table.c[column] for column in names))):
+            total_ns, answer_ns = seconds * SECOND_NS + ns, output_seconds * SECOND_NS + output_ns
+            rows[run_type, name, model].append((*counts, total_ns, least, most, tokens, answer_ns, one, other))
     return {component: sum_figures(measures) for component, measures in rows.items()}
 
 

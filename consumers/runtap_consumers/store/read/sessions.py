@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from runtap_consumers.store import tables
-from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
 
 # Below the number of variables that any SQLite takes in a statement.
 _IDS_A_STATEMENT = 500
@@ -90,7 +90,7 @@ def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionR
             costs.c.session_id,
             func.sum(costs.c.calls).label("calls"),
             func.sum(costs.c.priced_calls).label("priced_calls"),
-            *wide_sum(costs.c.cost_picodollars, "cost"),
+            *cost_sum(costs),
         )
         .where(costs.c.session_id.in_(ids), snapshot.is_live(costs))
         .group_by(costs.c.session_id)
@@ -106,5 +106,5 @@ def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionR
             tuple(sorted(user_ids[row.session_id])),
             int(cost.calls) if cost else 0,
             int(cost.priced_calls) if cost else 0,
-            widen(cost, "cost") if cost else 0,
+            cost_of(cost) if cost else 0,
         )

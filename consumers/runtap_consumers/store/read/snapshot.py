@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, false, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, Table, and_, false, func, or_, select
 
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.rollups import GRAINS
@@ -113,18 +113,14 @@ def read_counts(snapshot: Snapshot, table_name: str, key: str) -> dict[str, int]
     return {name: int(count) for name, count in rows}
 
 
-def wide_sum(column: ColumnElement[int], label: str) -> list[ColumnElement[Any]]:
-    """A sum in two parts, for columns whose sum may pass 2^63: SQLite's own would fail. Put together by `widen`."""
-    return [
-        func.sum(column.bitwise_rshift(literal_column("32"))).label(f"{label}_high"),
-        func.sum(column.bitwise_and(literal_column("4294967295"))).label(f"{label}_low"),
-    ]
+def cost_sum(table: FromClause) -> tuple[ColumnElement[Any], ...]:
+    """What the rows of a table of costs come to; put together by `cost_of`."""
+    return tuple(func.sum(table.c[name]).label(name) for name in ("cost_microdollars", "cost_picodollars"))
 
 
-def widen(row: Row[Any], label: str) -> int:
-    """The value of a `wide_sum`; 0 where nothing was summed."""
-    high, low = getattr(row, f"{label}_high"), getattr(row, f"{label}_low")
-    return 0 if high is None else (int(high) << 32) + int(low)
+def cost_of(row: Row[Any]) -> int:
+    """Picodollars of a `cost_sum`; 0 where nothing was summed."""
+    return int(row.cost_microdollars or 0) * 10**6 + int(row.cost_picodollars or 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sqlalchemy import Table, case, func, select, union
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.ranges import Segment
-from runtap_consumers.store.read.snapshot import Snapshot, wide_sum, widen
+from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _read(
         select(
             table.c.value,
             *(func.sum(table.c[name]).label(name) for name in _COUNTED),
-            *wide_sum(table.c.cost_picodollars, "cost"),
+            *cost_sum(table),
         )
         .where(
             table.c.attribute == attribute,
@@ -110,4 +110,4 @@ def _read(
         of_service = select(tables.cost_keys.c.id).where(tables.cost_keys.c.service == service)
         statement = statement.where(table.c.cost_key.in_(of_service))
     for row in snapshot.connection.execute(statement):
-        yield AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, widen(row, "cost"))
+        yield AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, cost_of(row))
