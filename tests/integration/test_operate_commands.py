@@ -28,6 +28,7 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
 from runtap_schemas import Alert, encode_alert, encode_event
 from samples import START_NS, chain_end, failure, framed, model_call, session_start
+from worker_process import WorkerSetting, numbered, produce
 
 MakeTopic = Callable[..., Awaitable[str]]
 
@@ -139,6 +140,24 @@ async def test_doctor_is_content_with_what_runtap_made(command: Command, topic_p
     subjects = [line.split()[1].rstrip(":") for line in examined.stdout.splitlines()]
     assert subjects == ["settings", "Kafka", "topic", "topic", "topic", "rights", "store", "prices", "LangSmith"]
     assert "k" * 20 not in examined.stdout
+
+
+async def test_doctor_names_projections_that_stand(
+    command: Command, topic_prefix: str, events_topic: MakeTopic, store_url: str, kafka: str
+) -> None:
+    topic = await events_topic(partitions=2)
+    await produce(kafka, topic, numbered([model_call(run_id=f"r-{number}") for number in range(10)], partitions=2))
+    setting = WorkerSetting(kafka, topic_prefix, store_url)
+    await asyncio.to_thread(setting.drain, "cost", "runs")
+    moving = command.run("doctor", "--database-url", store_url)
+    assert "stands" not in moving.stdout
+    more = [model_call(run_id=f"r-{number}") for number in range(10, 13)]
+    await produce(kafka, topic, numbered(more, partitions=1, emitter="e2"))
+    await asyncio.to_thread(setting.drain, "runs")
+    standing = command.run("doctor", "--database-url", store_url)
+    assert standing.returncode == 1
+    assert "FAIL projection cost: stands in partition 0, 3 records behind" in standing.stdout
+    assert "projection runs" not in standing.stdout
 
 
 def test_doctor_without_kafka_looks_at_the_rest_and_fails_fast(command: Command) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from runtap_consumers.cli.terminal import one_line
 from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
 from runtap_consumers.instants import format_instant
-from runtap_consumers.kafka.client import check_reading
+from runtap_consumers.kafka.client import TopicEnds, check_reading
 from runtap_consumers.kafka.groups import read_groups_at_work
 from runtap_consumers.kafka.topics import ClusterState, TopicState, check_topics
 from runtap_consumers.pricing.source import load_prices
@@ -27,8 +27,12 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.dimensions import cap_of
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import read_full
-from runtap_consumers.store.engine import open_store, shown_url
+from runtap_consumers.store.engine import Store, open_store, shown_url
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_schemas.topics import events_topic
+
+# A worker that is there commits several times a second.
+_WATCHED_SECONDS = 3.0
 
 
 class Level(Enum):
@@ -68,6 +72,7 @@ def examine(settings: ConsumerSettings) -> Iterator[Finding]:
     yield from _check_kafka(settings)
     yield from check_store(settings)
     yield from asyncio.run(check_worker_sets(settings))
+    yield from asyncio.run(check_progress(settings))
     yield check_prices(settings)
     yield from check_langsmith(os.environ)
 
@@ -176,6 +181,42 @@ async def check_worker_sets(settings: ConsumerSettings) -> list[Finding]:
         for name in PROJECTIONS
         if len(movers := [each for each in sets if name in each]) > 1
     ]
+
+
+async def check_progress(settings: ConsumerSettings) -> list[Finding]:
+    """Whether projections that have begun move where the log goes on; looked at twice, some seconds apart.
+
+    Nothing where Kafka or the store cannot be reached, which other checks say.
+    """
+    try:
+        with closing(open_store(settings.database_url)) as store:
+            async with TopicEnds(settings, store.events_topic) as log:
+                ends = await log.read()
+            before = _read_offsets(store)
+            behind = {key: ends[key[1]] - offset for key, offset in before.items() if offset < ends.get(key[1], 0)}
+            if behind:
+                await asyncio.sleep(_WATCHED_SECONDS)
+            after = _read_offsets(store)
+    except (KafkaUnavailableError, StoreError):
+        return []
+    standing: dict[str, list[tuple[int, int]]] = {}
+    for (name, partition), lag in behind.items():
+        if after.get((name, partition)) == before[name, partition]:
+            standing.setdefault(name, []).append((partition, lag))
+    return [
+        _fail(
+            f"projection {name}",
+            f"stands in partition {', '.join(str(partition) for partition, _ in where)}, "
+            f"{sum(lag for _, lag in where):,} records behind",
+            f"start `runtap worker {name}`, or see in the log and at /readyz of the one that runs what stops it",
+        )
+        for name, where in standing.items()
+    ]
+
+
+def _read_offsets(store: Store) -> dict[tuple[str, int], int]:
+    with open_snapshot(store) as snapshot:
+        return {(row.projection, row.partition): row.next_offset for row in snapshot.positions}
 
 
 def check_prices(settings: ConsumerSettings) -> Finding:
