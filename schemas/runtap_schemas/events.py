@@ -141,7 +141,7 @@ class RunEnded(RunEvent, kw_only=True, gc=False, omit_defaults=True, tag="run.en
     `seller_host` is the host that the client was told to call, where it was told one. `price_facts` are the answer's
     own words of what changes a price: `inference_geo`, `region`, `speed` and the like. `reported_cost_usd` is what the
     provider itself said the call cost (a decimal). `root_name` names the root of its trace. `inputs` and `outputs` are
-    there only where content is captured; `content_bytes` is their original size where they were cut off.
+    there only where content is captured; `content_bytes` is their size, or at least so much, where they were cut off.
     """
 
     status: Status

@@ -69,6 +69,28 @@ def test_what_is_surely_too_large_is_not_even_written(value: object) -> None:
     assert content_of(value) == (None, 9_000_000)
 
 
+def test_objects_are_written_only_until_they_are_too_large() -> None:
+    asked = 0
+
+    class Thing:
+        def __str__(self) -> str:
+            nonlocal asked
+            asked += 1
+            return "a thing of forty letters, more or less.."
+
+    json, size_bytes = content_of({"things": [Thing() for _ in range(200_000)]})
+    assert json is None
+    assert 96 * 1024 < size_bytes < 100 * 1024
+    assert asked < 96 * 1024 / 40
+    kept, size_bytes = content_of([Thing() for _ in range(2_000)])
+    assert kept is not None
+    assert len(kept) == size_bytes == 2_000 * 43 + 1
+    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 400_000}"}}]
+    kept, _ = content_of([AIMessage(images), HumanMessage("what is it?")])
+    assert kept is not None
+    assert b"image/png, 300000 bytes" in kept
+
+
 def test_content_that_leaves_no_room_for_the_facts_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = Captured(capture_content=True)
     monkeypatch.setattr(encoding, "MAX_EVENT_BYTES", 150_000)
@@ -89,7 +111,8 @@ def test_ten_thousand_messages_are_one_event_without_content() -> None:
     (run,) = captured.ended()
     assert not run.inputs
     assert run.content_bytes is not None
-    assert run.content_bytes > 200_000
+    # At least: the rest is not written.
+    assert run.content_bytes > 96 * 1024
 
 
 _IMAGE = bytes(range(256)) * 2_000

@@ -23,19 +23,39 @@ _MESSAGE_FIELDS = ("type", "name", "id", "content", "tool_calls", "tool_call_id"
 
 def content_of(value: object) -> tuple[bytes | None, int]:
     """JSON of any object, and its size in bytes: messages and documents by what they say, what has no such form by its
-    `str`. `None`: it is too large to keep; size 0: it cannot be written, nested too deeply or part of itself.
+    `str`. `None`: it is too large to keep, and the size at least so much; size 0: it cannot be written, nested too
+    deeply or part of itself.
     """
     if isinstance(value, (str, dict)):
         parts = (value,) if isinstance(value, str) else value.values()
         size_bytes = sum([len(part) for part in parts if isinstance(part, str)])
         if size_bytes > _MAX_WRITTEN_BYTES:
             return None, size_bytes
+    plain = _Plain()
     try:
         # orjson's result holds kilobytes more than its length for as long as it lives.
-        json = bytes(memoryview(orjson.dumps(value, default=_plain, option=_OPTIONS)))
+        json = bytes(memoryview(orjson.dumps(value, default=plain, option=_OPTIONS)))
     except (orjson.JSONEncodeError, RecursionError, ValueError, TypeError):
-        return None, 0
+        return None, plain.size_bytes if plain.size_bytes > _MAX_CONTENT_BYTES else 0
     return json if len(json) <= _MAX_CONTENT_BYTES else None, len(json)
+
+
+class _Plain:
+    """Plain forms of objects, until they would be too large: each takes microseconds, and there may be thousands."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        # At least, of what was asked for so far.
+        self.size_bytes = 0
+
+    def __call__(self, value: Any) -> Any:
+        plain = _plain(value)
+        parts = plain.values() if type(plain) is dict else (plain,)
+        self.size_bytes += 3 + sum([len(part) for part in parts if type(part) is str])
+        if self.size_bytes > _MAX_CONTENT_BYTES:
+            raise ValueError("too large to keep")
+        return plain
 
 
 def _without_binaries(part: Any, depth: int = 0) -> Any:
