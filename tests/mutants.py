@@ -32,6 +32,7 @@ LEDGER = "tests/unit/test_ledger.py"
 FRAME = "tests/unit/test_frame.py"
 ACCOUNT = "tests/integration/test_account_commands.py"
 REBUILD = "tests/integration/test_rebuild.py"
+ATTRIBUTION = "tests/integration/test_attribution.py"
 REFUSAL = "tests/integration/test_refusal.py"
 BUFFER = "tests/unit/test_collector_buffer.py"
 FRAMES = "tests/unit/test_collector_frames.py"
@@ -555,18 +556,18 @@ MUTANTS = (
         (SPOOL,),
     ),
     Mutant(
-        "hours that came late are deleted without having passed on",
+        "more hours are deleted than have passed on",
         f"{_CONSUMERS}/store/retention.py",
-        """f"DELETE FROM {hours.name} WHERE bucket_ns = ? AND partition = ? AND generation = ?", (hour_ns, *key))""",
-        """f"DELETE FROM {hours.name} WHERE bucket_ns <= ? AND partition = ?", (over_ns, key[0]))""",
-        (PARTITION, REBUILD),
+        '(f"DELETE FROM {hours.name} WHERE {chosen}", parameters),',
+        '(f"DELETE FROM {hours.name} WHERE {is_over}", (over_ns, *key)),',
+        (ATTRIBUTION, REBUILD),
     ),
     Mutant(
-        "hours pass on in generations that a rebuild writes",
-        f"{_CONSUMERS}/store/statements.py",
-        "WHERE bucket_ns = ? AND partition = ? AND generation = ? {_on_conflict",
-        "WHERE bucket_ns = ? AND partition = ? AND generation <> ? + 99 {_on_conflict",
-        (REBUILD,),
+        "hours pass on twice",
+        f"{_CONSUMERS}/store/retention.py",
+        '(f"DELETE FROM {hours.name} WHERE {chosen}", parameters),',
+        '(f"DELETE FROM {hours.name} WHERE {chosen} AND calls = 0", parameters),',
+        (PARTITION,),
     ),
     Mutant(
         "a session goes with the first of its users",

@@ -57,13 +57,13 @@ SESSION_COSTS = NAMED.format("session_costs")
 
 
 def pass_hours_on(store: Store, at_ns: int) -> None:
-    """Lets the hours of attributes pass that a worker would, at a log time."""
+    """Lets all hours of attributes pass that a worker would in time, at a log time."""
     with Writer.of(store) as writer:
         for key in rows(store, "SELECT partition, generation FROM positions WHERE projection = 'cost'"):
-            changes = passed_hours(writer, "cost", (key[0], key[1]), at_ns, Calendar(store.zone))
-            with writer.transaction():
-                for statement, parameters in changes:
-                    writer.execute(statement, parameters)
+            while changes := passed_hours(writer, "cost", (key[0], key[1]), at_ns, Calendar(store.zone)):
+                with writer.transaction():
+                    for statement, parameters in changes:
+                        writer.execute(statement, parameters)
 
 
 def rows(store: Store, query: str) -> list[tuple[Any, ...]]:

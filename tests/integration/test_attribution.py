@@ -13,7 +13,9 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.figures.attribution import build_attribution
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
+from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store import retention
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS
@@ -86,6 +88,28 @@ def test_days_answer_where_hours_are_no_longer_kept(store: Store) -> None:
     # Nothing is said of what is older than the oldest day: all of it would seem to be without a value.
     figures = build_attribution(store, "team", (), START_NS - 900 * DAY_NS, START_NS, None, UTC, START_NS)
     assert figures["range"]["from"] == "2025-01-27T00:00:00.000000Z"
+
+
+def test_hours_pass_into_days_piece_by_piece_and_nothing_is_between(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ROWS_PASSED_AT_ONCE", 1)
+    since = START_NS - 3 * DAY_NS
+    whole = attributed(store, "team", since), attributed(store, "user", since)
+    left: list[tuple[int, ...]] = []
+    with Writer.of(store) as writer:
+        while changes := retention.passed_hours(writer, "cost", (0, 0), START_NS + 9 * DAY_NS, Calendar(UTC)):
+            with writer.transaction():
+                for statement, parameters in changes:
+                    writer.execute(statement, parameters)
+            assert (
+                attributed(store, "team", START_NS - 3 * DAY_NS),
+                attributed(store, "user", START_NS - 3 * DAY_NS),
+            ) == whole
+            left += rows(store, "SELECT count(*) FROM cost_by_attribute_hour")
+    # No more than two at a time: those of one value together.
+    assert len(left) >= 4
+    assert left[-1] == (0,)
 
 
 def test_costs_of_one_service_are_attributed_alone(store: Store) -> None:

@@ -85,7 +85,7 @@ def test_objects_are_written_only_until_they_are_too_large() -> None:
     kept, size_bytes = content_of([Thing() for _ in range(2_000)])
     assert kept is not None
     assert len(kept) == size_bytes == 2_000 * 43 + 1
-    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 400_000}"}}]
+    images: list[Any] = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 400_000}"}}]
     kept, _ = content_of([AIMessage(images), HumanMessage("what is it?")])
     assert kept is not None
     assert b"image/png, 300000 bytes" in kept

@@ -13,6 +13,8 @@ from runtap_consumers.store.writer import Writer
 
 Change = tuple[str, tuple[Any, ...]]
 
+# A third of a second on either store.
+_ROWS_PASSED_AT_ONCE = 20_000
 # Which projection's commit deletes of which rollup.
 OWNERS = {
     "cost": ("cost", "cost_by_attribute"),
@@ -22,29 +24,40 @@ OWNERS = {
 
 
 def passed_hours(writer: Writer, projection: str, key: tuple[int, int], at_ns: int, calendar: Calendar) -> list[Change]:
-    """Moves the rows of hours whose time is over into their days, where rows pass on.
+    """Moves rows of hours whose time is over into their days, where rows pass on; some ten thousand at a time, since
+    everybody waits for the commit that they are in.
 
     Args:
-        writer: what reads which hours there are; not in a transaction.
+        writer: what reads which there are; not in a transaction.
         projection: whose rows.
         key: partition and generation. Of another generation a rebuild may write the same rows meanwhile.
         at_ns: log time of the partition.
         calendar: the store's.
     """
-    changes: list[Change] = []
     for rollup in _owned(projection):
         if not rollup.passes_on:
             continue
         hours, days = (tables.metadata.tables[rollup.table_name(grain)] for grain in rollup.grains)
-        pass_on = pass_on_statement(hours, days, writer.dialect)
         is_over = "bucket_ns < ? AND partition = ? AND generation = ?"
         over_ns = at_ns - (rollup.grains["hour"] or 0)
-        for (hour_ns,) in writer.read(f"SELECT DISTINCT bucket_ns FROM {hours.name} WHERE {is_over}", (over_ns, *key)):
-            changes += [
-                (pass_on, (calendar.day_of(hour_ns), hour_ns, *key)),
-                (f"DELETE FROM {hours.name} WHERE bucket_ns = ? AND partition = ? AND generation = ?", (hour_ns, *key)),
-            ]
-    return changes
+        oldest = writer.read(f"SELECT min(bucket_ns) FROM {hours.name} WHERE {is_over}", (over_ns, *key))[0][0]
+        if oldest is None:
+            continue
+        chosen, parameters = "bucket_ns = ? AND partition = ? AND generation = ?", (oldest, *key)
+        # Two columns of the key, in whose order the rows are found.
+        columns = ", ".join(rollup.keys[:2])
+        bound = writer.read(
+            f"SELECT {columns} FROM {hours.name} WHERE {chosen} ORDER BY {columns} LIMIT 1 OFFSET ?",
+            (*parameters, _ROWS_PASSED_AT_ONCE),
+        )
+        if bound:
+            chosen, parameters = f"{chosen} AND ({columns}) <= (?, ?)", (*parameters, *bound[0])
+        pass_on = pass_on_statement(hours, days, chosen, writer.dialect)
+        return [
+            (pass_on, (calendar.day_of(oldest), *parameters)),
+            (f"DELETE FROM {hours.name} WHERE {chosen}", parameters),
+        ]
+    return []
 
 
 def _owned(projection: str) -> list[Rollup]:

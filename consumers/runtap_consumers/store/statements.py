@@ -20,15 +20,14 @@ def upsert_statement(table: Table, dialect: Dialect) -> str:
     return f"{_insert(table, dialect)} {_on_conflict(table, dialect)}"
 
 
-def pass_on_statement(fine: Table, coarse: Table, dialect: Dialect) -> str:
-    """Adds the rows of one bucket of a table to those of a coarser grain.
-
-    Parameters: the coarse bucket, the fine one, partition and generation.
+def pass_on_statement(fine: Table, coarse: Table, chosen: str, dialect: Dialect) -> str:
+    """Adds rows of a table, `chosen` by a condition, to those of a coarser grain. Parameters: the coarse bucket, and
+    those of the condition, which chooses of one fine bucket.
     """
     columns = ", ".join(column.name for column in coarse.columns if column.name != "bucket_ns")
     return (
         f"INSERT INTO {coarse.name} (bucket_ns, {columns}) SELECT CAST(? AS BIGINT), {columns} FROM {fine.name} "
-        f"WHERE bucket_ns = ? AND partition = ? AND generation = ? {_on_conflict(coarse, dialect)}"
+        f"WHERE {chosen} {_on_conflict(coarse, dialect)}"
     )
 
 
