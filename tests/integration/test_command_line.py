@@ -75,11 +75,13 @@ def store_of_one_call(store_url: str) -> str:
     cost = {"provider": "openai", "model": "gpt-4o", "price_set": "v", "price_class": "standard"}
     call = {"calls": 1, "priced_calls": 1, "cost_picodollars": 12_000_000}
     performance = {"run_type": "llm", "name": "Chat[bold]", "model": "gpt-4o", "count": 1, "ok": 1, "errors": 0}
-    durations = {"total_ns": SECOND, "min_ns": SECOND, "max_ns": SECOND, "output_tokens": 0, "output_ns": 0}
+    durations = {"total_seconds": 1, "total_ns": 0, "min_ns": SECOND, "max_ns": SECOND}
+    durations |= dict.fromkeys(("output_tokens", "output_seconds", "output_ns"), 0)
     no_counts = {column.name: 0 for column in tables.metadata.tables["cost_minute"].columns if "merge" in column.info}
     sums = ("traces", "llm_calls", "tool_calls", "errors", "input_tokens", "output_tokens", "starts", "ends")
     no_sums = dict.fromkeys(sums, 0)
-    session = {"partition": 0, "generation": 0, "session_id": "s1", "first_at_ns": now_ns, "last_at_ns": now_ns}
+    session = {"partition": 0, "generation": 0, "session_id": "s1", "user_id": "u1"}
+    session |= {"first_at_ns": now_ns, "last_at_ns": now_ns}
     with store.engine.begin() as connection:
         for name in ("cost", "performance", "sessions", "runs"):
             place = {"projection": name, "partition": 0, "next_offset": 1, **bare}
@@ -209,7 +211,7 @@ def test_years_before_the_first_event_are_from_the_beginning(store_of_one_call: 
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["worker", "tail", "alerts tail", "rebuild cost", "topics create"])
+@pytest.mark.parametrize("command", ["tail", "alerts tail", "rebuild cost", "topics create"])
 def test_a_kafka_that_does_not_answer_is_told_in_one_line(command: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'runtap.db'}"
     open_store(url, "runtap.events").close()
@@ -268,6 +270,7 @@ ABOUT = {
     ("dead-letters", "list"): (STORE, "--timezone"),
     ("dead-letters", "show"): (STORE, "--timezone"),
     ("dead-letters", "export"): (STORE, "--timezone"),
+    ("dead-letters", "skip"): (KAFKA, STORE),
     ("reprice",): (STORE, "--prices"),
     ("rebuild",): (KAFKA, STORE, "--cost-by"),
     ("doctor",): (KAFKA, STORE),

@@ -109,7 +109,7 @@ def test_no_command_shows_the_password_of_a_wrong_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", [DATABASE_URLS[0], DATABASE_URLS[1], DATABASE_URLS[10]])
 def test_doctor_and_worker_show_no_password_of_a_store_that_is_away(url: str, tmp_path: Path) -> None:
     variables = {"RUNTAP_DATABASE_URL": url.format("PLANTED"), "RUNTAP_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
-    said = run_all([(variables, ["doctor"]), (variables, ["worker"])], tmp_path)
+    said = run_all([(variables, ["doctor"]), (variables, ["worker", "--drain"])], tmp_path)
     assert "postgresql" in said
     assert not is_shown(said), said
 
