@@ -25,7 +25,7 @@ from runtap_consumers.worker.refusal import find_refused
 from runtap_consumers.worker.worker import Worker
 from runtap_schemas import RunEnded
 from samples import START_NS, Log, model_call
-from worker_process import numbered, produce
+from worker_process import WorkerSetting, numbered, produce
 
 MakeTopic = Callable[..., Awaitable[str]]
 
@@ -198,3 +198,27 @@ async def test_a_projection_that_folds_nothing_stops_alone(
         # What was taken for records at fault, before the projection was.
         assert rows(opened, "SELECT count(*) FROM dead_letters") == [(letters,)]
         assert rows(opened, "SELECT sum(calls) FROM cost_total") == [(100 - letters,)]
+
+
+async def test_a_record_is_skipped_by_hand_by_those_that_stand_there_alone(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, store_url: str
+) -> None:
+    topic = await events_topic(partitions=1)
+    setting = WorkerSetting(kafka, topic_prefix, store_url)
+    records = numbered(calls(["fine"] * 5), partitions=1)
+    await produce(kafka, topic, records[:3])
+    await asyncio.to_thread(setting.drain, "cost", "ledger")
+    await produce(kafka, topic, records[3:])
+    await asyncio.to_thread(setting.drain, "ledger")
+    elsewhere = await asyncio.to_thread(setting.run, "dead-letters", "skip", "0/1")
+    assert (elsewhere.returncode, "no projection stands at 0/1" in elsewhere.stderr) == (2, True), elsewhere.stderr
+    done = await asyncio.to_thread(setting.run, "dead-letters", "skip", "0/3")
+    assert (done.returncode, done.stdout.strip()) == (0, "0/3 is skipped: cost go on behind it."), done.stderr
+    await asyncio.to_thread(setting.drain, "cost", "ledger")
+    with open_store(store_url, topic) as opened:
+        assert rows(opened, "SELECT sum(calls) FROM cost_total") == [(4,)]
+        assert rows(opened, "SELECT DISTINCT next_offset FROM positions") == [(5,)]
+        incidents = rows(opened, "SELECT projection, kind, first_offset, last_offset FROM log_incidents")
+    assert incidents == [("cost", "skipped", 3, 3)]
+    ledger = await asyncio.to_thread(setting.run, "ledger")
+    assert "somebody skipped the record at offset 3" in " ".join(ledger.stdout.split())
