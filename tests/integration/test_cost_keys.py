@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
-
-import pytest
 
 from partition_setting import rows
 from runtap_consumers.projections.batch import CostKey
 from runtap_consumers.store.cost_keys import CostKeys
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import Store
 from runtap_consumers.store.writer import Writer
 
 ONE: CostKey = ("openai", "gpt", "chat", "prod", "p1", "standard")
 OTHER: CostKey = ("openai", "gpt", "chat", "prod", "p2", "standard")
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, "runtap.events", "UTC")
-    yield opened
-    opened.close()
 
 
 def test_all_writers_use_the_same_number_for_a_key_and_others_for_other_keys(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -28,20 +28,6 @@ from samples import START_NS, Log, model_call
 from worker_process import WorkerSetting, numbered, produce
 
 MakeTopic = Callable[..., Awaitable[str]]
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    opened = open_store(store_url, "runtap.events", "UTC")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def tools(store: Store) -> Iterator[WorkerTools]:
-    made = WorkerTools(store)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -201,10 +187,9 @@ async def test_a_projection_that_folds_nothing_stops_alone(
 
 
 async def test_a_record_is_skipped_by_hand_by_those_that_stand_there_alone(
-    kafka: str, topic_prefix: str, events_topic: MakeTopic, store_url: str
+    setting: WorkerSetting, kafka: str, events_topic: MakeTopic, store_url: str
 ) -> None:
     topic = await events_topic(partitions=1)
-    setting = WorkerSetting(kafka, topic_prefix, store_url)
     records = numbered(calls(["fine"] * 5), partitions=1)
     await produce(kafka, topic, records[:3])
     await asyncio.to_thread(setting.drain, "cost", "ledger")

@@ -166,7 +166,7 @@ def write_deltas(writer: Writer, deltas: Deltas) -> int:
     for name, rows in sorted(deltas.rows.items()):
         table = tables.metadata.tables[name]
         rollup: Rollup = table.info["rollup"]
-        whole: list[Row] = [rollup.whole_row(key, (), row) for key, row in sorted(rows.items()) if any(row)]
+        whole: list[Row] = [rollup.stored_row(key, (), row) for key, row in sorted(rows.items()) if any(row)]
         writer.upsert(table, whole)
         touched += len(whole)
         condition, parameters = "partition = ? AND generation = ?", [deltas.wanted.partition, deltas.wanted.generation]

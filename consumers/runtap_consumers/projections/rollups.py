@@ -89,7 +89,7 @@ class Rollup:
         """The measures that a grain's table has."""
         return tuple(measure for measure in self.measures if measure.in_total or grain != "total")
 
-    def whole_row(self, key: tuple[Any, ...], tail: tuple[int, ...], row: list[Any]) -> tuple[Any, ...]:
+    def stored_row(self, key: tuple[Any, ...], tail: tuple[int, ...], row: list[Any]) -> tuple[Any, ...]:
         """A row as its table has it. `tail`: partition and generation, where the key does not end with them."""
         if not self._wide:
             return (*key, *tail, *row)

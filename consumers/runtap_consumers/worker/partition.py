@@ -244,7 +244,7 @@ class Partition:
         for rollup, table_name, rows in deltas:
             if rows:
                 # In key order: two that lock rows of a table in different orders would deadlock.
-                whole: list[Row] = [rollup.whole_row(key, tail, rows[key]) for key in sorted(rows)]
+                whole: list[Row] = [rollup.stored_row(key, tail, rows[key]) for key in sorted(rows)]
                 part.upserts.append((tables.metadata.tables[table_name], whole))
         part.runs, part.runs_generation = changes.runs, self._positions[name].generation
         part.ended_run_ids = changes.ended_run_ids

@@ -340,7 +340,10 @@ class Worker:
         without them. A projection that folds nothing is at fault itself, and stops.
         """
         records = assigned.records
-        assert records
+        if not records:
+            # It was refused while the partition was loaded.
+            self._back_off(number, assigned, error)
+            return False
         if len(records) > 1:
             assigned.suspect_end = records[-1].offset + 1
             logger.warning("batch_refused", partition=number, records=len(records), reason=str(error))
