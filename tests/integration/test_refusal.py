@@ -207,3 +207,22 @@ async def test_a_record_is_skipped_by_hand_by_those_that_stand_there_alone(
     assert incidents == [("cost", "skipped", 3, 3)]
     ledger = await asyncio.to_thread(setting.run, "ledger")
     assert "somebody skipped the record at offset 3" in " ".join(ledger.stdout.split())
+
+
+async def test_what_is_refused_while_a_partition_is_loaded_is_waited_out(
+    kafka: str, topic_prefix: str, events_topic: MakeTopic, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, failures = Partition.load, iter([True])
+
+    def refuse_first(partition: Partition, log_start: int) -> None:
+        if next(failures, False):
+            raise RowsRefusedError("the store does not take a value")
+        load(partition, log_start)
+
+    monkeypatch.setattr(Partition, "load", refuse_first)
+    topic = await events_topic(partitions=1)
+    await produce(kafka, topic, numbered(calls(["fine"] * 5), partitions=1))
+    with open_store(store_url, topic) as opened:
+        await work_until(
+            kafka, topic_prefix, opened, lambda: rows(opened, "SELECT sum(calls) FROM cost_total") == [(5,)]
+        )
