@@ -25,6 +25,7 @@ from runtap_consumers.store.engine import Store, migrate_store, open_store
 from runtap_consumers.store.writer import Commit, Move, Writer
 from runtap_consumers.worker import assigned
 from runtap_consumers.worker import partition as partitions
+from runtap_consumers.worker import topic as topic_watch
 from runtap_consumers.worker import worker as workers
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.worker import Worker
@@ -200,7 +201,7 @@ async def test_a_running_worker_learns_how_far_back_the_log_goes(
 async def test_a_partition_is_gone_when_the_topic_has_been_without_it_for_a_while(
     kafka: str, events_topic: MakeTopic, topic_prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_SAME_LOG_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(topic_watch, "LOOK_EVERY_SECONDS", 0.05)
     topic = await events_topic(partitions=3)
     settings = ConsumerSettings.load(bootstrap_servers=kafka, topic_prefix=topic_prefix)
     async with running(settings, store, "cost"):
@@ -219,7 +220,7 @@ async def test_a_partition_is_gone_when_the_topic_has_been_without_it_for_a_whil
         # One look at a broker that does not know all partitions yet is no reason.
         await asyncio.sleep(1)
     assert total(store, gone) == 0
-    monkeypatch.setattr(workers, "_GONE_SECONDS", 0.3)
+    monkeypatch.setattr(topic_watch, "GONE_SECONDS", 0.3)
     async with running(settings, store, "cost"):
         await until(lambda: total(store, gone) == 2, "the two partitions that are gone")
 

@@ -51,23 +51,19 @@ def calls(names: list[str]) -> list[RunEnded]:
     ]
 
 
-def maker(tools: Tools) -> Callable[[Refused], Partition]:
-    def make(refused: Refused) -> Partition:
-        partition = Partition(0, ALL, tools)
-        partition.refused = refused
-        partition.load(0)
-        return partition
-
-    return make
+def loaded(tools: Tools, refused: Refused | None = None) -> Partition:
+    partition = Partition(0, ALL, tools)
+    partition.refused = refused or {}
+    partition.load(0)
+    return partition
 
 
 def apply_with(tools: Tools, log: Log) -> dict[int, str]:
     """Applies a log of one record, whose batch is refused, without what is found to be at fault."""
-    make = maker(tools)
     with pytest.raises((FoldFailedError, RowsRefusedError)):
-        tools.writer.commit(make({}).fold(log.records))
-    found = find_refused(make, tools.writer, log.records[0])
-    partition = make({0: found})
+        tools.writer.commit(loaded(tools).fold(log.records))
+    found = find_refused(0, ALL, tools, log.records[0])
+    partition = loaded(tools, {0: found})
     partition.commit(partition.fold(log.records))
     return found
 
@@ -102,9 +98,8 @@ def test_names_too_long_for_an_index_are_refused_where_it_has_no_room(store: Sto
     long = ["".join(chr(dice.randrange(0x20000, 0x2A6D0)) for _ in range(200)) for _ in range(4)]
     names = dict(zip(("name", "service", "environment", "model"), long, strict=True))
     log.append_frame([*calls(["a", "b"]), model_call(START_NS, **names), *calls(["c"])], "e1", 1)
-    make = maker(tools.make())
     if store.dialect.title == "SQLite":
-        partition = make({})
+        partition = loaded(tools.make())
         partition.commit(partition.fold(log.records))
         assert rows(store, "SELECT sum(calls) FROM cost_total") == [(4,)]
     else:

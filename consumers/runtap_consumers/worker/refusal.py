@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from runtap_consumers.errors import FoldFailedError, RowsRefusedError
 from runtap_consumers.kafka.records import KafkaRecord
-from runtap_consumers.store.writer import Writer
-from runtap_consumers.worker.decoding import NOT_APPLIED, Refused, decode_records
-from runtap_consumers.worker.partition import Partition
+from runtap_consumers.worker.decoding import NOT_APPLIED, decode_records
+from runtap_consumers.worker.partition import Partition, Tools
 
 REASONS = (RowsRefusedError, FoldFailedError)
 
@@ -18,12 +17,13 @@ class _UndoneError(Exception):
     """Ends the transaction of a trial."""
 
 
-def find_refused(make: Callable[[Refused], Partition], writer: Writer, record: KafkaRecord) -> dict[int, str]:
+def find_refused(number: int, projections: Sequence[str], tools: Tools, record: KafkaRecord) -> dict[int, str]:
     """The numbers of a record's events that cannot be applied, each with its cause. For the thread that writes.
 
     Args:
-        make: loads the partition anew, with events that it takes for unreadable; every trial spoils one.
-        writer: the partition's.
+        number: of the partition, which is loaded anew for every trial.
+        projections: that fold it.
+        tools: of the worker.
         record: one whose batch was refused alone.
 
     Raises:
@@ -33,9 +33,12 @@ def find_refused(make: Callable[[Refused], Partition], writer: Writer, record: K
 
     def attempt(others: Iterable[int]) -> RowsRefusedError | FoldFailedError | None:
         try:
-            commit = make({record.offset: dict.fromkeys(others, "another is tried")}).fold([record])
-            with suppress(_UndoneError), writer.transaction():
-                writer.write(commit)
+            partition = Partition(number, projections, tools)
+            partition.refused = {record.offset: dict.fromkeys(others, "another is tried")}
+            partition.load(0)
+            commit = partition.fold([record])
+            with suppress(_UndoneError), tools.writer.transaction():
+                tools.writer.write(commit)
                 raise _UndoneError
         except REASONS as error:
             return error

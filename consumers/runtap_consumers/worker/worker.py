@@ -15,42 +15,34 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from runtap_consumers.errors import (
-    FencedError,
-    FoldFailedError,
-    RowsRefusedError,
-    StoreError,
-    StoreVersionError,
-    WorkerStoppedError,
-)
-from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from runtap_consumers.errors import FencedError, FoldFailedError, StoreError, StoreVersionError, WorkerStoppedError
+from runtap_consumers.kafka.errors import KafkaError
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import fingerprint_of
 from runtap_consumers.projections.batch import Prices
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.positions import note_gone_partitions, read_least_offsets
+from runtap_consumers.store.positions import read_least_offsets
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.assigned import BACKOFF_SECONDS, FENCES_OF_A_REBALANCE, Assigned, LogUnsettledError
 from runtap_consumers.worker.dead_letters import keep_publishing_dead_letters
-from runtap_consumers.worker.decoding import Refused, count_events
+from runtap_consumers.worker.decoding import count_events
 from runtap_consumers.worker.health import Health
 from runtap_consumers.worker.partition import Partition, Tools
 from runtap_consumers.worker.refusal import REASONS, find_refused
+from runtap_consumers.worker.topic import publish_progress, watch_topic
 
 logger = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.02
 # How many times longer than otherwise a commit is waited for where the log has enough for a whole one.
 _PATIENCE_BEHIND = 4
-# How often a running partition's log is compared with what was read of it, and the topic is looked for; and where
-# nothing comes, how often it is noted that nothing is there.
+# How often a running partition's log is compared with what was read of it; and where nothing comes, how often it is
+# noted that nothing is there.
 _SAME_LOG_EVERY_SECONDS = 10.0
 _NOTE_END_EVERY_SECONDS = 5.0
-_GONE_SECONDS = 60.0
 # Between this machine's clock and a broker's.
 _CLOCKS_DIFFER_NS = 10 * 10**9
-_PUBLISH_PROGRESS_EVERY_SECONDS = 5.0
 _REFRESH_PRICES_EVERY_SECONDS = 3.0
 _LOG_START_EVERY_SECONDS = 3_600.0
 # An honest commit has a tenth of it.
@@ -102,9 +94,6 @@ class Worker:
         self._assignments = 0
         self._seen_assignment = -1
         self._assigned: dict[int, Assigned] = {}
-        # Partitions that the topic had, and since when it seems not to have them; and those that are gone for good.
-        self._missing: dict[int, float] = {}
-        self._gone: list[int] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtap-fold")
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._more_side_tasks = side_tasks
@@ -120,8 +109,9 @@ class Worker:
             await self._reader.start()
             ends = await self._reader.log_ends(await self._reader.partition_numbers()) if drain else None
             logger.info("worker_started", projections=self._projections, topic=self._store.events_topic, drain=drain)
-            self._start_side_task(self._look_after_topic(), "topic")
-            self._start_side_task(self._publish_progress(), "progress")
+            watched = (self._reader, self._store.events_topic, self._projections, self._writer, self._in_thread)
+            self._start_side_task(watch_topic(*watched), "topic")
+            self._start_side_task(publish_progress(self._reader, self._next_offsets), "progress")
             if "ledger" in self._projections:
                 publishing = keep_publishing_dead_letters(self._store, self._settings, lambda: list(self._assigned))
                 self._start_side_task(publishing, "dead-letters")
@@ -335,7 +325,7 @@ class Worker:
         assigned.failures = assigned.fences = 0
         self._health.standing.pop(number, None)
 
-    async def _isolate(self, number: int, assigned: Assigned, error: RowsRefusedError | FoldFailedError) -> bool:
+    async def _isolate(self, number: int, assigned: Assigned, error: Exception) -> bool:
         """Makes batches smaller until the record at fault is alone, then finds which of its events are, and goes on
         without them. A projection that folds nothing is at fault itself, and stops.
         """
@@ -350,16 +340,8 @@ class Worker:
             assigned.forget()
             return True
         (record,) = records
-        projections = self._running()
-
-        def make(refused: Refused) -> Partition:
-            partition = Partition(number, projections, self._tools)
-            partition.refused = refused
-            partition.load(0)
-            return partition
-
         try:
-            refused = await self._in_thread(find_refused, make, self._writer, record)
+            refused = await self._in_thread(find_refused, number, self._running(), self._tools, record)
         except FoldFailedError as failure:
             self._stop_projection(number, assigned, failure)
             return True
@@ -393,59 +375,19 @@ class Worker:
 
     def _update_health(self) -> None:
         self._health.last_iteration = time.monotonic()
-        lag: int | None = 0
-        for number, assigned in self._assigned.items():
-            end = self._reader.highwater(number)
-            if assigned.partition is None or end is None:
-                lag = None
-            elif lag is not None:
-                lag += max(end - assigned.partition.next_offset, 0)
-        self._health.lag = lag
-        if lag == 0:
+        found = [(self._reader.highwater(number), offset) for number, offset in self._next_offsets().items()]
+        lags = [max(end - offset, 0) for end, offset in found if end is not None]
+        self._health.lag = sum(lags) if len(lags) == len(self._assigned) else None
+        if self._health.lag == 0:
             self._health.progressed()
 
     def _is_drained(self, ends: dict[int, int]) -> bool:
         reached = read_least_offsets(self._writer, self._projections)
         return all(reached.get(number, -1) >= end for number, end in ends.items())
 
-    async def _look_after_topic(self) -> None:
-        while True:
-            await asyncio.sleep(_SAME_LOG_EVERY_SECONDS / 2)
-            try:
-                await self._note_gone(await self._reader.partition_numbers())
-            except UnknownTopicOrPartitionError as error:
-                raise WorkerStoppedError(
-                    f"topic {self._store.events_topic} is no longer there: make it again with `runtap topics create`"
-                ) from error
-            except (KafkaError, StoreError, TimeoutError):
-                continue  # One of them is away, which says nothing about the topic.
-
-    async def _note_gone(self, numbers: set[int]) -> None:
-        """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends."""
-        with_position = await self._in_thread(read_least_offsets, self._writer, self._projections)
-        now = time.monotonic()
-        self._missing = {number: self._missing.get(number, now) for number in with_position.keys() - numbers}
-        # A broker that has just started does not know all of them, nor one that others were added to.
-        gone = sorted(number for number, since in self._missing.items() if now - since >= _GONE_SECONDS)
-        if gone and gone != self._gone:
-            logger.error("partitions_gone", partitions=gone, topic=self._store.events_topic)
-            now_ns = time.time_ns()
-            await self._in_thread(note_gone_partitions, self._writer, self._projections, gone, now_ns)
-        self._gone = gone
-
-    async def _publish_progress(self) -> None:
-        while True:
-            await asyncio.sleep(_PUBLISH_PROGRESS_EVERY_SECONDS)
-            offsets = {
-                number: assigned.partition.next_offset
-                for number, assigned in self._assigned.items()
-                if assigned.partition is not None
-            }
-            try:
-                if offsets:
-                    await self._reader.publish_progress(offsets)
-            except (KafkaError, TimeoutError) as error:
-                logger.debug("progress_not_published", reason=repr(error))
+    def _next_offsets(self) -> dict[int, int]:
+        assigned = self._assigned.items()
+        return {number: each.partition.next_offset for number, each in assigned if each.partition is not None}
 
     def _start_side_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._side_tasks.add(asyncio.create_task(work, name=name))
