@@ -17,7 +17,7 @@ from langchain_core.callbacks import AsyncCallbackHandler
 from runtap_collector.capture.capture import Capture
 from runtap_collector.capture.open_runs import key_of
 from runtap_collector.capture.text import attribute_of
-from runtap_collector.capture.translate import note_usage
+from runtap_collector.capture.usage import note_usage
 from runtap_collector.send.records import View
 from runtap_collector.settings import CollectorSettings
 

@@ -7,7 +7,7 @@ from typing import TypedDict
 from uuid import uuid4
 
 from runtap_collector.capture.text import name_of
-from runtap_collector.capture.translate import tokens_of
+from runtap_collector.capture.usage import tokens_of
 from runtap_collector.send.records import OpenRun, Outcome, Trace, View
 from runtap_schemas import Usage
 

@@ -112,3 +112,12 @@ def add_metadata(kept: MetadataValues, metadata: Mapping[Any, Any]) -> None:
         if len(kept) >= MAX_METADATA_KEYS and key not in kept:
             continue
         kept[clip(key, MAX_METADATA_LENGTH)] = value
+
+
+def first_value(source: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """The first value of these keys that is not empty."""
+    for key in keys:
+        value = source.get(key)
+        if value:
+            return value
+    return None
