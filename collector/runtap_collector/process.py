@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing import parent_process
@@ -20,6 +21,8 @@ EXIT_SECONDS = 2.0
 
 _lock = threading.RLock()
 _emitter: Emitter | None = None
+# What a signal that the app handles itself has taken of the exit that follows it.
+_signal_seconds = 0.0
 _is_attached_for_life = False
 
 
@@ -81,9 +84,12 @@ def _chain_again() -> None:
 
 
 def _secure() -> None:
+    global _signal_seconds
     if _emitter is not None and not _emitter.buffer.is_closed:
+        began = time.monotonic()
         with suppress(Exception):
             _emitter.secure(EXIT_SECONDS)
+        _signal_seconds = time.monotonic() - began
 
 
 def _is_busy() -> bool:
@@ -94,7 +100,7 @@ def _close_at_exit() -> None:
     if _emitter is not None and not _emitter.is_over:
         # Nothing that goes wrong here may change how the app exits.
         with suppress(Exception):
-            _emitter.close(EXIT_SECONDS)
+            _emitter.close(EXIT_SECONDS - _signal_seconds)
 
 
 def _close_at_exit_of_child(_: object = None) -> None:

@@ -190,6 +190,7 @@ def _spooled_runs(folder: Path) -> list[str]:
     return [event.run_id for event in _ended(logged)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", _EXIT_CODES)
 async def test_every_way_to_end_takes_two_seconds_at_most_and_loses_nothing(
     how: str, kafka: str, topic_prefix: str, events_topic: MakeTopic, tmp_path: Path
