@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
@@ -58,6 +62,17 @@ class WorkerSetting:
         """Starts a worker; its log goes to a file."""
         with log.open("ab") as output:
             return subprocess.Popen(self.command("worker", *arguments), env=self.environment(), stderr=output)
+
+
+def ask_health(port: int, path: str = "readyz") -> tuple[int, dict[str, Any]]:
+    """Status and body of a worker's health; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+    except OSError:
+        return 0, {}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30, what: str = "the condition") -> None:

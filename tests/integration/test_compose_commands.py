@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -28,6 +25,7 @@ from runtap_consumers.store.engine import open_store
 from runtap_schemas import Alert, decode_alert
 from runtap_schemas.topics import alerts_topic, events_topic
 from samples import chain_end, failure, framed
+from worker_process import ask_health
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -59,12 +57,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _health(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=3) as answer:
-        body: dict[str, Any] = json.loads(answer.read())
-        return body
 
 
 async def _fail_and_be_alerted(settings: ConsumerSettings) -> Alert:
@@ -110,11 +102,10 @@ def test_services_start_report_health_and_end_within_their_grace(
         assert time.monotonic() < deadline, f"not healthy: {waiting}"
         time.sleep(0.2)
         for name in sorted(waiting):
-            with contextlib.suppress(OSError):
-                body = _health(ports[name])
-                if name == "alerts" or len(body["partitions"]) == 6:
-                    assert body["status"] == "healthy"
-                    waiting.discard(name)
+            status, body = ask_health(ports[name])
+            if status == 200 and (name == "alerts" or len(body["partitions"]) == 6):
+                assert body["status"] == "healthy"
+                waiting.discard(name)
     store = open_store(postgres_database, f"{topic_prefix}.events")
     assert store.zone.key == "UTC"
     store.close()

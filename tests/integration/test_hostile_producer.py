@@ -8,8 +8,6 @@ import asyncio
 import json
 import random
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from cost_sql import COST_SUM
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import EmitterReported, LaneAbandoned, RunScored, encode_event, encode_frame
 from samples import birth_of, framed, id_of, model_call
-from worker_process import WorkerSetting, wait_until
+from worker_process import WorkerSetting, ask_health, wait_until
 
 MakeTopic = Callable[..., Awaitable[str]]
 PARTITIONS = 3
@@ -75,6 +73,11 @@ def hostile_records(dice: random.Random) -> Iterator[bytes | None]:
     for number, (key, value) in enumerate((key, value) for key, values in _FIELDS.items() for value in values):
         yield framed([_json({**fields, key: value})], f"hostile-{key}", number + 1, now_ns)
     yield framed([body[:-1].replace(b'"checkout"', b'"\\ud800"'), body[:40], b"\xff"], "hostile-lines", 1, now_ns)
+    # Each within its bound, and together beyond what an index row of PostgreSQL holds.
+    wide = {
+        key: "".join(chr(dice.randrange(0x20000, 0x2A6D0)) for _ in range(200)) for key in ("name", "model", "service")
+    }
+    yield framed([body[:-1], _json({**fields, **wide, "environment": wide["name"][::-1]})], "hostile-wide", 1, now_ns)
     # In the name of an honest emitter: far ahead, and with a birth that is not its own.
     honest = f"{SERVICES[0]}/0"
     for first in (10**9, 2**40, 2**53 - 2):
@@ -135,15 +138,6 @@ def rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def readiness(port: int) -> tuple[int, str]:
-    """Status and body of `/readyz`."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
 class Watch:
     """Looks every second at the positions, and at readiness."""
 
@@ -156,9 +150,9 @@ class Watch:
     async def run(self, ends: list[int]) -> None:
         """Until it is cancelled. `ends`: of the partitions, as far as they are sent."""
         while True:
-            status, body = await asyncio.to_thread(readiness, self._port)
+            status, body = await asyncio.to_thread(ask_health, self._port)
             if status != 200:
-                self.unready.append(body)
+                self.unready.append(str(body))
             found = await asyncio.to_thread(
                 rows, self._engine, "SELECT projection, partition, next_offset FROM positions"
             )
@@ -184,7 +178,7 @@ async def test_hostile_records_stop_nothing_and_every_honest_figure_is_exact(
     log = tmp_path / "worker.log"
     processes.append(setting.start(log, "--health", str(port)))
     await asyncio.to_thread(wait_until, lambda: "partitions_assigned" in log.read_text(), 30, "the worker")
-    await asyncio.to_thread(wait_until, lambda: readiness(port)[0] == 200, 30, "readiness")
+    await asyncio.to_thread(wait_until, lambda: ask_health(port)[0] == 200, 30, "readiness")
     engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
     ends = [0] * PARTITIONS
     watch = Watch(engine, port)

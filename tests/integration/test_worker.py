@@ -9,8 +9,6 @@ import socket
 import sqlite3
 import struct
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import datetime
@@ -27,7 +25,7 @@ from cost_sql import COST_SUM
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import framed, model_call, report
-from worker_process import WorkerSetting, numbered, produce, wait_until
+from worker_process import WorkerSetting, ask_health, numbered, produce, wait_until
 
 MakeTopic = Callable[..., Awaitable[str]]
 CALL_PICODOLLARS = 195 * 10**6
@@ -264,12 +262,7 @@ async def test_health_is_progress(
     await produce(kafka, topic, numbered(calls(20), partitions=1))
     await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 20, 30, "the events")
 
-    def health() -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-
-    found = await asyncio.to_thread(health)
+    _, found = await asyncio.to_thread(ask_health, port)
     assert (found["status"], found["partitions"], found["events_applied"]) == ("healthy", [0], 20)
 
 
@@ -342,34 +335,25 @@ async def test_what_waiting_cannot_cure_ends_the_worker_with_one_line(
     assert (done.returncode, "PORT or HOST:PORT" in " ".join(done.stderr.split())) == (2, True), done.stderr
 
 
-def ready(port: int, path: str = "readyz") -> tuple[int, dict[str, Any]]:
-    """Status and body of an answer; 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-    except OSError:
-        return 0, {}
-
-
 async def test_a_worker_that_is_started_first_waits_for_its_topic(
     setting_on_sqlite: WorkerSetting, kafka: str, events_topic: MakeTopic, tmp_path: Path, processes: list[Any]
 ) -> None:
     setting = setting_on_sqlite
     (port,) = free_ports(1)
     processes.append(setting.start(tmp_path / "worker.log", "--health", str(port)))
-    await asyncio.to_thread(wait_until, lambda: "no topic" in str(ready(port)[1].get("problems")), 30, "what it lacks")
-    status, body = ready(port)
+    await asyncio.to_thread(
+        wait_until, lambda: "no topic" in str(ask_health(port)[1].get("problems")), 30, "what it lacks"
+    )
+    status, body = ask_health(port)
     assert (status, body["status"], body["lag"]) == (503, "unhealthy", None)
-    assert ready(port, "livez")[1]["status"] == "alive"
+    assert ask_health(port, "livez")[1]["status"] == "alive"
     # Nothing is made for a topic that may be misspelt.
     assert not (tmp_path / "runtap.db").exists()
     topic = await events_topic(partitions=1)
     await produce(kafka, topic, numbered(calls(20), partitions=1))
     await asyncio.to_thread(wait_until, lambda: counted(setting)[0] == 20, 30, "the events")
-    await asyncio.to_thread(wait_until, lambda: ready(port)[0] == 200, 15, "readiness")
-    assert ready(port)[1]["lag"] == 0
+    await asyncio.to_thread(wait_until, lambda: ask_health(port)[0] == 200, 15, "readiness")
+    assert ask_health(port)[1]["lag"] == 0
     assert (tmp_path / "worker.log").read_text().count("worker_waits") == 1
 
 

@@ -158,7 +158,7 @@ def _cost(counts: dict[str, int], picodollars: int) -> str | None:
 
 
 def _performance_section(components: Components, minutes: float) -> list[dict[str, Any]]:
-    slowest_first = sorted(components.items(), key=lambda component: (-component[1].total_ns, component[0]))
+    slowest_first = sorted(components.items(), key=lambda component: (-component[1].duration_ns, component[0]))
     return [
         {"run_type": run_type, "name": name or None, "model": model or None, **_describe_figures(figures, minutes)}
         for (run_type, name, model), figures in slowest_first
@@ -173,7 +173,7 @@ def _run_types_section(components: Components, minutes: float) -> dict[str, Any]
 
 
 def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, Any]:
-    judged = figures.ok + figures.errors
+    judged, outputs_ns = figures.ok + figures.errors, figures.output_duration_ns
     p50, p95, p99 = quantiles_ns(figures.sketch, (0.5, 0.95, 0.99))
     first_p50, first_p95 = quantiles_ns(figures.first_token_sketch, (0.5, 0.95))
     return {
@@ -181,8 +181,8 @@ def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, An
         "errors": figures.errors,
         "success_rate": figures.ok / judged if judged else None,
         "calls_per_minute": figures.count / minutes,
-        "total_seconds": seconds(figures.total_ns),
-        "avg_seconds": seconds(figures.total_ns / figures.count) if figures.count else None,
+        "total_seconds": seconds(figures.duration_ns),
+        "avg_seconds": seconds(figures.duration_ns / figures.count) if figures.count else None,
         "min_seconds": seconds(figures.min_ns),
         "max_seconds": seconds(figures.max_ns),
         "p50_seconds": _within(p50, figures),
@@ -190,7 +190,7 @@ def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, An
         "p99_seconds": _within(p99, figures),
         "first_token_p50_seconds": seconds(first_p50),
         "first_token_p95_seconds": seconds(first_p95),
-        "output_tokens_per_second": figures.output_tokens / (figures.output_ns / 1e9) if figures.output_ns else None,
+        "output_tokens_per_second": figures.output_tokens / (outputs_ns / 1e9) if outputs_ns else None,
     }
 
 

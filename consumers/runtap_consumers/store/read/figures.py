@@ -35,18 +35,32 @@ class CostRow:
 
 @dataclass
 class ComponentFigures:
-    """How the runs of one component went. Sketches are concatenated."""
+    """How the runs of one component went. Sketches are concatenated; sums of durations are as they are stored, whole
+    seconds and nanoseconds beside them.
+    """
 
     count: int = 0
     ok: int = 0
     errors: int = 0
+    total_seconds: int = 0
     total_ns: int = 0
     min_ns: int | None = None
     max_ns: int | None = None
     output_tokens: int = 0
+    output_seconds: int = 0
     output_ns: int = 0
     sketch: bytes = b""
     first_token_sketch: bytes = b""
+
+    @property
+    def duration_ns(self) -> int:
+        """How long all runs took together."""
+        return self.total_seconds * SECOND_NS + self.total_ns
+
+    @property
+    def output_duration_ns(self) -> int:
+        """How long those took that reported output tokens."""
+        return self.output_seconds * SECOND_NS + self.output_ns
 
 
 def sum_figures(rows: Iterable[Sequence[Any]]) -> ComponentFigures:
@@ -54,16 +68,19 @@ def sum_figures(rows: Iterable[Sequence[Any]]) -> ComponentFigures:
     columns = list(zip(*rows, strict=True))
     if not columns:
         return ComponentFigures()
-    count, ok, errors, total_ns, min_ns, max_ns, output_tokens, output_ns, sketches, first_token_sketches = columns
+    count, ok, errors, total_seconds, total_ns, min_ns, max_ns, *outputs, sketches, first_token_sketches = columns
+    output_tokens, output_seconds, output_ns = map(sum, outputs)
     return ComponentFigures(
         count=sum(count),
         ok=sum(ok),
         errors=sum(errors),
+        total_seconds=sum(total_seconds),
         total_ns=sum(total_ns),
         min_ns=min(min_ns),
         max_ns=max(max_ns),
-        output_tokens=sum(output_tokens),
-        output_ns=sum(output_ns),
+        output_tokens=output_tokens,
+        output_seconds=output_seconds,
+        output_ns=output_ns,
         sketch=b"".join(filter(None, sketches)),
         first_token_sketch=b"".join(filter(None, first_token_sketches)),
     )
@@ -135,30 +152,14 @@ def read_components(
     snapshot: Snapshot, time_range: TimeRange, service: str | None
 ) -> dict[tuple[str, str, str], ComponentFigures]:
     """Figures by run type, name and model ('' where a component has none)."""
-    names = (
-        *("run_type", "name", "model", "count", "ok", "errors", "total_seconds", "total_ns", "min_ns", "max_ns"),
-        *("output_tokens", "output_seconds", "output_ns", "sketch", "first_token_sketch"),
-    )
+    names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
     for table, statement in _select_segments(snapshot, "performance", time_range, service):
         # Not summed by the database: concatenating sketches is quicker here.
-        for (
-            run_type,
-            name,
-            model,
-            *counts,
-            seconds,
-            ns,
-            least,
-            most,
-            tokens,
-            output_seconds,
-            output_ns,
-            one,
-            other,
-        ) in snapshot.connection.execute(statement.add_columns(*(table.c[column] for column in names))):
-            total_ns, answer_ns = seconds * SECOND_NS + ns, output_seconds * SECOND_NS + output_ns
-            rows[run_type, name, model].append((*counts, total_ns, least, most, tokens, answer_ns, one, other))
+        for run_type, name, model, *measures in snapshot.connection.execute(
+            statement.add_columns(*(table.c[column] for column in names))
+        ):
+            rows[run_type, name, model].append(measures)
     return {component: sum_figures(measures) for component, measures in rows.items()}
 
 
