@@ -228,6 +228,7 @@ async def test_first_event_at_exit_still_finds_kafka_by_name(
     assert _names(logged) == {"step": 1}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("buffer_bytes", ["2_000_000", "33_554_432"], ids=["small buffer", "default buffer"])
 def test_unreachable_kafka_never_slows_the_app_and_exit_takes_two_seconds(buffer_bytes: str) -> None:
     script = _UNREACHABLE.replace("2_000_000", buffer_bytes)

@@ -69,7 +69,7 @@ class FakeLink:
         return self.known
 
     def partition_of(self, key: str) -> int | None:
-        return int(key[:8], 16) % len(self.known) if self.known else None
+        return sorted(self.known)[int(key[:8], 16) % len(self.known)] if self.known else None
 
     async def writable_besides(self, partition: int, failure: SendError) -> frozenset[int]:
         return self.writable - {partition}
