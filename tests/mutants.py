@@ -417,9 +417,9 @@ MUTANTS = (
     ),
     Mutant(
         "a claim not clamped to log time",
-        f"{_CONSUMERS}/figures/completeness.py",
-        "return min(lane.at_ns, lane.log_time_ns)",
-        "return lane.at_ns",
+        f"{_CONSUMERS}/projections/lane_marks.py",
+        "max(min(self.at_ns, self.log_time_ns), self",
+        "max(self.at_ns, self",
         (LEDGER, PARTITION),
     ),
     Mutant(

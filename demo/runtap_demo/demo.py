@@ -148,6 +148,11 @@ class Demo:
     def start(self) -> None:
         """Makes the topics, starts the workers and the model server."""
         asyncio.run(create_topics(self._settings, _PARTITIONS, replication_factor=1))
+        if not self._options.openai:
+            # The model server stands in for OpenAI; an address that nobody knows has no prices.
+            prices = self._folder / "prices.toml"
+            prices.write_text('[[seller]]\nhost = "127.0.0.1"\nprovider = "openai"\n')
+            self._environment["RUNTAP_PRICES"] = str(prices)
         if self._kafka is None and self._options.database_url is None:
             self._stack.callback(self._delete_topics)
         if self._options.database_url is not None:

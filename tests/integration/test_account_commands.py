@@ -160,6 +160,43 @@ def test_an_emitter_that_holds_complete_to_is_named_and_can_be_forgotten(store: 
     log.append(model_call(START_NS + 60 * SECOND_NS), "e1", 2)
     tools.apply(log)
     assert ledger_of(store)["complete_to"] == "2026-03-02T10:01:00.000000Z"
+    assert [(one["emitter"], one["struck_out"]) for one in ledger_of(store)["forgotten"]] == [(id_of("e1"), False)]
+
+
+def test_an_emitter_that_is_none_of_ours_can_be_struck_out_of_every_sum(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "ours", 1)
+    log.append(report(START_NS, dropped={"run.ended": {"buffer_full": 5_000_000}}), "forged", 1)
+    tools.apply(log)
+    assert ledger_of(store)["captured"] == 5_000_002
+    runtap(store, "ledger", "forget", "--forged", id_of("forged"))
+    # And whatever comes of it later.
+    log.append(model_call(START_NS), "forged", 2)
+    tools.apply(log)
+    ledger = ledger_of(store)
+    assert (ledger["captured"], ledger["applied"], ledger["dropped"]) == (1, 1, {})
+    states = {row["emitter"]: (row["state"], row["captured"]) for row in ledger["emitters"]}
+    assert states == {id_of("ours"): ("open", 1), id_of("forged"): ("struck out", 5_000_002)}
+    (record,) = ledger["forgotten"]
+    assert (record["emitter"], record["struck_out"], record["at"] is None) == (id_of("forged"), True, False)
+    assert "struck out" in runtap(store, "ledger").stdout.decode()
+    runtap(store, "ledger", "forget", id_of("forged"))
+    assert ledger_of(store)["captured"] == 5_000_003
+
+
+def test_what_an_emitter_cannot_have_captured_is_believed_of_nobody(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    log.append(model_call(START_NS), "honest", 1)
+    log.append(report(START_NS, dropped={"run.ended": {"buffer_full": 10**15}}), "forger", 1)
+    for place, (name, last) in enumerate((("honest", 2**53 - 1), ("never-heard", 2**53 - 1), ("honest", 900)), start=2):
+        gone = LaneAbandoned(at_ns=START_NS, emitter=id_of(name), first=2, last=last, reason="expired")
+        log.append(gone, "forger", place)
+    tools.apply(log)
+    ledger = ledger_of(store)
+    # 1 and 899 of the honest one, its last abandonment being possible; 3 of the forger, and the report unreadable.
+    assert (ledger["captured"], ledger["applied"], ledger["quarantined"], ledger["dropped"]) == (904, 4, 1, {})
+    assert ledger["impossible"] == 2
+    assert {row["emitter"] for row in ledger["emitters"]} == {id_of("honest"), id_of("forger")}
 
 
 def test_what_belongs_to_no_lane_is_counted_outside_of_the_sum(store: Store, tools: WorkerTools) -> None:

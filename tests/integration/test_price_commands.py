@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cost_sql import COST_SUM
+from runtap_consumers.projections.rollups import TOKEN_CLASSES
 from runtap_consumers.store.engine import open_store
-from samples import model_call
+from samples import START_NS, model_call
 from worker_process import WorkerSetting, numbered, produce, wait_until
 
 OWN = '[[price]]\nprovider = "openai"\nmodel = "gpt-4o-mini*"\ninput = "1"\noutput = "{}"\n'
@@ -69,31 +70,49 @@ def test_unmatched_lists_models_without_a_price(store_url: str, setting: WorkerS
                 "INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0, 0)",
             )
         )
-        for model, unpriced, price_class in (
-            ("gpt-4o-minni", 3, "standard"),
-            ("gpt-4o-mini", 2, "standard"),
-            ("gpt-4o", 1, "flex/impossible"),
-            ("fine", 0, "standard"),
+        tokens = dict.fromkeys(TOKEN_CLASSES, 0) | {"input_tokens": 100, "output_tokens": 10}
+        for provider, model, unpriced, price_class in (
+            ("openai", "gpt-4o-minni", 6, "standard"),
+            ("openai", "gpt-4o-mini", 5, "standard"),
+            # Known, and its tier is not: a repricing would change nothing.
+            ("openai", "gpt-4o", 4, "turbo"),
+            ("host:llm.example.com", "gpt-4o", 3, "standard"),
+            ("openrouter", "openai/gpt-4o", 2, "standard"),
+            ("openai", "gpt-4.1", 1, "flex/impossible"),
+            ("openai", "fine", 0, "standard"),
         ):
-            connection.execute(
-                text(
-                    "INSERT INTO cost_total (provider, model, service, environment, price_set, price_class, partition, "
-                    "generation, calls, unpriced_calls, input_tokens, output_tokens) "
-                    "VALUES ('openai', :model, 's', 'e', 'p', :price_class, 0, 0, 5, :unpriced, 100, 10)"
-                ),
-                {"model": model, "unpriced": unpriced, "price_class": price_class},
-            )
+            names = ("bucket_ns", "provider", "model", "price_class", "unpriced_calls", *tokens)
+            values = (START_NS, provider, model, price_class, unpriced, *tokens.values())
+            for table, skipped in (("cost_total", 1), ("cost_hour", 0)):
+                connection.execute(
+                    text(
+                        f"INSERT INTO {table} ({', '.join(names[skipped:])}, service, environment, price_set, "
+                        "partition, generation, calls, priced_calls, unmetered_calls, cached_calls, "
+                        "cost_microdollars, cost_picodollars) "
+                        f"VALUES (:{', :'.join(names[skipped:])}, 's', 'e', 'p', 0, 0, 9, 0, 0, 0, 0, 0)"
+                    ),
+                    dict(zip(names, values, strict=True)),
+                )
     store.close()
     done = setting.run("prices", "unmatched", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(row["model"], row["unpriced_calls"], row["is_known"]) for row in rows] == [
-        ("gpt-4o-minni", 3, False),
-        ("gpt-4o-mini", 2, True),
-        ("gpt-4o", 1, True),
+    assert [(row["model"], row["is_known"], row["repriceable_calls"]) for row in rows] == [
+        ("gpt-4o-minni", False, 0),
+        ("gpt-4o-mini", True, 5),
+        ("gpt-4o", True, 0),
+        ("gpt-4o", False, 0),
+        ("openai/gpt-4o", False, 0),
+        ("gpt-4.1", True, 0),
     ]
-    assert [row["impossible_calls"] for row in rows] == [0, 0, 1]
+    assert [row["impossible_calls"] for row in rows] == [0, 0, 0, 0, 0, 1]
     assert "openai/gpt-4o-mini" in rows[0]["nearest"]
-    assert "known by now" in setting.run("prices", "unmatched").stdout
+    shown = setting.run("prices", "unmatched").stdout
+    for advice in ("reprice prices 5 of them", "no price for what they used", "llm.example.com", "had no bill"):
+        assert advice in " ".join(shown.split()), shown
+    # It does what the list says, and nothing else.
+    assert setting.run("reprice", "--from", "2020-01-01", "--yes").returncode == 0
+    left = [json.loads(line) for line in setting.run("prices", "unmatched", "--json").stdout.splitlines()]
+    assert [row["model"] for row in left] == [row["model"] for row in rows if not row["repriceable_calls"]]
 
 
 def test_update_takes_newer_data_from_a_file(setting: WorkerSetting, tmp_path: Path) -> None:

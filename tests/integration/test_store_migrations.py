@@ -58,7 +58,13 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+def _take_back_0009(connection: Connection) -> None:
+    for name in ("forgotten_at_ns", "is_struck"):
+        connection.execute(text(f"ALTER TABLE forgotten_emitters DROP COLUMN {name}"))
+
+
 def _take_back_0008(connection: Connection) -> None:
+    _take_back_0009(connection)
     for table in tables.metadata.sorted_tables:
         for measure in table.info["rollup"].measures if "rollup" in table.info else ():
             if measure.whole:
@@ -94,16 +100,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        take_back = {"0007": _take_back_0008, "0006": _take_back_0007, "0005": _take_back_0006}.get(
-            revision, _take_back_0005
-        )
-        take_back(connection)
+        later = {"0008": _take_back_0009, "0007": _take_back_0008, "0006": _take_back_0007, "0005": _take_back_0006}
+        later.get(revision, _take_back_0005)(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":
                 for name in names:

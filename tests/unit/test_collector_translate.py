@@ -168,6 +168,14 @@ def test_request_says_provider_model_tier_and_host() -> None:
     assert request_of(local) == ("fake", "local", None, "127.0.0.1")
 
 
+def test_the_address_that_openais_client_reads_itself_is_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.groq.com/openai/v1")
+    assert request_of(_run(metadata={"ls_provider": "openai"}))[3] == "api.groq.com"
+    told = _run(metadata={"ls_provider": "openai"}, invocation={"base_url": "https://api.openai.com/v1"})
+    assert request_of(told)[3] == "api.openai.com"
+    assert request_of(_run(metadata={"ls_provider": "anthropic"}))[3] is None
+
+
 @pytest.mark.parametrize(
     ("url", "host"),
     [

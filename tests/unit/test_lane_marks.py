@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from runtap_consumers.projections.lane_marks import MAX_GAPS, LaneMark, LaneMarks
+from runtap_consumers.projections.lane_marks import MAX_GAPS, LaneMark, LaneMarks, can_claim
+from runtap_consumers.projections.rollups import SKEW_BEHIND_NS
 from runtap_schemas import Frame, Unreadable
-from samples import SECOND_NS, model_call
+from samples import SECOND_NS, model_call, report
 
 LIMIT = 100_000
 
@@ -95,7 +98,7 @@ def test_a_lane_begins_with_its_oldest_event_or_claim_and_at_log_time_where_a_cl
         ([model_call(300)], 250, 250),
         ([model_call(1_000)], 1_000, 500),
         # Of a part of a frame nobody knows what the others hold.
-        ([model_call(300)], None, 0),
+        ([model_call(300)], None, 500 - SKEW_BEHIND_NS),
     ):
         marks = LaneMarks(0, {})
         marks.take(frame(1, 1, at_ns), events, log_time_ns=500)
@@ -133,3 +136,18 @@ def test_frames_that_land_late_are_not_another_process() -> None:
     for first, last, at_ns in ((5, 6, None), (3, 4, 200), (3, 4, 200), (7, 8, 300), (5, 8, 300)):
         take(marks, first, last, at_ns)
     assert (marks.lanes["e"].mark, marks.lanes["e"].gaps, marks.lanes["e"].is_shared) == (8, [], 0)
+
+
+@pytest.mark.parametrize("field", ["dropped", "superseded", "content_dropped"])
+def test_a_report_claims_no_more_than_a_process_captures_in_its_time(field: str) -> None:
+    def claims(count: int, seconds: int, number: int = 1) -> bool:
+        value: Any = {"run.ended": {"buffer_full": count}} if field == "dropped" else count
+        fields = {"started_at_ns": 10**18, "at_ns": 10**18 + seconds * SECOND_NS, field: value}
+        return can_claim(structs.replace(report(0), **fields), number)
+
+    assert claims(61 * LIMIT + 1, seconds=1)
+    assert not claims(61 * LIMIT + 2, seconds=1)
+    # What stands in the lane before it tells more than its clock does.
+    assert claims(10**12, seconds=1, number=10**12)
+    # A clock of 1970 gives no more than a week's.
+    assert not claims(7 * 86_400 * LIMIT + 61 * LIMIT, seconds=10**9)

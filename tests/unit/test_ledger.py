@@ -17,7 +17,7 @@ from runtap_consumers.figures.completeness import (
     worst_projection,
 )
 from runtap_consumers.projections.lane_marks import LaneMark
-from runtap_consumers.projections.rollups import LANE_RETENTION_NS
+from runtap_consumers.projections.rollups import LANE_RETENTION_NS, SKEW_BEHIND_NS
 from runtap_consumers.store.read.books import NOWHERE, SILENCE_NS, Books, EmitterFacts
 
 SECOND = 10**9
@@ -55,6 +55,7 @@ def complete(found: Books, *projections: str) -> tuple[int | None, tuple[str, ..
 
 
 CLOSED = {"a": EmitterFacts(is_closed=True)}
+STRUCK = {"a": EmitterFacts(is_struck=True)}
 
 
 def test_nothing_known_is_complete_to_nothing() -> None:
@@ -218,3 +219,17 @@ def test_no_term_is_negative_and_all_add_up(lanes: dict[tuple[str, str], LaneMar
         assert total.captured == accounted + sum(total.dropped.values())
         terms = (total.captured, total.applied, total.in_flight, total.lost, total.quarantined, total.repeats)
         assert min(terms) >= 0, total
+
+
+def test_who_is_struck_out_holds_nobody_and_is_in_no_sum() -> None:
+    lanes = {("cost", "a"): lane(5, at_ns=BEGIN - 50), ("cost", "b"): lane(3)}
+    assert complete(books(lanes)) == (BEGIN - 50, ())
+    assert complete(books(lanes, emitters=STRUCK)) == (BEGIN - 1, ())
+    assert work_out_ledger(books(lanes, emitters=STRUCK), ["cost"])["cost"].captured == 3
+
+
+@pytest.mark.parametrize("at_ns", [0, 1, -(10**18)])
+def test_a_claim_of_long_ago_holds_the_figure_no_longer_than_its_events_would_count(at_ns: int) -> None:
+    now_ns = 10**18
+    found = books({("cost", "a"): lane(5, at_ns=at_ns, log_time_ns=now_ns)}, {"cost": position(now_ns)})
+    assert complete(found) == (now_ns - SKEW_BEHIND_NS, ())

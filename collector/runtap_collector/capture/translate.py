@@ -6,6 +6,7 @@ foreign object.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -64,12 +65,16 @@ def _request_of(
     metadata: Mapping[str, Any], invocation: Mapping[str, Any], kwargs: Mapping[str, Any]
 ) -> tuple[str | None, str | None, str | None, str | None]:
     model = metadata.get("ls_model_name") or first_value(invocation, _MODEL_KEYS) or first_value(kwargs, _MODEL_KEYS)
-    tier = invocation.get("service_tier")
+    tier, provider = invocation.get("service_tier"), metadata.get("ls_provider") or invocation.get("_type")
+    address = first_value(invocation, _HOST_KEYS) or first_value(kwargs, _HOST_KEYS)
+    if address is None and provider == "openai":
+        # Read by OpenAI's own client, behind LangChain's back.
+        address = os.environ.get("OPENAI_BASE_URL")
     return (
-        name_of(metadata.get("ls_provider") or invocation.get("_type")),
+        name_of(provider),
         name_of(model),
         word_of(tier) if tier and tier != "auto" else None,
-        host_of(first_value(invocation, _HOST_KEYS) or first_value(kwargs, _HOST_KEYS)),
+        host_of(address),
     )
 
 

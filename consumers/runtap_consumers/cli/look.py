@@ -142,6 +142,9 @@ def ledger(
 def forget(
     settings: ConsumerSettings,
     emitter: Annotated[str, typer.Argument(metavar="EMITTER", help="Its id, as the ledger shows it.")],
+    forged: Annotated[
+        bool, typer.Option("--forged", help="None of ours: it stands outside of every sum of the ledger, for ever.")
+    ] = False,
 ) -> None:
     """Lets an emitter go whose process will not come back: `complete_to` no longer waits for it."""
     from runtap_consumers.store.engine import open_store
@@ -149,9 +152,10 @@ def forget(
     from runtap_consumers.store.writer import Writer
 
     with open_store(settings.database_url) as store, Writer.of(store) as writer:
-        if not forget_emitter(writer, emitter):
+        if not forget_emitter(writer, emitter, time.time_ns(), is_struck=forged):
             raise InputError(f"there is no emitter {emitter!r}: `runtap ledger` names those that were heard")
-    say(f"Emitter {emitter} is forgotten until it is heard again.")
+    until = "struck out: without --forged, it counts again" if forged else "forgotten until it is heard again"
+    say(f"Emitter {emitter} is {until}.")
 
 
 @takes_settings("bootstrap_servers", "timezone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,40 +60,19 @@ def show(
 
 
 @prices_app.command()
-@takes_settings("database_url", "prices")
+@takes_settings("database_url", "prices", "timezone")
 def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
-    """Models with calls that have usage and no price, with the nearest known names."""
+    """Models with calls that have usage and no price, and what to do about it."""
+    from runtap_consumers.correct.unpriced import advise, list_unpriced
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.read.snapshot import open_reader
-    from runtap_consumers.store.read.unmatched import read_unpriced
 
-    sellers = load_prices(settings).sellers
+    prices = load_prices(settings)
     with open_reader(settings.database_url) as snapshot:
-        found = [
-            {
-                "provider": row.provider or None,
-                "model": row.model or None,
-                "unpriced_calls": row.calls,
-                "impossible_calls": row.impossible_calls,
-                "input_tokens": row.input_tokens,
-                "output_tokens": row.output_tokens,
-                "is_known": sellers.find(row.provider, row.model) is not None,
-                "nearest": sellers.nearest(row.provider, row.model),
-            }
-            for row in read_unpriced(snapshot)
-        ]
+        found = list_unpriced(snapshot, prices, settings.zone())
     columns = "provider model<28 unpriced_calls input_tokens output_tokens advice*"
-    shown = found if json else [{**row, "advice": _advice(row)} for row in found]
+    shown = found if json else [{**row, "advice": advise(row)} for row in found]
     print_list(shown, columns, "Every call with usage has a price.", json)
-
-
-def _advice(row: dict[str, Any]) -> str:
-    if row["impossible_calls"] == row["unpriced_calls"]:
-        return "their parts exceed their totals: see the single runs"
-    # A known model may still lack a price for what some calls used.
-    if row["is_known"]:
-        return "known by now: runtap reprice"
-    return f"nearest known: {', '.join(row['nearest']) or 'none'}"
 
 
 @prices_app.command()

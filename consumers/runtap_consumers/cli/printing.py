@@ -201,6 +201,7 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         ("By emitter, the one heard last first", EMITTERS, map(_with_reasons, last_heard_first)),
         ("By projection", PROJECTIONS, ledger["projections"]),
         ("What happened to the log", INCIDENTS, map(_with_time, reversed(ledger["incidents"]))),
+        ("Let go by hand", "at<19 emitter what*", map(_with_what, ledger["forgotten"])),
         ("Times not believed", "service events", ({"service": name, "events": skewed[name]} for name in skewed)),
         ("Unknown event types", "type events", ({"type": name, "events": unknown[name]} for name in unknown)),
     ):
@@ -229,6 +230,10 @@ def _with_text(error: Row) -> Row:
 
 def _with_time(incident: Row) -> Row:
     return {**incident, "time": incident["at"], "what": words.incident_text(incident)}
+
+
+def _with_what(forgotten: Row) -> Row:
+    return {**forgotten, "what": "struck out, none of ours" if forgotten["struck_out"] else "until it is heard again"}
 
 
 def _with_reasons(row: Row) -> Row:

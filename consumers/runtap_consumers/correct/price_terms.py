@@ -19,7 +19,7 @@ from runtap_consumers.units import DAY_NS, MINUTE_NS
 
 _SIZE = re.compile(r"(\d+)-(\d*)")
 _WINDOW = re.compile(r"utc(\d\d)(\d\d)-(\d\d)(\d\d)")
-_FLAGS = frozenset({"searched", "audio", "mixed", "impossible", "unmeasured"})
+_FLAGS = frozenset({"searched", "audio", "mixed", "impossible", "unmeasured", "requested"})
 _CACHE_CLASSES = ("cache_read", "cache_write_5m", "cache_write_1h")
 
 
@@ -76,6 +76,8 @@ def find_terms(
     calls have a price and others have none; the model is one beyond the cap; the span is empty.
     """
     (from_ns, to_ns), calls, stored = span, metered_calls(measures), read_class(key["price_class"])
+    if "requested" in stored.marks and not table.is_sold_as_named(key["provider"] or None, key["model"] or None):
+        return Terms(None)
     if OTHER in (key["provider"], key["model"]) or from_ns >= to_ns:
         return None
     if calls == 0 or stored.marks & {"impossible", "unmeasured"}:

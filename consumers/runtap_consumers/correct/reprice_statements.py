@@ -28,7 +28,7 @@ PROJECTIONS = {
 _MEASURES = [measure.name for measure in COST_MEASURES]
 # As they are stored: of a sum in two columns the whole units first.
 _COLUMNS = [name for measure in COST_MEASURES for name in (measure.whole, measure.name) if name]
-_RUN_COLUMNS = ("ended_at_ns", "provider", "model", "request_model", "service_tier", *TOKEN_CLASSES)
+_RUN_COLUMNS = ("ended_at_ns", "provider", "model", "request_model", "service_tier", "price_class", *TOKEN_CLASSES)
 
 
 @dataclass(frozen=True)

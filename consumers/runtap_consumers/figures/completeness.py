@@ -95,8 +95,9 @@ def work_out_ledger(books: Books, projections: Sequence[str]) -> dict[str, Sums]
     """The ledger of each projection over all emitters."""
     ledger = {projection: Sums() for projection in projections}
     for projection, total in ledger.items():
-        for emitter in books.emitters:
-            total.add(work_out_sums(books, projection, emitter))
+        for emitter, known in books.emitters.items():
+            if not known.is_struck:
+                total.add(work_out_sums(books, projection, emitter))
     return ledger
 
 
@@ -135,7 +136,7 @@ def work_out_completeness(books: Books, projections: Sequence[str]) -> Completen
             at_ns = _claimed_to_ns(books, projection, key)
             if at_ns is not None:
                 instants.append((at_ns, key[1]))
-            elif not books.emitters[key[1]].is_closed:
+            elif not (books.emitters[key[1]].is_closed or books.emitters[key[1]].is_struck):
                 silent.add(key[1])
     at_ns, held_by = min(instants, default=(0, None), key=lambda instant: instant[0])
     return Completeness(at_ns or None, tuple(sorted(silent)), held_by)
@@ -145,7 +146,7 @@ def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
     """Up to where a lane is complete in a projection; `None`: it no longer counts."""
     emitter, lane = books.emitters[key[1]], books.lanes.get(projection, {}).get(key)
     read_to_ns = books.read_to_ns(projection, key[0])
-    if books.is_gone(projection, key[0]):
+    if emitter.is_struck or books.is_gone(projection, key[0]):
         return None
     if emitter.is_closed:
         if is_caught_up(books, projection, key) or (lane and lane.mark >= books.said[key][0]):
@@ -157,7 +158,6 @@ def _claimed_to_ns(books: Books, projection: str, key: LaneKey) -> int | None:
         if emitter.forgotten_ns >= heard_ns or read_to_ns >= silent_ns:
             return None
     if lane is not None:
-        # Events of a clock that is fast count at their log time.
-        return min(lane.at_ns, lane.log_time_ns)
+        return lane.claimed_to_ns
     # Not met here: what it captured first may be missing.
     return min(lane.first_at_ns for lane in books.met[key])

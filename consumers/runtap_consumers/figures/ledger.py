@@ -21,6 +21,7 @@ from runtap_consumers.store.read.books import Books, LaneKey, read_books
 from runtap_consumers.store.read.snapshot import Snapshot, read_counts
 
 UNANNOUNCED = "unannounced"
+STRUCK_OUT = "struck out"
 _INCIDENT = ("projection", "partition", "incarnation", "kind", "first_offset", "last_offset")
 _COUNTS = ("captured", "applied", "in_flight", "lost", "quarantined", "repeats")
 
@@ -29,7 +30,8 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
     """Everything that is known of what became of captured events.
 
     Each row adds up: captured = applied + in_flight + dropped + lost + quarantined. Rows are of the projection that
-    shows the fewest events; `projections` holds each one's own. `impossible` and `foreign` belong to nobody's sum.
+    shows the fewest events; `projections` holds each one's own. `impossible`, `foreign` and emitters that are struck
+    out belong to nobody's sum.
     """
     names = snapshot.projections
     books = read_books(snapshot)
@@ -37,24 +39,29 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
     headline = worst_projection(ledger)
     complete = work_out_completeness(books, names)
     emitters = [_describe(books, headline, name, complete, zone) for name in sorted(books.emitters)] if headline else []
+    ours = [row for row in emitters if row["state"] != STRUCK_OUT]
     return {
         "complete_to": format_instant(complete.at_ns, zone),
         "held_by": complete.held_by,
         "projection": headline,
-        "captured_is_at_least": any(row["captured_is_at_least"] for row in emitters),
+        "captured_is_at_least": any(row["captured_is_at_least"] for row in ours),
         **describe_sums(ledger[headline] if headline else Sums()),
         **books.strays,
-        "lost_by_reason": _sum_reasons(emitters, "lost_by_reason"),
-        "repeats": sum(row["repeats"] for row in emitters),
+        "lost_by_reason": _sum_reasons(ours, "lost_by_reason"),
+        "repeats": sum(row["repeats"] for row in ours),
         "projections": [
             {"projection": name, **{key: getattr(sums, key) for key in _COUNTS if key != "captured"}}
             for name, sums in ledger.items()
         ],
-        "services": _sum_services(emitters),
+        "services": _sum_services(ours),
         "emitters": emitters,
         "shared_emitters": [
             {"emitter": emitter, "processes": [{"host": host, "process_id": number} for host, number in processes]}
             for emitter, processes in books.shared.items()
+        ],
+        "forgotten": [
+            {"emitter": one.emitter, "at": format_instant(one.forgotten_at_ns, zone), "struck_out": bool(one.is_struck)}
+            for one in books.forgotten
         ],
         "incidents": [
             {**{name: getattr(one, name) for name in _INCIDENT}, "at": format_instant(one.at_ns, zone)}
@@ -70,7 +77,9 @@ def _describe(books: Books, projection: str, emitter: str, complete: Completenes
     keys = [key for key in books.keys_of[emitter] if key in books.heard_ns]
     heard_ns = max((books.heard_ns[key] for key in keys), default=None)
     has_left = emitter in complete.silent
-    if known.is_closed:
+    if known.is_struck:
+        state = STRUCK_OUT
+    elif known.is_closed:
         state = "closed"
     elif has_left:
         state = "forgotten" if known.forgotten_ns >= (heard_ns or 0) else "vanished"

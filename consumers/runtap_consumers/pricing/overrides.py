@@ -142,6 +142,13 @@ class Discount(_Entry):
     percent: _Percent
 
 
+class Seller(_Strict):
+    """Who is paid for what is called at a host."""
+
+    host: _Name
+    provider: _Name
+
+
 class OwnTerms(NamedTuple):
     """The entries about one model, in the file's order."""
 
@@ -169,6 +176,7 @@ class Overrides(_Strict):
     """A file's content. `aliases`: by provider (`*`: any), what a call names -> the model that is priced."""
 
     aliases: dict[str, dict[str, _Name]] = Field(default_factory=dict)
+    seller: tuple[Seller, ...] = ()
     price: tuple[OwnPrice, ...] = ()
     tier: tuple[TierFactor, ...] = ()
     discount: tuple[Discount, ...] = ()
@@ -176,7 +184,12 @@ class Overrides(_Strict):
     @property
     def is_empty(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.aliases or self.price or self.tier or self.discount)
+        return not (self.aliases or self.seller or self.price or self.tier or self.discount)
+
+    def seller_at(self, host: str) -> str | None:
+        """Who is paid for calls to a host."""
+        fitting = [each.provider for each in self.seller if _pattern(each.host).fullmatch(host.lower())]
+        return fitting[-1] if fitting else None
 
     def real_name(self, providers: set[str], name: str) -> str:
         """The model behind a deployment's name; the name itself where none is given. All in lower case."""

@@ -152,8 +152,9 @@ def _quantised(sold: Sold, found: _Prices, input_tokens: int) -> Rates | None:
     prices, name = found.prices, sold.model.id if sold.model else sold.name
     priced = {key for key, price in vars(prices).items() if price is not None}
     if not priced:
-        title = sold.model.name if sold.model else None
-        return _FREE_OF_CHARGE if _FREE.search(f"{name} {title or ''}") else None
+        # `…:free` is how a router calls one of its ways to sell a model, which others' tables have taken over.
+        title = (sold.model.name if sold.model else None) or ""
+        return _FREE_OF_CHARGE if _FREE.search(title) and not name.endswith(":free") else None
     uncounted = priced - _COUNTED_PRICES - _UNCOUNTED_TOOL_PRICES
     if "input_mtok" not in priced or any(not _CACHED_MODALITY_PRICE.match(key) for key in uncounted):
         return None

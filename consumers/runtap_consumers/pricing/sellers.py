@@ -50,6 +50,11 @@ _NOT_SOLD_BY_TOKEN = frozenset(
         "xinference",
     }
 )
+# Clients that others' servers are called with, too: where the host is one that nobody knows, so is the seller.
+_SPOKEN_BY_OTHERS = frozenset({"openai", "anthropic"})
+UNKNOWN_SELLER = "host:"
+# Bill by what they chose upstream, and say in each answer how much: what they list is not that.
+_BILL_IN_THE_ANSWER = frozenset({"openrouter"})
 # Sell others' models as `maker/model`, at the makers' prices: docs.perplexity.ai, Agent API ("no markup").
 _RESELLERS_AT_LIST_PRICE = frozenset({"perplexity"})
 # Azure sells OpenAI's models at OpenAI's prices in each tier (`test_price_tables.py` compares them), flex at half:
@@ -73,6 +78,11 @@ class Sold(NamedTuple):
     terms: OwnTerms = OwnTerms()
 
     @property
+    def is_listed_by_its_seller(self) -> bool:
+        """Whether its name alone says what is billed: of a reseller's, only the answer says which model it was."""
+        return bool(self.terms.prices) or self.provider is self.maker
+
+    @property
     def tiers_of(self) -> str | None:
         """Whose service tiers it is sold in: one provider's say nothing of another who sells the same model."""
         if self.provider is None or self.maker is None:
@@ -89,11 +99,29 @@ class Sellers:
         self._overrides = overrides or Overrides()
         self._by_id = {provider.id: provider for provider in providers}
 
+    def seller_at(self, provider: str | None, host: str) -> str | None:
+        """Who is paid for a call of a provider's client that was told to call a host: by the owner's word, by the
+        addresses that genai-prices knows; `host:…` where nobody knows.
+        """
+        name = (provider or "").strip().lower()
+        if own := self._overrides.seller_at(host):
+            return own
+        if name in _NOT_SOLD_BY_TOKEN:
+            return provider
+        home = self._provider(name) if name else None
+        known = [each for each in self._providers if re.match(each.api_pattern, f"https://{host}/")]
+        if home in known or (not known and home is not None and home.id not in _SPOKEN_BY_OTHERS):
+            return provider
+        return known[0].id if known else f"{UNKNOWN_SELLER}{host}"
+
     def find(self, provider: str | None, model: str | None) -> Sold | None:
         """The model that was billed, `None` where that is unknown or nobody bills it by the token."""
         if not model:
             return None
         seller = (provider or "").strip().lower()
+        if seller.startswith(UNKNOWN_SELLER):
+            # Known by now, perhaps.
+            seller = self.seller_at(None, seller.removeprefix(UNKNOWN_SELLER)) or seller
         given = _GOOGLE_PATH.sub("", model.strip().lower())
         home = self._provider(seller) if seller else None
         sellers = {seller, _PROVIDER_IDS.get(seller, seller)} | ({home.id} if home else set())
@@ -131,7 +159,7 @@ class Sellers:
         The last two only where the provider is unknown, or `openai`: its client speaks to everybody (`base_url`); but a
         reseller's prices are those of the maker before the slash.
         """
-        if provider in _NOT_SOLD_BY_TOKEN:
+        if provider in _NOT_SOLD_BY_TOKEN or provider.startswith(UNKNOWN_SELLER):
             return
         home = self._provider(provider) if provider else None
         if home:
@@ -151,6 +179,8 @@ class Sellers:
                     return
 
     def _models(self, provider: Provider, name: str) -> Iterator[Sold]:
+        if provider.id in _BILL_IN_THE_ANSWER:
+            return
         if model := provider.find_model(name, all_providers=self._providers):
             # By identity: two providers may list equal models.
             maker = next(each for each in (provider, *self._providers) if any(model is own for own in each.models))

@@ -21,7 +21,7 @@ from runtap_schemas import Usage
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Goes into the hash of the price set: raise it with every change of this package that changes a cost.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 # Names come from the wire, so what is remembered of them must be bounded. A plan holds 1 to 4 kB.
 _MAX_REMEMBERED = 4_096
 # A class without a size bucket means up to so many input tokens, whatever thresholds a later table has.
@@ -63,6 +63,7 @@ class PriceTable:
         self._size_labels = _size_labels(self.sizes)
         self._plans: dict[tuple[str | None, str | None, str | None, int], Plan] = {}
         self._sold: dict[tuple[str | None, str | None], Sold | None] = {}
+        self._sellers_at: dict[tuple[str | None, str], str | None] = {}
 
     @classmethod
     def load(cls) -> PriceTable:
@@ -72,8 +73,24 @@ class PriceTable:
 
         return cls(correct(providers, load_corrections()), f"genai-prices-{version('genai-prices')}")
 
+    def seller_at(self, provider: str | None, host: str) -> str | None:
+        """Who is paid for a call of a provider's client at a host (`Sellers.seller_at`)."""
+        key = provider, host
+        if key not in self._sellers_at:
+            if len(self._sellers_at) >= _MAX_REMEMBERED:
+                self._sellers_at.clear()
+            self._sellers_at[key] = self.sellers.seller_at(provider, host)
+        return self._sellers_at[key]
+
     def price(
-        self, provider: str | None, model: str | None, usage: Usage, at_ns: int, service_tier: str | None = None
+        self,
+        provider: str | None,
+        model: str | None,
+        usage: Usage,
+        at_ns: int,
+        service_tier: str | None = None,
+        *,
+        is_requested: bool = False,
     ) -> Priced:
         """Price one call.
 
@@ -83,6 +100,7 @@ class PriceTable:
             usage: Without `input_tokens` or `output_tokens` there is no cost.
             at_ns: Instant of the call, Unix nanoseconds.
             service_tier: The tier that the call was answered in, as the provider names it.
+            is_requested: Whether the answer named no model, and it is the one that was asked for.
         """
         key = (provider, model, service_tier, at_ns // DAY_NS)
         starts, cells = self._plans.get(key) or self._remember_plan(*key)
@@ -92,6 +110,10 @@ class PriceTable:
         if input_tokens is None or output_tokens is None:
             return Priced(_labelled(by_size[0][0], "unmeasured"), None)
         price_class, rates = by_size[bisect_left(self.sizes, input_tokens)]
+        if is_requested:
+            price_class = _labelled(price_class, "requested")
+            if not self.is_sold_as_named(provider, model):
+                return Priced(price_class, None)
 
         cache_read = usage.cache_read_tokens or 0
         cache_write_5m = usage.cache_write_5m_tokens or 0
@@ -128,23 +150,32 @@ class PriceTable:
             return Priced(price_class, None if extras is None else cost + extras)
         return Priced(price_class, cost)
 
+    def is_sold_as_named(self, provider: str | None, model: str | None) -> bool:
+        """Whether the name alone, without an answer that names the model, says what is billed."""
+        sold = self._remember_sold(provider, model)
+        return sold is not None and sold.is_listed_by_its_seller
+
     def plan(self, provider: str | None, model: str | None, service_tier: str | None, day: int) -> Plan:
         """All prices of a model, in one tier, on one day since the epoch (UTC). Size buckets end at `sizes`."""
         key = (provider, model, service_tier, day)
         return self._plans.get(key) or self._remember_plan(*key)
 
     def _remember_plan(self, provider: str | None, model: str | None, service_tier: str | None, day: int) -> Plan:
+        sold = self._remember_sold(provider, model)
+        if len(self._plans) >= _MAX_REMEMBERED:
+            self._plans.clear()
+        tier = (service_tier or "").strip().lower()
+        plan = self._make_plan(sold, "" if tier in _STANDARD_TIERS else tier, day)
+        self._plans[provider, model, service_tier, day] = plan
+        return plan
+
+    def _remember_sold(self, provider: str | None, model: str | None) -> Sold | None:
         # Finding a model takes up to milliseconds, so it is remembered beyond its day.
         if (provider, model) not in self._sold:
             if len(self._sold) >= _MAX_REMEMBERED:
                 self._sold.clear()
             self._sold[provider, model] = self.sellers.find(provider, model)
-        if len(self._plans) >= _MAX_REMEMBERED:
-            self._plans.clear()
-        tier = (service_tier or "").strip().lower()
-        plan = self._make_plan(self._sold[provider, model], "" if tier in _STANDARD_TIERS else tier, day)
-        self._plans[provider, model, service_tier, day] = plan
-        return plan
+        return self._sold[provider, model]
 
     def _make_plan(self, sold: Sold | None, tier: str, day: int) -> Plan:
         midnight = _EPOCH + timedelta(days=day)

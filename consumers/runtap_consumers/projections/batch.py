@@ -61,8 +61,18 @@ class Prices(Protocol):
     @property
     def price_set(self) -> str: ...
 
+    def seller_at(self, provider: str | None, host: str) -> str | None:
+        """Who is paid for a call of a provider's client at a host."""
+
     def price(
-        self, provider: str | None, model: str | None, usage: Usage, at_ns: int, service_tier: str | None = None
+        self,
+        provider: str | None,
+        model: str | None,
+        usage: Usage,
+        at_ns: int,
+        service_tier: str | None = None,
+        *,
+        is_requested: bool = False,
     ) -> Priced:
         """Prices one call."""
 
@@ -133,6 +143,12 @@ class Batch:
     strays: Counter[str] = field(default_factory=Counter)
     skipped_types: list[str] = field(default_factory=list)
     skewed_services: list[str] = field(default_factory=list)
+
+    def add_ended(self, event: RunEnded, log_time_ns: int) -> None:
+        """Adds an ended run; one of a model is its seller's, whatever the client's name."""
+        if event.seller_host is not None:
+            event.provider = self.prices.seller_at(event.provider, event.seller_host)
+        self.ended_uncapped.append((event, self.instant_of(event, log_time_ns)))
 
     def instant_of(self, event: RunEvent | SessionEvent | RunScored, log_time_ns: int) -> int:
         """The instant at which an event counts; where that is not its own, it counts as skewed, too."""
@@ -220,7 +236,8 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) ->
         cost = int((Decimal(event.reported_cost_usd) * PICODOLLARS).to_integral_value(ROUND_HALF_EVEN))
     elif usage is not None:
         model = event.model or event.request_model
-        priced = prices.price(event.provider, model, usage, at_ns, event.service_tier)
+        is_requested = event.model_source == "request"
+        priced = prices.price(event.provider, model, usage, at_ns, event.service_tier, is_requested=is_requested)
         price_class, cost = priced.price_class, priced.cost_picodollars
     if cost is not None and cost > MAX_CALL_PICODOLLARS:
         cost = None

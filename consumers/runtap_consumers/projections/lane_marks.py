@@ -13,12 +13,17 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from runtap_schemas import Frame, Unreadable
+from runtap_consumers.projections.rollups import SKEW_BEHIND_NS
+from runtap_schemas import EmitterReported, Frame, Unreadable
 
 MAX_GAPS = 64
 # No process captures more. A number further ahead is nobody's: taken for a leap, it would make repeats of all to come.
 MOST_EVENTS_A_SECOND = 100_000
 _GRACE_SECONDS = 60
+# A process that is up for longer captures less a second: a year of 2,000 a second is within this at the full rate.
+_LONGEST_SECONDS = 7 * 86_400
+# What a spool may hold of an emitter that no projection has met.
+MOST_UNHEARD = 10**9
 _first = itemgetter(0)
 
 
@@ -46,8 +51,14 @@ class LaneMark:
 
     def can_reach(self, number: int, log_time_ns: int) -> bool:
         """Whether a process may have come to a number by then."""
-        seconds = max(log_time_ns - self.log_time_ns, 0) // 10**9 + _GRACE_SECONDS
-        return number <= self.mark + MOST_EVENTS_A_SECOND * seconds
+        return number <= self.mark + _most_events(log_time_ns - self.log_time_ns)
+
+    @property
+    def claimed_to_ns(self) -> int:
+        """Before that instant no event counts that is to come: by its own time, or by its log time where that is not
+        believed.
+        """
+        return max(min(self.at_ns, self.log_time_ns), self.log_time_ns - SKEW_BEHIND_NS)
 
     def take(self, first: int, last: int) -> Sequence[int]:
         """Decides on numbers of the lane: returns those that are new, and counts the others as repeats."""
@@ -131,8 +142,18 @@ class LaneMarks:
         self.lanes[emitter].quarantined += count
 
 
+def can_claim(report: EmitterReported, number: int) -> bool:
+    """Whether a process may have refused so many events when it came to a number of its lane."""
+    refused = sum(sum(kinds.values()) for kinds in report.dropped.values()) + report.superseded
+    return max(refused, report.content_dropped) <= number + _most_events(report.at_ns - report.started_at_ns)
+
+
+def _most_events(time_ns: int) -> int:
+    return MOST_EVENTS_A_SECOND * (min(max(time_ns // 10**9, 0), _LONGEST_SECONDS) + _GRACE_SECONDS)
+
+
 def _oldest(at_ns: int | None, events: Sequence[Any], log_time_ns: int) -> int:
-    if at_ns is None:
-        return 0
+    # What is older by its own time counts at its log time.
+    least_ns = log_time_ns - SKEW_BEHIND_NS
     captured: list[int] = [event.at_ns for event in events if getattr(event, "at_ns", None) is not None]
-    return min([at_ns, log_time_ns, *captured])
+    return max(least_ns, min([at_ns or least_ns, log_time_ns, *captured]))

@@ -129,15 +129,20 @@ def note_gone_partitions(writer: Writer, projections: Sequence[str], partitions:
         )
 
 
-def forget_emitter(writer: Writer, emitter: str) -> bool:
-    """Notes that nothing is expected of an emitter that was heard up to now; whether there is one."""
+def forget_emitter(writer: Writer, emitter: str, now_ns: int, *, is_struck: bool = False) -> bool:
+    """Notes that nothing is expected of an emitter that was heard up to now, or that it is none of ours; whether there
+    is one.
+    """
+    heard = "SELECT emitter, log_time_ns FROM lane_marks UNION ALL SELECT emitter, log_time_ns FROM abandoned_lanes"
     with writer.transaction():
         return bool(
             writer.execute(
-                "INSERT INTO forgotten_emitters (emitter, heard_at_ns) "
-                "SELECT emitter, max(log_time_ns) FROM lane_marks WHERE emitter = ? GROUP BY emitter "
-                "ON CONFLICT (emitter) DO UPDATE SET heard_at_ns = excluded.heard_at_ns",
-                (emitter,),
+                "INSERT INTO forgotten_emitters (emitter, heard_at_ns, forgotten_at_ns, is_struck) "
+                "SELECT emitter, max(log_time_ns), CAST(? AS BIGINT), CAST(? AS BIGINT) "
+                f"FROM ({heard}) AS heard WHERE emitter = ? GROUP BY emitter "
+                "ON CONFLICT (emitter) DO UPDATE SET heard_at_ns = excluded.heard_at_ns, "
+                "forgotten_at_ns = excluded.forgotten_at_ns, is_struck = excluded.is_struck",
+                (now_ns, int(is_struck), emitter),
             )
         )
 

@@ -118,11 +118,14 @@ lane_marks = _table(
     sqlite_with_rowid=False,
 )
 
-# Emitters that somebody let go: they hold `complete_to` no longer, unless they are heard after `heard_at_ns`.
+# Emitters that somebody let go: they hold `complete_to` no longer, unless they are heard after `heard_at_ns`. What
+# `is_struck` is none of ours: it never holds it, and stands outside of every sum.
 forgotten_emitters = _table(
     "forgotten_emitters",
     _text("emitter", primary_key=True),
     _bigint("heard_at_ns"),
+    _bigint("forgotten_at_ns", server_default="0"),
+    _bigint("is_struck", server_default="0"),
 )
 
 # Incidents of a partition's log: `recreated` (a new incarnation), `retention` (offsets first..last gone unread),

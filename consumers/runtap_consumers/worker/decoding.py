@@ -14,7 +14,7 @@ from runtap_consumers.kafka.records import (
     fingerprint_of,
 )
 from runtap_consumers.projections.batch import Batch, Report
-from runtap_consumers.projections.lane_marks import LaneMarks
+from runtap_consumers.projections.lane_marks import LaneMarks, can_claim
 from runtap_schemas import (
     AnyEvent,
     EmitterReported,
@@ -34,6 +34,7 @@ from runtap_schemas import (
 NOT_APPLIED = "cannot be applied: "
 # Events that cannot be applied: offset -> number -> cause.
 Refused = dict[int, dict[int, str]]
+_IMPOSSIBLE_CLAIM = "impossible: it reports more events than any process captures in that time"
 _NO_TAGS: list[str] = []
 _NO_METADATA: dict[str, Any] = {}
 
@@ -170,11 +171,17 @@ def _add_frame(
     for number, event in zip(new, events, strict=True):
         if isinstance(event, RunEnded):
             # First, since nearly all are.
-            batch.ended_uncapped.append((event, batch.instant_of(event, log_time_ns)))
+            batch.add_ended(event, log_time_ns)
         elif isinstance(event, EmitterReported):
-            batch.reports.append(Report(frame.emitter, number, event, log_time_ns))
+            if can_claim(event, number):
+                batch.reports.append(Report(frame.emitter, number, event, log_time_ns))
+            else:
+                yield number, _IMPOSSIBLE_CLAIM
         elif isinstance(event, LaneAbandoned):
-            batch.abandoned.append((event, log_time_ns))
+            if event.report is None or can_claim(event.report, 0):
+                batch.abandoned.append((event, log_time_ns))
+            else:
+                yield number, _IMPOSSIBLE_CLAIM
         elif isinstance(event, Skipped):
             batch.skipped_types.append(event.type)
         elif isinstance(event, Unreadable):

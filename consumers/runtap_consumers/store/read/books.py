@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Row, func, select
 
-from runtap_consumers.projections.lane_marks import LaneMark
+from runtap_consumers.projections.lane_marks import MOST_UNHEARD, LaneMark
 from runtap_consumers.store import tables
 from runtap_consumers.store.positions import lane_of
 from runtap_consumers.store.read.snapshot import Snapshot, read_counts
@@ -40,6 +40,7 @@ class EmitterFacts:
 
     `dropped` is by reason. `announced`: numbers that it skipped, or that somebody gave up, with the reason; the largest
     of the latter is `given_up`, appended at `given_up_ns`. `processes`: hosts and process ids that reported.
+    `is_struck`: somebody said that it is none of ours, and belongs to no sum.
     """
 
     service: str = ""
@@ -54,6 +55,7 @@ class EmitterFacts:
     given_up: int = 0
     given_up_ns: int = 0
     forgotten_ns: int = -1
+    is_struck: bool = False
     processes: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -68,6 +70,7 @@ class Books:
         incidents: rows of `log_incidents`, oldest first.
         watched: by lane that closed nothing, when others had gone on reporting for a minute after its end.
         strays: what belongs to no lane, `foreign` and `impossible`.
+        forgotten: rows of `forgotten_emitters`, oldest first.
     """
 
     lanes: dict[str, dict[LaneKey, LaneMark]]
@@ -76,6 +79,7 @@ class Books:
     incidents: list[Any] = field(default_factory=list)
     watched: dict[LaneKey, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
+    forgotten: list[Any] = field(default_factory=list)
 
     @cached_property
     def met(self) -> dict[LaneKey, list[LaneMark]]:
@@ -158,10 +162,18 @@ def read_books(snapshot: Snapshot) -> Books:
     books = Books(
         lanes,
         {(row.projection, row.partition): row for row in snapshot.positions},
-        _read_emitters(snapshot, {emitter for of in lanes.values() for _, emitter in of}),
+        defaultdict(EmitterFacts, {emitter: EmitterFacts() for of in lanes.values() for _, emitter in of}),
         list(snapshot.connection.execute(select(tables.log_incidents).order_by(*oldest_first))),
         strays={"impossible": 0, "foreign": 0, **read_counts(snapshot, "strays", "kind")},
     )
+    _read_reports(snapshot, books.emitters)
+    _read_abandoned(snapshot, books)
+    by_time = tables.forgotten_emitters.c.forgotten_at_ns, tables.forgotten_emitters.c.emitter
+    books.forgotten += snapshot.connection.execute(select(tables.forgotten_emitters).order_by(*by_time))
+    for row in books.forgotten:
+        if row.emitter in books.emitters:
+            emitter = books.emitters[row.emitter]
+            emitter.forgotten_ns, emitter.is_struck = row.heard_at_ns, bool(row.is_struck)
     for key in books.silent:
         watched_ns = None if books.emitters[key[1]].is_closed else _watched_since(snapshot, books.heard_ns[key])
         if watched_ns is not None:
@@ -169,8 +181,7 @@ def read_books(snapshot: Snapshot) -> Books:
     return books
 
 
-def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, EmitterFacts]:
-    emitters = defaultdict(EmitterFacts, {name: EmitterFacts() for name in met})
+def _read_reports(snapshot: Snapshot, emitters: dict[str, EmitterFacts]) -> None:
     # The newest report comes last.
     for row in _live_rows(snapshot, "emitter_reports", "number"):
         emitter = emitters[row.emitter]
@@ -185,16 +196,23 @@ def _read_emitters(snapshot: Snapshot, met: Iterable[str]) -> dict[str, EmitterF
             emitter.dropped[row.reason] = max(row.total, emitter.dropped.get(row.reason, 0))
         else:
             setattr(emitter, row.kind, max(row.total, getattr(emitter, row.kind)))
+
+
+def _read_abandoned(snapshot: Snapshot, books: Books) -> None:
+    newest = dict[str, LaneMark]()
+    for (_, name), lanes in books.met.items():
+        newest[name] = max(lanes, key=lambda lane: (lane.mark, -lane.log_time_ns))
     for row in _live_rows(snapshot, "abandoned_lanes", "last_number"):
-        emitter = emitters[row.emitter]
+        lane = newest.get(row.emitter)
+        if row.last_number > MOST_UNHEARD if lane is None else not lane.can_reach(row.last_number, row.log_time_ns):
+            # No process came so far: whoever says so is not believed.
+            books.strays["impossible"] += 1
+            continue
+        emitter = books.emitters[row.emitter]
         emitter.announced.append((row.first_number, row.last_number, row.reason))
         # Where single events were refused, or the oldest had waited too long, the rest of a spool is still sent.
-        emitter.is_closed |= row.reason == PARTITION_GONE
+        emitter.is_closed |= row.reason == PARTITION_GONE and (lane is None or lane.log_time_ns <= row.log_time_ns)
         emitter.given_up, emitter.given_up_ns = row.last_number, row.log_time_ns
-    for row in snapshot.connection.execute(select(tables.forgotten_emitters)):
-        if row.emitter in emitters:
-            emitters[row.emitter].forgotten_ns = row.heard_at_ns
-    return emitters
 
 
 def _live_rows(snapshot: Snapshot, name: str, order: str) -> Iterable[Row[Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Table, case, func, select, union
 
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOKEN_CLASSES
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.ranges import Segment
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
@@ -47,6 +48,15 @@ def read_unpriced(snapshot: Snapshot) -> list[UnpricedModel]:
         .order_by(calls.desc(), table.c.provider, table.c.model)
     )
     return [UnpricedModel(*row[:2], *map(int, row[2:])) for row in snapshot.connection.execute(statement)]
+
+
+def stream_unpriced_hours(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    """The rows of hours with unpriced calls: `bucket_ns`, provider, model, price class, counts and tokens."""
+    table = tables.metadata.tables["cost_hour"]
+    names = ("bucket_ns", "provider", "model", "price_class", "priced_calls", "unpriced_calls", *TOKEN_CLASSES)
+    statement = select(*(table.c[name] for name in names)).where(snapshot.is_live(table), table.c.unpriced_calls > 0)
+    for row in snapshot.connection.execution_options(yield_per=1_000).execute(statement):
+        yield dict(zip(names, row, strict=True))
 
 
 @dataclass(frozen=True)
