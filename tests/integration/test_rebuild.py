@@ -66,8 +66,11 @@ class WrongPrices:
         self.price_set = price_set
         self._until_ns = until_ns
 
-    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any) -> Priced:
-        priced = PRICES.price(provider, model, usage, at_ns, tier)
+    def seller_at(self, provider: str | None, host: str) -> str | None:
+        return PRICES.seller_at(provider, host)
+
+    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any, *, is_requested: bool) -> Priced:
+        priced = PRICES.price(provider, model, usage, at_ns, tier, is_requested=is_requested)
         cost = priced.cost_picodollars
         return priced if cost is None or at_ns >= self._until_ns else Priced(priced.price_class, cost * 10)
 

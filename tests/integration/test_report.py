@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import select, text
 
+from partition_setting import WorkerTools
 from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.figures.runs import abandoned_before, describe_run
 from runtap_consumers.instants import day_start_ns, format_instant
@@ -19,6 +20,7 @@ from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
+from samples import START_NS, Log, model_call
 
 UTC = ZoneInfo("UTC")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -293,6 +295,7 @@ def test_components_add_up_and_the_slowest_in_total_comes_first(store: Store) ->
         "run_type": "llm",
         "name": "ChatOpenAI",
         "model": "gpt-4o",
+        "request_models": [],
         "count": 100,
         "errors": 2,
         "success_rate": 96 / 98,
@@ -309,7 +312,7 @@ def test_components_add_up_and_the_slowest_in_total_comes_first(store: Store) ->
         "tool": 1,
         "retriever": 0,
     }
-    assert by_type["llm"].keys() == report["performance"][0].keys() - {"run_type", "name", "model"}
+    assert by_type["llm"].keys() == report["performance"][0].keys() - {"run_type", "name", "model", "request_models"}
     assert by_type["retriever"]["p50_seconds"] is None
     only = build_report(store, None, None, "search", UTC, NOW_NS)["performance"]
     assert [(row["count"], row["max_seconds"]) for row in only] == [(2, 5)]
@@ -730,3 +733,20 @@ def test_all_runs_are_read_in_pieces(store: Store) -> None:
         # The rest is still where it came from, and other statements run beside it.
         assert snapshot.connection.execute(select(tables.store.c.store_id)).scalar_one() == store.store_id
         assert sum(1 for _ in rows) == 2_099
+
+
+def test_failed_calls_count_under_the_model_that_others_answered_as(store: Store, tools: WorkerTools) -> None:
+    log = Log()
+    asked, answered = "gpt-4o", "gpt-4o-2024-08-06"
+    for number in range(1, 4):
+        log.append(model_call(request_model=asked, model=answered, model_source="answer"), "e", number)
+    # As the collector sends it: nobody answered, so that only the name is known that was asked for.
+    for number, name in enumerate((asked, "never-answers"), start=4):
+        log.append(model_call(request_model=name, model=name, model_source="request", status="error"), "e", number)
+    tools.apply(log)
+    report = build_report(store, START_NS, None, None, UTC, START_NS + MINUTE_NS)
+    rows = {row["model"]: row for row in report["performance"]}
+    assert rows.keys() == {answered, "never-answers"}
+    row = rows[answered]
+    assert (row["request_models"], row["count"], row["errors"], row["success_rate"]) == ([asked], 4, 1, 0.75)
+    assert (rows["never-answers"]["request_models"], rows["never-answers"]["success_rate"]) == ([], 0.0)

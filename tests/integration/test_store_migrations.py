@@ -61,6 +61,7 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 def _take_back_0009(connection: Connection) -> None:
     for name in ("forgotten_at_ns", "is_struck"):
         connection.execute(text(f"ALTER TABLE forgotten_emitters DROP COLUMN {name}"))
+    connection.execute(text("DROP TABLE model_names"))
 
 
 def _take_back_0008(connection: Connection) -> None:

@@ -217,6 +217,7 @@ def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
             "projections": [{**sums, "projection": "performance"}],
             "shared_emitters": [],
             "incidents": [{**incident, "first_offset": 1_000, "last_offset": 1_999}],
+            "forgotten": [{"emitter": "f" * 32, "at": AT, "struck_out": True}],
             "skewed_events": {"checkout": 3},
             "unknown_event_types": {},
         }
@@ -225,6 +226,7 @@ def test_a_ledger_has_its_sums_and_reasons_on_a_narrow_screen(
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     for part in (
+        "struck out, none of ours",
         "captured at least 123,456 = applied 123,450 + in flight 2 + dropped 2 (ring_full 2) + lost 1 + unreadable 1",
         "checkout ≥ 123,456 123,450 2 2 1 1 dropped:",
         "eeeeeeeeeee… silent ≥ 123,456 123,450 2 2 1 1",

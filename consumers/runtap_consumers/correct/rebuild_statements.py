@@ -36,6 +36,7 @@ _OLDER = {
     # Counts without a time can be told apart only where the log has all of it.
     "skipped_types": "{from_ns} > 0",
     "skewed_events": "{from_ns} > 0",
+    "model_names": "{from_ns} > 0",
     "strays": "{from_ns} > 0",
     # Who reported when: a report that came again would count as another to a rebuild.
     "report_minutes": "{from_ns} >= 0",

@@ -33,6 +33,7 @@ from runtap_consumers.store.read.figures import (
     read_costs,
     read_ended_roots,
     read_error_groups,
+    read_model_names,
     read_recent_errors,
     sum_figures,
 )
@@ -71,13 +72,14 @@ def build_report(
         complete = work_out_completeness(books, SHOWN)
         elapsed_ns = min(time_range.to_ns, max(now_ns, time_range.from_ns + MINUTE_NS)) - time_range.from_ns
         components = read_components(snapshot, time_range, service)
+        model_names = read_model_names(snapshot)
         return {
             "generated_at": format_instant(now_ns, zone),
             "range": {"from": format_instant(time_range.from_ns, zone), "to": format_instant(time_range.to_ns, zone)},
             "complete_to": format_instant(complete.at_ns, zone),
             "cost": _cost_section(read_costs(snapshot, time_range, service)),
             "performance_by_run_type": _run_types_section(components, elapsed_ns / MINUTE_NS),
-            "performance": _performance_section(components, elapsed_ns / MINUTE_NS),
+            "performance": _performance_section(components, elapsed_ns / MINUTE_NS, model_names),
             "errors": _errors_section(snapshot, time_range, service, zone),
             "sessions": [
                 describe_session(row, complete.at_ns, zone)
@@ -157,10 +159,22 @@ def _cost(counts: dict[str, int], picodollars: int) -> str | None:
     return None if counts["calls"] and not counts["priced_calls"] else dollars(picodollars)
 
 
-def _performance_section(components: Components, minutes: float) -> list[dict[str, Any]]:
+def _performance_section(
+    components: Components, minutes: float, model_names: list[tuple[str, str, int]]
+) -> list[dict[str, Any]]:
+    asked = defaultdict[str, list[str]](list)
+    for request_model, model, _ in model_names:
+        asked[model].append(request_model)
     slowest_first = sorted(components.items(), key=lambda component: (-component[1].duration_ns, component[0]))
     return [
-        {"run_type": run_type, "name": name or None, "model": model or None, **_describe_figures(figures, minutes)}
+        {
+            "run_type": run_type,
+            "name": name or None,
+            "model": model or None,
+            # What calls of this model asked for, where that has another name.
+            "request_models": sorted(asked[model]) if model else [],
+            **_describe_figures(figures, minutes),
+        }
         for (run_type, name, model), figures in slowest_first
     ]
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 from runtap_consumers.projections.batch import Batch, Timed
-from runtap_consumers.projections.rollups import PERFORMANCE, SKEWED, Changes
+from runtap_consumers.projections.rollups import MODEL_NAMES, PERFORMANCE, SKEWED, Changes
 from runtap_consumers.projections.sketch import bucket_of
 from runtap_consumers.units import minute_of
 from runtap_schemas import RunEnded
@@ -20,8 +20,11 @@ _STATUSES: tuple[str, ...] = ("ok", "error", "interrupted", "cancelled")
 def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     """Folds the ended runs of a batch. Sketch measures are lists of buckets."""
     runs: dict[tuple[Any, ...], list[RunEnded]] = defaultdict(list)
+    names: dict[tuple[Any, ...], list[Any]] = {}
     for (service, environment, run_type, name, _, request_model, answering_model), ended in batch.kinds.items():
         model = (answering_model or request_model or "") if run_type == "llm" else ""
+        if model != (request_model or model):
+            names.setdefault((request_model, model), [0])[0] += len(ended)
         for minute, events in _by_minute(ended).items():
             runs[(minute, service, environment, run_type, name, model)] += events
     skewed: dict[tuple[Any, ...], list[Any]] = {}
@@ -29,7 +32,7 @@ def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes
         skewed.setdefault((service,), [0])[0] += 1
     return Changes(
         minutes={PERFORMANCE.name: {key: _measures(events) for key, events in runs.items()}},
-        rows={SKEWED.name: skewed},
+        rows={SKEWED.name: skewed, MODEL_NAMES.name: names},
     )
 
 

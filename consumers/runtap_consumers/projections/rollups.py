@@ -241,6 +241,9 @@ OPEN_RUNS = Rollup(
     (*_kept(*RUN_IDENTITY), *_kept("started_at_ns", "log_time_ns", kind="integer")),
 )
 
+# How often a model that was asked for answered under another name: a call that failed was answered by none.
+MODEL_NAMES = Rollup("model_names", ("request_model", "model"), _sums("count"))
+
 # Event types that this version does not know, and events whose time was not believed.
 SKIPPED_TYPES = Rollup("skipped_types", ("type",), _sums("count"))
 SKEWED = Rollup("skewed_events", ("service",), _sums("count"))
@@ -287,6 +290,7 @@ ROLLUPS = (
     SESSIONS,
     SESSION_COSTS,
     OPEN_RUNS,
+    MODEL_NAMES,
     SKIPPED_TYPES,
     SKEWED,
     EMITTER_REPORTS,

@@ -151,7 +151,9 @@ def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -
 def read_components(
     snapshot: Snapshot, time_range: TimeRange, service: str | None
 ) -> dict[tuple[str, str, str], ComponentFigures]:
-    """Figures by run type, name and model ('' where a component has none)."""
+    """Figures by run type, name and model ('' where a component has none). Calls that failed count under the model that
+    others answered as which asked for the same.
+    """
     names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
     for table, statement in _select_segments(snapshot, "performance", time_range, service):
@@ -160,7 +162,23 @@ def read_components(
             statement.add_columns(*(table.c[column] for column in names))
         ):
             rows[run_type, name, model].append(measures)
-    return {component: sum_figures(measures) for component, measures in rows.items()}
+    found = {component: sum_figures(measures) for component, measures in rows.items()}
+    answering = {asked: model for asked, model, _ in read_model_names(snapshot)}
+    for (run_type, name, model), figures in list(found.items()):
+        if run_type == "llm" and model in answering and figures.ok == 0:
+            of_both = [*rows.pop((run_type, name, model)), *rows.get((run_type, name, answering[model]), ())]
+            del found[run_type, name, model]
+            found[run_type, name, answering[model]] = sum_figures(of_both)
+            rows[run_type, name, answering[model]] = of_both
+    return found
+
+
+def read_model_names(snapshot: Snapshot) -> list[tuple[str, str, int]]:
+    """Models as they were asked for and as they answered, where these differ, with how often; the rarest first."""
+    table = tables.metadata.tables["model_names"]
+    names, count = (table.c.request_model, table.c.model), func.sum(table.c.count)
+    statement = select(*names, count).where(snapshot.is_live(table)).group_by(*names).order_by(count, *names)
+    return [(asked, model, int(times)) for asked, model, times in snapshot.connection.execute(statement)]
 
 
 def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> int:

@@ -34,6 +34,7 @@ _OWNERS = {
     "report_minutes": "ledger",
     "strays": "ledger",
     "skewed_events": "performance",
+    "model_names": "performance",
 }
 
 
