@@ -69,8 +69,8 @@ class WrongPrices:
     def seller_at(self, provider: str | None, host: str) -> str | None:
         return PRICES.seller_at(provider, host)
 
-    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any, *, is_requested: bool) -> Priced:
-        priced = PRICES.price(provider, model, usage, at_ns, tier, is_requested=is_requested)
+    def price(self, provider: Any, model: Any, usage: Usage, at_ns: int, tier: Any, *, marks: Any) -> Priced:
+        priced = PRICES.price(provider, model, usage, at_ns, tier, marks=marks)
         cost = priced.cost_picodollars
         return priced if cost is None or at_ns >= self._until_ns else Priced(priced.price_class, cost * 10)
 

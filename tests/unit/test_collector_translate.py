@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from runtap_collector.capture.translate import add_response, host_of, request_of, run_name
+from runtap_collector.capture.translate import add_response, has_preview_search, host_of, request_of, run_name
 from runtap_collector.send.records import OpenRun, Outcome, Trace, View
 from runtap_schemas import Usage
 
@@ -216,3 +216,18 @@ def test_answer_without_such_words_has_none() -> None:
     outcome = Outcome("ok")
     add_response(outcome, LLMResult(generations=[[ChatGeneration(message=AIMessage("x"))]]), False)
     assert outcome.price_facts == {}
+
+
+@pytest.mark.parametrize(
+    ("tools", "is_preview"),
+    [
+        ([{"type": "function"}, {"type": "web_search_preview_2025_03_11"}], True),
+        ([{"type": "web_search_preview"}], True),
+        ([{"type": "web_search"}], False),
+        ([{"type": 5}, "web_search_preview", None], False),
+        ("web_search_preview", False),
+        (None, False),
+    ],
+)
+def test_a_preview_search_is_told_by_the_tools_of_the_request(tools: object, is_preview: bool) -> None:
+    assert has_preview_search(_run(invocation={"tools": tools})) is is_preview

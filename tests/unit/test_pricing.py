@@ -602,8 +602,18 @@ def test_nobody_is_billed_the_makers_list_at_an_unknown_host() -> None:
 
 
 def test_a_requested_name_is_priced_only_where_it_is_sold_under_that_name() -> None:
-    asked = TABLE.price("openai", "gpt-4o-mini", used(), NOW, is_requested=True)
+    asked = TABLE.price("openai", "gpt-4o-mini", used(), NOW, marks=["requested"])
     assert asked == Priced("requested", 1_000 * 150_000 + 100 * 600_000)
     # A deployment may be anything.
-    assert TABLE.price("azure", "gpt-4o-mini", used(), NOW, is_requested=True) == Priced("requested", None)
+    assert TABLE.price("azure", "gpt-4o-mini", used(), NOW, marks=["requested"]) == Priced("requested", None)
     assert TABLE.price("azure", "gpt-4o-mini", used(), NOW).cost_picodollars == asked.cost_picodollars
+
+
+def test_a_preview_search_has_a_price_where_it_is_that_of_any_search() -> None:
+    usage = used(web_searches=2)
+    ordinary = TABLE.price("openai", "gpt-5", usage, NOW)
+    assert TABLE.price("openai", "gpt-5", usage, NOW, marks=["preview"]) == Priced(
+        "preview/searched", ordinary.cost_picodollars
+    )
+    assert TABLE.price("openai", "gpt-4o", usage, NOW).cost_picodollars is not None
+    assert TABLE.price("openai", "gpt-4o", usage, NOW, marks=["preview"]) == Priced("preview", None)

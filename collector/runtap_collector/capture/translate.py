@@ -78,6 +78,13 @@ def _request_of(
     )
 
 
+def has_preview_search(run: OpenRun) -> bool:
+    """Whether the searches that a model was offered are OpenAI's `web_search_preview`, whose price is another."""
+    tools = (run.invocation or _NOTHING).get("tools")
+    kinds = [tool.get("type") for tool in tools if type(tool) is dict] if type(tools) is list else []
+    return any(type(kind) is str and kind.startswith("web_search_preview") for kind in kinds)
+
+
 def host_of(url: object) -> str | None:
     """The host of a URL, and nothing else of it, which may be secret. `None`: it names none."""
     return _host_of(url) if type(url) is str else None

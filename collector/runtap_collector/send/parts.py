@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import UNSET, Raw, Struct, UnsetType, json
 
 from runtap_collector.capture.text import clip, clip_tags, let_signals_pass
-from runtap_collector.capture.translate import request_of, run_name
+from runtap_collector.capture.translate import has_preview_search, request_of, run_name
 from runtap_collector.send.records import MetadataValues, OpenRun, Outcome
 from runtap_schemas import RunError, Usage
 from runtap_schemas.events import MAX_DURATION_NS, MAX_NAME_LENGTH
@@ -86,6 +86,8 @@ def encode_end(run: OpenRun, outcome: Outcome) -> bytes:
         end.service_tier = outcome.service_tier or request_tier
         if outcome.price_facts:
             end.price_facts = outcome.price_facts
+        if outcome.usage is not None and outcome.usage.web_searches and has_preview_search(run):
+            end.price_facts = {**outcome.price_facts, "web_search": "preview"}
         end.finish_reason = outcome.finish_reason
         end.usage = outcome.usage
         end.usage_source = outcome.usage_source

@@ -19,7 +19,9 @@ from runtap_consumers.units import DAY_NS, MINUTE_NS
 
 _SIZE = re.compile(r"(\d+)-(\d*)")
 _WINDOW = re.compile(r"utc(\d\d)(\d\d)-(\d\d)(\d\d)")
-_FLAGS = frozenset({"searched", "audio", "mixed", "impossible", "unmeasured", "requested"})
+_FLAGS = frozenset({"searched", "audio", "mixed", "impossible", "unmeasured", "requested", "preview"})
+# Those with which calls are priced (`PriceTable.price`).
+TOLD = frozenset({"requested", "preview"})
 _CACHE_CLASSES = ("cache_read", "cache_write_5m", "cache_write_1h")
 
 
@@ -76,7 +78,8 @@ def find_terms(
     calls have a price and others have none; the model is one beyond the cap; the span is empty.
     """
     (from_ns, to_ns), calls, stored = span, metered_calls(measures), read_class(key["price_class"])
-    if "requested" in stored.marks and not table.is_sold_as_named(key["provider"] or None, key["model"] or None):
+    told = stored.marks & TOLD
+    if told and not table.is_priceable(key["provider"] or None, key["model"] or None, told):
         return Terms(None)
     if OTHER in (key["provider"], key["model"]) or from_ns >= to_ns:
         return None

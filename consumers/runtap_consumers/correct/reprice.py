@@ -19,7 +19,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct import reprice_statements as statements
-from runtap_consumers.correct.price_terms import Terms, cost_of, find_terms, metered_calls, read_class
+from runtap_consumers.correct.price_terms import TOLD, Terms, cost_of, find_terms, metered_calls, read_class
 from runtap_consumers.correct.reprice_statements import Deltas, Measures, Span, Wanted
 from runtap_consumers.errors import StoreError
 from runtap_consumers.instants import day_start_ns, dollars, hour_start_ns
@@ -251,8 +251,8 @@ def run_cost(prices: PriceTable, facts: dict[str, Any]) -> int | None:
     """What a stored run costs: as when it was folded (`batch.price_call`), under these prices."""
     usage = Usage(**{name: facts[name] for name in TOKEN_CLASSES})
     model = facts["model"] or facts["request_model"]
-    is_requested = "requested" in read_class(facts["price_class"] or "standard").marks
+    marks = read_class(facts["price_class"] or "standard").marks & TOLD
     cost = prices.price(
-        facts["provider"], model, usage, facts["ended_at_ns"], facts["service_tier"], is_requested=is_requested
+        facts["provider"], model, usage, facts["ended_at_ns"], facts["service_tier"], marks=marks
     ).cost_picodollars
     return None if cost is None or cost > MAX_CALL_PICODOLLARS else cost

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import NamedTuple
@@ -28,6 +29,7 @@ _MAX_REMEMBERED = 4_096
 UNLABELLED_SIZE_TOKENS = 32_000
 # Bounds the price class, which is a key column; the tiers that are known are shorter.
 _MAX_TIER_LENGTH = 16
+_REASONING_MODELS = re.compile(r"o\d|gpt-[5-9]")
 _STANDARD_TIERS = frozenset({"auto", "default", "standard", "on_demand", "on-demand"})
 
 
@@ -90,7 +92,7 @@ class PriceTable:
         at_ns: int,
         service_tier: str | None = None,
         *,
-        is_requested: bool = False,
+        marks: Collection[str] = (),
     ) -> Priced:
         """Price one call.
 
@@ -100,7 +102,8 @@ class PriceTable:
             usage: Without `input_tokens` or `output_tokens` there is no cost.
             at_ns: Instant of the call, Unix nanoseconds.
             service_tier: The tier that the call was answered in, as the provider names it.
-            is_requested: Whether the answer named no model, and it is the one that was asked for.
+            marks: `requested` where the answer named no model, so that it is the one asked for; `preview` where
+                the search was OpenAI's `web_search_preview`. They become part of the price class.
         """
         key = (provider, model, service_tier, at_ns // DAY_NS)
         starts, cells = self._plans.get(key) or self._remember_plan(*key)
@@ -110,9 +113,10 @@ class PriceTable:
         if input_tokens is None or output_tokens is None:
             return Priced(_labelled(by_size[0][0], "unmeasured"), None)
         price_class, rates = by_size[bisect_left(self.sizes, input_tokens)]
-        if is_requested:
-            price_class = _labelled(price_class, "requested")
-            if not self.is_sold_as_named(provider, model):
+        if marks:
+            for mark in marks:
+                price_class = _labelled(price_class, mark)
+            if not self.is_priceable(provider, model, marks):
                 return Priced(price_class, None)
 
         cache_read = usage.cache_read_tokens or 0
@@ -150,10 +154,14 @@ class PriceTable:
             return Priced(price_class, None if extras is None else cost + extras)
         return Priced(price_class, cost)
 
-    def is_sold_as_named(self, provider: str | None, model: str | None) -> bool:
-        """Whether the name alone, without an answer that names the model, says what is billed."""
+    def is_priceable(self, provider: str | None, model: str | None, marks: Collection[str]) -> bool:
+        """Whether what these marks say leaves a call its price."""
         sold = self._remember_sold(provider, model)
-        return sold is not None and sold.is_listed_by_its_seller
+        if sold is None or ("requested" in marks and not sold.is_listed_by_its_seller):
+            return False
+        # Of others, each preview search costs 2.5 times as much, and what it found, which the usage may count, nothing:
+        # platform.openai.com, Pricing, Built-in tools.
+        return "preview" not in marks or _REASONING_MODELS.match(sold.name) is not None
 
     def plan(self, provider: str | None, model: str | None, service_tier: str | None, day: int) -> Plan:
         """All prices of a model, in one tier, on one day since the epoch (UTC). Size buckets end at `sizes`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
@@ -72,7 +72,7 @@ class Prices(Protocol):
         at_ns: int,
         service_tier: str | None = None,
         *,
-        is_requested: bool = False,
+        marks: Collection[str] = (),
     ) -> Priced:
         """Prices one call."""
 
@@ -236,8 +236,7 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) ->
         cost = int((Decimal(event.reported_cost_usd) * PICODOLLARS).to_integral_value(ROUND_HALF_EVEN))
     elif usage is not None:
         model = event.model or event.request_model
-        is_requested = event.model_source == "request"
-        priced = prices.price(event.provider, model, usage, at_ns, event.service_tier, is_requested=is_requested)
+        priced = prices.price(event.provider, model, usage, at_ns, event.service_tier, marks=_marks_of(event))
         price_class, cost = priced.price_class, priced.cost_picodollars
     if cost is not None and cost > MAX_CALL_PICODOLLARS:
         cost = None
@@ -250,6 +249,13 @@ def price_call(event: RunEnded, capped: RunEnded, at_ns: int, prices: Prices) ->
         measures = [1, 0, 0, int(event.status == "ok"), 0, *tokens, 0]
     capped_model = capped.model or capped.request_model or ""
     return Call(capped, at_ns, capped.provider or "", capped_model, price_set, price_class, measures, cost)
+
+
+def _marks_of(event: RunEnded) -> list[str]:
+    marks = ["requested"] if event.model_source == "request" else []
+    if event.price_facts.get("web_search") == "preview":
+        marks.append("preview")
+    return marks
 
 
 def _counted(usage: Usage) -> list[int]:
