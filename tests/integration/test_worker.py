@@ -22,6 +22,7 @@ from aiokafka.record.util import calc_crc32c
 from sqlalchemy import create_engine, text
 
 from cost_sql import COST_SUM
+from kafka_proxy import proxied_kafka
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import framed, model_call, report
@@ -264,6 +265,27 @@ async def test_health_is_progress(
 
     _, found = await asyncio.to_thread(ask_health, port)
     assert (found["status"], found["partitions"], found["events_applied"]) == ("healthy", [0], 20)
+
+
+async def test_readiness_says_that_kafka_does_not_answer_and_comes_back(
+    topic_prefix: str, tmp_path: Path, processes: list[Any]
+) -> None:
+    (port,) = free_ports(1)
+    with proxied_kafka() as proxied:
+        setting = WorkerSetting(proxied.bootstrap_servers, topic_prefix, f"sqlite:///{tmp_path}/runtap.db")
+        assert setting.run("topics", "create", "--partitions", "2", "--replication-factor", "1").returncode == 0
+        processes.append(setting.start(tmp_path / "worker.log", "cost", "--health", str(port)))
+
+        def is_said(word: str) -> bool:
+            status, body = ask_health(port)
+            return status == 503 and any(problem.startswith(word) for problem in body["problems"])
+
+        await asyncio.to_thread(wait_until, lambda: ask_health(port)[0] == 200, 30, "readiness")
+        proxied.proxy.set_mode("refuse")
+        await asyncio.to_thread(wait_until, lambda: is_said("no answer for"), 30, "what is wrong")
+        assert ask_health(port, "livez")[0] == 200
+        proxied.proxy.set_mode("pass")
+        await asyncio.to_thread(wait_until, lambda: ask_health(port)[0] == 200, 40, "readiness")
 
 
 async def test_a_worker_whose_health_port_is_taken_says_so_and_exits(

@@ -60,7 +60,7 @@ def show(
 
 
 @prices_app.command()
-@takes_settings("database_url", "prices", "timezone")
+@takes_settings("database_url", "prices")
 def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
     """Models with calls that have usage and no price, and what to do about it."""
     from runtap_consumers.correct.unpriced import advise, list_unpriced
@@ -69,7 +69,7 @@ def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
 
     prices = load_prices(settings)
     with open_reader(settings.database_url) as snapshot:
-        found = list_unpriced(snapshot, prices, settings.zone())
+        found = list_unpriced(snapshot, prices)
     columns = "provider model<28 unpriced_calls input_tokens output_tokens advice*"
     shown = found if json else [{**row, "advice": advise(row)} for row in found]
     print_list(shown, columns, "Every call with usage has a price.", json)

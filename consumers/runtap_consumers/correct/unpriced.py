@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct.price_terms import find_terms
-from runtap_consumers.instants import hour_start_ns
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.pricing.sellers import UNKNOWN_SELLER
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.store.read.unmatched import read_unpriced, stream_unpriced_hours
+from runtap_consumers.units import HOUR_NS
 
 
-def list_unpriced(snapshot: Snapshot, prices: PriceTable, zone: ZoneInfo) -> list[dict[str, Any]]:
+def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[dict[str, Any]]:
     """Models with calls that have usage and no price, the most called first. `repriceable_calls`: those that
     `runtap reprice` would price with these prices, by the same rule.
     """
     repriceable = Counter[tuple[str, str]]()
     for row in stream_unpriced_hours(snapshot):
-        span = row["bucket_ns"], hour_start_ns(row["bucket_ns"], zone, hours_later=1)
-        terms = find_terms(prices, row, row, span)
+        terms = find_terms(prices, row, row, (row["bucket_ns"], row["bucket_ns"] + HOUR_NS))
         if terms is not None and terms.rates is not None:
             repriceable[row["provider"], row["model"]] += row["unpriced_calls"]
     return [

@@ -18,6 +18,7 @@ from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
@@ -220,21 +221,25 @@ class TopicEnds(_Connected):
 
 
 async def partitions_of(consumer: Any, topic: str) -> set[int]:
-    """The partitions of a topic as the client knows them, `METADATA_MAX_AGE_MS` old at most.
+    """The partitions of a topic, as Kafka says now.
 
     Raises:
         UnknownTopicOrPartitionError, TopicAuthorizationFailedError: there is none that may be seen.
+        KafkaConnectionError: nobody says whether there is.
     """
     deadline = time.monotonic() + _VANISHED_SECONDS
     await consumer._client.add_topic(topic)
-    while not (partitions := consumer.partitions_for_topic(topic)):
+    while True:
+        is_told = await consumer._client.force_metadata_update()
+        partitions = consumer.partitions_for_topic(topic)
+        if is_told and partitions:
+            return set(partitions)
         if topic in consumer._client.cluster.unauthorized_topics:
             raise TopicAuthorizationFailedError(topic)
         if time.monotonic() > deadline:
-            raise UnknownTopicOrPartitionError(topic)
+            # A broker that is shut down has told last that there is no topic.
+            raise UnknownTopicOrPartitionError(topic) if is_told else KafkaConnectionError("no metadata")
         await asyncio.sleep(BACK_OFF_SECONDS)
-        await consumer._client.force_metadata_update()
-    return set(partitions)
 
 
 async def check_reading(settings: ConnectionSettings, topic: str, group: str) -> None:

@@ -31,7 +31,8 @@ class Health:
 
     `stalled_after_seconds`: how long there may be lag without progress. `waiting_for`: what it cannot begin without;
     `lag`: `None` while that of some partition is not known; `standing`: partitions that fail, since when and why;
-    `evaluated`: when the alert evaluator last went round, `None` without one. Times are `time.monotonic()`.
+    `unanswered`: since when Kafka or the store does not answer, and how; `evaluated`: when the alert evaluator last
+    went round, `None` without one. Times are `time.monotonic()`.
     """
 
     projections: tuple[str, ...]
@@ -40,6 +41,7 @@ class Health:
     partitions: list[int] = field(default_factory=list)
     lag: int | None = None
     standing: dict[int, tuple[float, str]] = field(default_factory=dict)
+    unanswered: tuple[float, str] | None = None
     evaluated: float | None = None
     events_applied: int = 0
     commits: int = 0
@@ -62,6 +64,9 @@ class Health:
         for number, (since, reason) in sorted(self.standing.items()):
             if now - since > _STANDS_AFTER_SECONDS:
                 found.append(f"partition {number} stands for {now - since:.0f} s: {reason}")
+        if self.unanswered is not None:
+            since, reason = self.unanswered
+            found.append(f"no answer for {now - since:.0f} s: {reason}")
         if self.is_stalled():
             found.append(f"lag of {self.lag} records and no progress for {now - self.last_progress:.0f} s")
         if self.evaluated is not None and now - self.evaluated > _EVALUATED_WITHIN_SECONDS:

@@ -129,7 +129,7 @@ async def _wait_for_servers(
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _ASK_AGAIN_SECONDS)
         else:
-            health.waiting_for = None
+            health.waiting_for = "it joins its group" if health.projections else None
             health.iterated()
             return store
     return None

@@ -16,6 +16,7 @@ from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionErr
 from runtap_consumers.kafka.partition_reader import PartitionReader
 from runtap_consumers.store.positions import note_gone_partitions, read_least_offsets
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.worker.health import Health
 
 _logger = structlog.get_logger(__name__)
 
@@ -31,8 +32,10 @@ async def watch_topic(
     projections: tuple[str, ...],
     writer: Writer,
     in_thread: Callable[..., Coroutine[Any, Any, Any]],
+    health: Health,
 ) -> None:
-    """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends.
+    """Notes partitions that the topic had when it was read, and has no longer: nobody will reach their ends; and in
+    the worker's health, whether Kafka and the store answer.
 
     Args:
         reader: started.
@@ -40,6 +43,7 @@ async def watch_topic(
         projections: whose positions say which partitions there were.
         writer: for the thread that writes.
         in_thread: runs a function there.
+        health: of the worker.
 
     Raises:
         WorkerStoppedError: the whole topic is gone.
@@ -58,12 +62,14 @@ async def watch_topic(
                 _logger.error("partitions_gone", partitions=gone, topic=topic)
                 await in_thread(note_gone_partitions, writer, projections, gone, time.time_ns())
             noted = gone
+            health.unanswered = None
         except UnknownTopicOrPartitionError as error:
             raise WorkerStoppedError(
                 f"topic {topic} is no longer there: make it again with `runtap topics create`"
             ) from error
-        except (KafkaError, StoreError, TimeoutError):
-            continue  # One of them is away, which says nothing about the topic.
+        except (KafkaError, StoreError, TimeoutError) as error:
+            # One of them is away, which says nothing about the topic.
+            health.unanswered = health.unanswered or (time.monotonic(), str(error) or repr(error))
 
 
 async def publish_progress(reader: PartitionReader, next_offsets: Callable[[], dict[int, int]]) -> None:

@@ -109,8 +109,9 @@ class Worker:
             await self._reader.start()
             ends = await self._reader.log_ends(await self._reader.partition_numbers()) if drain else None
             logger.info("worker_started", projections=self._projections, topic=self._store.events_topic, drain=drain)
-            watched = (self._reader, self._store.events_topic, self._projections, self._writer, self._in_thread)
-            self._start_side_task(watch_topic(*watched), "topic")
+            self._health.waiting_for = None
+            watched = (self._reader, self._store.events_topic, self._projections, self._writer)
+            self._start_side_task(watch_topic(*watched, self._in_thread, self._health), "topic")
             self._start_side_task(publish_progress(self._reader, self._next_offsets), "progress")
             if "ledger" in self._projections:
                 publishing = keep_publishing_dead_letters(self._store, self._settings, lambda: list(self._assigned))
