@@ -32,7 +32,7 @@ LEDGER = "tests/unit/test_ledger.py"
 FRAME = "tests/unit/test_frame.py"
 ACCOUNT = "tests/integration/test_account_commands.py"
 REBUILD = "tests/integration/test_rebuild.py"
-ATTRIBUTION = "tests/integration/test_attribution.py"
+COSTS = "tests/integration/test_costs.py"
 REFUSAL = "tests/integration/test_refusal.py"
 BUFFER = "tests/unit/test_collector_buffer.py"
 FRAMES = "tests/unit/test_collector_frames.py"
@@ -439,8 +439,8 @@ MUTANTS = (
     Mutant(
         "an emitter ages in an outage",
         f"{_CONSUMERS}/store/read/books.py",
-        "seen_ns += tenth - before if tenth - before <= _OUTAGE_NS else 0",
-        "seen_ns += tenth - before",
+        "step if step <= _OUTAGE_NS else 0 for step",
+        "step for step",
         (ACCOUNT,),
     ),
     Mutant(
@@ -560,7 +560,7 @@ MUTANTS = (
         f"{_CONSUMERS}/store/retention.py",
         '(f"DELETE FROM {hours.name} WHERE {chosen}", parameters),',
         '(f"DELETE FROM {hours.name} WHERE {is_over}", (over_ns, *key)),',
-        (ATTRIBUTION, REBUILD),
+        (COSTS, REBUILD),
     ),
     Mutant(
         "hours pass on twice",

@@ -31,6 +31,10 @@ class StoreError(ConsumerError):
     """The store cannot be used. The message names its address, without password, and what to do."""
 
 
+class QueryTimeoutError(StoreError):
+    """Reading took longer than it may."""
+
+
 class StoreAwayError(StoreError):
     """The store cannot be reached now: nobody listens, no such host, starting up. Waiting may cure it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from runtap_schemas import ConnectionSettings
@@ -42,6 +42,7 @@ class ConsumerSettings(ConnectionSettings):
     )
     commit_events: int = Field(10_000, ge=1, le=200_000, description="events of a partition that start a commit")
     runs_retention_days: float = Field(7, gt=0, le=400, description="how long single runs are kept, days")
+    contents_retention_days: float = Field(7, gt=0, le=400, description="how long captured content is kept, days")
     sessions_retention_days: float = Field(90, gt=0, le=4_000, description="how long sessions are kept, days")
     session_timeout_seconds: float = Field(
         10, ge=1, le=300, description="how long a worker may be silent before its partitions go to others, seconds"
@@ -54,6 +55,11 @@ class ConsumerSettings(ConnectionSettings):
     alert_groups_an_hour: int = Field(
         10, ge=0, description="new-group alerts a service and hour; the rest in a summary"
     )
+
+    serve_token: SecretStr | None = Field(
+        None, description="what callers of `runtap serve` must have; without it, loopback only"
+    )
+    serve_token_file: str | None = Field(None, description="file whose first line is that token")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level of what workers log: debug, info, warning or error"
@@ -94,8 +100,8 @@ class ConsumerSettings(ConnectionSettings):
             raise ValueError("expected at most three metadata keys, such as metadata.team,metadata.feature")
         # A key that is named twice would be counted twice; the user always counts.
         keys = [name.removeprefix("metadata.") for name in names]
-        if "user" in keys:
-            raise ValueError("leave 'user' out: costs are always attributed to the user as well")
+        if always := [key for key in ("user", "root") if key in keys]:
+            raise ValueError(f"leave {always[0]!r} out: costs are always attributed to it as well")
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise ValueError(f"{twice!r} is named more than once: name each metadata key once")

@@ -73,6 +73,14 @@ class DemoOptions:
     openai: bool = False
 
 
+_TO_LOOK_AT = (
+    ("costs --by root --by model", "which feature spends it, on which model"),
+    ("runs --status error", "what broke; `runtap trace RUN_ID` shows where"),
+    ("session s-1-05", "what one customer did, step by step"),
+    ("ledger", "where every event is"),
+)
+
+
 def run_demo(options: DemoOptions, console: Console) -> int:
     """Runs the demo and ends all that it started, also when asked to stop half-way.
 
@@ -97,6 +105,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         agrees = demo.show()
         if options.keep:
             demo.keep_running()
+        else:
+            console.print("\n`runtap demo --keep` leaves it running, to look around with: costs, runs, trace, session.")
         return 0 if agrees else 1
 
 
@@ -245,10 +255,12 @@ class Demo:
     def keep_running(self) -> None:
         """Keeps everything up until Ctrl-C or a signal."""
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
-        self._console.print("\nStaying up until Ctrl-C. To look and to send with other programs:", highlight=False)
+        self._console.print("\nStaying up until Ctrl-C. In another terminal, to look and to send:", highlight=False)
         for name, value in self._environment.items():
             if name != "RUNTAP_SASL_PASSWORD":
                 self._console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
+        for command, what in _TO_LOOK_AT:
+            self._console.print(f"  runtap {command:<28}# {what}", highlight=False, soft_wrap=True)
         try:
             while True:
                 self._check_parts()

@@ -172,7 +172,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("worker", "cost", "kost"), ("'kost'", "cost, performance, errors, sessions, runs, ledger, alerts")),
+        (("worker", "cost", "kost"), ("'kost'", "cost, performance, errors, sessions, runs, contents, ledger, alerts")),
         (("report", "--since", "yesterday"), ("'yesterday'", "2h")),
         (("report", "--until", "9999-12-31"), ("'9999-12-31'", "after 2261")),
         (("runs", "--since", "2300-01-01"), ("'2300-01-01'", "after 2261")),
@@ -206,7 +206,7 @@ def test_a_number_beyond_all_bounds_is_a_usage_error_that_names_them(arguments: 
 
 
 def test_years_before_the_first_event_are_from_the_beginning(store_of_one_call: str) -> None:
-    for command in (("report", "--json", "-"), ("runs",), ("sessions",), ("report", "--by", "user")):
+    for command in (("report", "--json", "-"), ("runs",), ("sessions",), ("costs", "--by", "user")):
         done = runtap(*command, "--since", "99999d", RUNTAP_DATABASE_URL=store_of_one_call)
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -262,6 +262,10 @@ ABOUT = {
     ("worker",): (KAFKA, STORE),
     ("report",): (STORE, "--timezone"),
     ("runs",): (STORE, "--timezone"),
+    ("costs",): (STORE, "--prices", "--timezone"),
+    ("trace",): (STORE, "--timezone"),
+    ("serve",): (STORE, "--prices", "--timezone"),
+    ("session",): (STORE, "--timezone"),
     ("sessions",): (STORE, "--timezone"),
     ("tail",): (KAFKA, "--timezone"),
     ("alerts", "tail"): (KAFKA, "--timezone"),

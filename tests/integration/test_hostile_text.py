@@ -51,8 +51,14 @@ PRINTING_NOTHING_STORED = {
 }
 ENDING = [
     ("report",),
-    ("report", "--by", "team"),
-    ("report", "--by", "user"),
+    ("costs", "--by", "team"),
+    ("runs", "--csv"),
+    ("trace", "run"),
+    ("trace", "run", "--json"),
+    ("session", f"session_id{HIDDEN}"),
+    ("runs", "--wide"),
+    ("costs", "--by", "user", "--by", "model"),
+    ("costs", "--by", "tag"),
     ("report", "--json", "-"),
     ("runs",),
     ("runs", "--json"),

@@ -582,6 +582,18 @@ def test_emitter_that_fell_silent_long_ago_holds_nobody_back(store: Store) -> No
     assert complete.at_ns == NOW_NS
 
 
+def test_an_emitter_killed_before_a_night_of_short_jobs_holds_nobody_back_in_the_morning(store: Store) -> None:
+    position(store, 0, log_time_ns=NOW_NS)
+    known_to(store, NOON_NS - DAY_NS)
+    minutes = [NOON_NS - DAY_NS - NOON_NS % MINUTE_NS + n * MINUTE_NS for n in range(1, 603)]
+    # One report a minute for ten hours, then some at each time.
+    tens = [1] * 600 + [63] * 2
+    rows = ({"bucket_ns": at, "tens": bits, "partition": 0} for at, bits in zip(minutes, tens, strict=True))
+    fill(store, "report_minutes", *rows)
+    with open_snapshot(store) as snapshot:
+        assert read_completeness(snapshot, ("cost",)).silent == ("e1",)
+
+
 def run_row(run_id: str, started_at_ns: int, **other: Any) -> dict[str, Any]:
     return {
         "partition": 0,
@@ -651,7 +663,7 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
     }
     fill(store, "runs", run_row("r1", NOON_NS, **facts), run_row("r2", NOON_NS - 1))
     full, bare = listed(store)
-    expected = {name: value for name, value in facts.items() if not name.endswith(("_ns", "_1h_tokens", "picodollars"))}
+    expected = {name: value for name, value in facts.items() if not name.endswith(("_ns", "picodollars"))}
     assert full == {
         **expected,
         "run_id": "r1",
@@ -665,6 +677,8 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
         "duration_seconds": 1,
         "first_token_seconds": 0.25,
         "cache_write_tokens": 2,
+        **dict.fromkeys(("cache_write_5m_tokens", "web_searches", "model_source", "root_name")),
+        **dict.fromkeys(("input_audio_tokens", "input_image_tokens", "output_audio_tokens")),
         "cost_usd": "0.00000123",
         "tags": ["a"],
         "metadata": {"team": "x"},
@@ -675,6 +689,8 @@ def test_a_run_shows_every_fact_and_null_where_unknown(store: Store) -> None:
         *("error_type", "error_category", "error_origin", "first_token_seconds", "input_tokens", "output_tokens"),
         *("error_status_code", "error_code", "error_raised_at", "error_message"),
         *("cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "cost_usd"),
+        *("cache_write_5m_tokens", "cache_write_1h_tokens", "web_searches", "model_source", "root_name"),
+        *("input_audio_tokens", "input_image_tokens", "output_audio_tokens"),
     }
 
 

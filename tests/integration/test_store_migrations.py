@@ -58,7 +58,15 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+def _take_back_0010(connection: Connection) -> None:
+    for name in ("root_name", "model_source"):
+        connection.execute(text(f"ALTER TABLE runs DROP COLUMN {name}"))
+    connection.execute(text("DROP INDEX runs_run"))
+    connection.execute(text("DROP TABLE contents"))
+
+
 def _take_back_0009(connection: Connection) -> None:
+    _take_back_0010(connection)
     for name in ("forgotten_at_ns", "is_struck"):
         connection.execute(text(f"ALTER TABLE forgotten_emitters DROP COLUMN {name}"))
     connection.execute(text("DROP TABLE model_names"))
@@ -101,13 +109,19 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
-        later = {"0008": _take_back_0009, "0007": _take_back_0008, "0006": _take_back_0007, "0005": _take_back_0006}
+        later = {
+            "0009": _take_back_0010,
+            "0008": _take_back_0009,
+            "0007": _take_back_0008,
+            "0006": _take_back_0007,
+            "0005": _take_back_0006,
+        }
         later.get(revision, _take_back_0005)(connection)
         for since, names in _TABLES.items():
             if revision < since < "0005":

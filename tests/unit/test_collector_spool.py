@@ -343,7 +343,7 @@ def test_spooled_frame_keeps_the_partition_that_was_chosen_before_its_first_byte
     assert file.facts()["partition"] == ""
     first.link.fate = lambda events, attempt: SendFailedError("timed out")
     first.come_back()
-    wait_until(lambda: first.link.attempts)
+    wait_until(lambda: first.link.attempts and first.outbox.lane.partition is not None)
     chosen = first.outbox.lane.partition
     assert file.facts()["partition"] == str(chosen)
     first.die()

@@ -24,7 +24,7 @@ def test_costs_are_attributed_to_up_to_three_keys() -> None:
 @pytest.mark.parametrize("value", ["metadata.user", "user", "metadata.team,metadata.user"])
 def test_the_user_is_not_attributed_to_twice(value: str) -> None:
     assert refusal_of(cost_by=value) == (
-        f"RUNTAP_COST_BY={value!r}: leave 'user' out: costs are always attributed to the user as well"
+        f"RUNTAP_COST_BY={value!r}: leave 'user' out: costs are always attributed to it as well"
     )
 
 

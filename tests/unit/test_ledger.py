@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_consumers.figures.completeness import (
+    Sums,
     lost_ranges,
     work_out_completeness,
     work_out_ledger,
@@ -158,6 +159,15 @@ def test_a_partition_that_is_gone_leaves_with_its_emitters_named() -> None:
         incidents=[SimpleNamespace(**{**vars(gone), "first_offset": 6})],
     )
     assert complete(found) == (BEGIN - 1, ())
+
+
+def test_a_projection_that_begins_when_a_partition_is_gone_waits_for_nothing_there() -> None:
+    gone = SimpleNamespace(projection="ledger", partition=0, incarnation=1, kind="gone", first_offset=7)
+    of_ledger: dict[str, Any] = {"ledger": position()}
+    assert complete(books({("ledger", "a"): lane(5)}, of_ledger), "cost") == (None, ())
+    found = books({("ledger", "a"): lane(5)}, of_ledger, incidents=[gone])
+    assert complete(found, "cost") == (None, ("a",))
+    assert work_out_sums(found, "cost", "a") == Sums()
 
 
 def test_what_is_said_is_in_flight_until_the_partition_was_read_further_and_lost_from_then_on() -> None:

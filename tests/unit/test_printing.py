@@ -28,6 +28,7 @@ SESSION = {
     "cost_usd": None,
 }
 RUN = {
+    "user_id": None,
     "run_id": "01a20c6f-c5b6-70ce-946f-ce1429232e32",
     "run_type": "llm",
     "name": "Chat[red]Open[/]AI",

@@ -46,7 +46,9 @@ def shown(event: Decoded, zone: ZoneInfo = UTC) -> str:
 def test_model_call_shows_who_what_how_long_tokens_and_model() -> None:
     assert shown(model_call()) == (
         "10:00:00.000  checkout  llm        ChatOpenAI  ok  2.00 s  1,000 → 100 tokens  gpt-4o-mini-2024-07-18"
+        "  trace trace-1"
     )
+    assert shown(model_call(session_id="s-1")).endswith("trace trace-1  session s-1")
     assert shown(model_call(), ZoneInfo("Asia/Tokyo")).startswith("19:00:00.000")
 
 
@@ -56,7 +58,7 @@ def test_unknown_tokens_are_not_shown_as_none() -> None:
 
 def test_failed_run_is_red_and_says_why() -> None:
     line = describe(entry(chain_end(status="error", error=failure(), duration_ns=250_000_000)), UTC)
-    assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order")
+    assert line.plain.endswith("RunnableSequence  error  250 ms  ToolException: no such order  trace trace-1")
     assert [str(span.style) for span in line.spans if "red" in str(span.style)] == ["bold red", "red"]
 
 
@@ -64,9 +66,9 @@ def test_other_events_have_a_line_each() -> None:
     noted = RunNoted(
         **{**run_facts(), "run_type": "tool", "name": "search"}, kind="retry", note="rate limit", attempt=2
     )
-    assert shown(noted) == "10:00:00.000  checkout  tool       search  retry  rate limit  attempt 2"
-    assert shown(run_start()).endswith("RunnableSequence  started")
-    assert shown(RunStreamed(**run_facts(), index=0, text="Hello\nworld")).endswith("Hello world")
+    assert shown(noted) == "10:00:00.000  checkout  tool       search  retry  rate limit  attempt 2  trace trace-1"
+    assert shown(run_start()).endswith("RunnableSequence  started  trace trace-1")
+    assert shown(RunStreamed(**run_facts(), index=0, text="Hello\nworld")).endswith("Hello world  trace trace-1")
     assert shown(session_start()) == "10:00:00.000  checkout  session started  s-1  by u-7"
     assert shown(report(dropped={"ring_full": {"note": 3}}, closing=True)).endswith(
         "emitter emitter-1 on host-1  closing  3 events dropped"
@@ -158,8 +160,8 @@ def test_tokens_go_on_in_one_line_and_another_run_gets_a_line_that_names_it(caps
     ]
     for event in events:
         show(entry(event))
-    head = "10:00:00.000  checkout  llm        ChatOpenAI"
-    assert capsys.readouterr().out == f"{head}\nHello\nworld\\x1b[2J\n{head}\ntwo\n{head}\n!"
+    one, two = (f"10:00:00.000  checkout  llm        ChatOpenAI  trace run-{number}" for number in (1, 2))
+    assert capsys.readouterr().out == f"{one}\nHello\nworld\\x1b[2J\n{two}\ntwo\n{one}\n!"
 
 
 def test_json_is_one_line_also_for_what_cannot_be_read_or_is_laid_out() -> None:

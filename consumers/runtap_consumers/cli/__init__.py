@@ -10,11 +10,13 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from runtap_consumers.cli import dead_letters, look, prices, rebuild, reprice, work
+from runtap_consumers.cli import costs, dead_letters, look, prices, rebuild, reprice, serve, traces, work
 from runtap_consumers.cli.terminal import one_line, say
 from runtap_consumers.errors import InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
 from runtap_schemas.masking import without_passwords
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class CommandGroup(TyperGroup):
@@ -32,15 +34,17 @@ class CommandGroup(TyperGroup):
         found = None if cmd_name in self.commands else entry_points(group="runtap.commands", name=cmd_name)
         if not found:
             return self.commands.get(cmd_name)
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, context_settings=HELP)
         try:
-            single.command(cmd_name)(found[cmd_name].load())
+            single.command(cmd_name, rich_help_panel="Try")(found[cmd_name].load())
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("runtap_"):
                 raise
             anything = {"ignore_unknown_options": True, "allow_extra_args": True}
             hint = "Needs the extra: pip install 'runtap\\[demo]'"
-            single.command(cmd_name, help=hint, context_settings=anything, add_help_option=False)(_name_the_extra)
+            single.command(
+                cmd_name, help=hint, rich_help_panel="Try", context_settings=anything, add_help_option=False
+            )(_name_the_extra)
         return get_command(single)
 
 
@@ -53,7 +57,7 @@ app = typer.Typer(
     name="runtap",
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="What LangChain and LangGraph runs cost, how fast they were, what broke and whose session it was.",
@@ -75,17 +79,23 @@ def _root(
     pass
 
 
-for _command in (
-    *(work.worker, look.report, look.runs, look.sessions, look.tail),
-    *(reprice.reprice, rebuild.rebuild, work.doctor),
+LOOK, RUN, CORRECT = "Look", "Run", "Correct"
+for _panel, _commands in (
+    (LOOK, (look.report, costs.costs, look.runs, traces.trace, look.sessions, traces.session, look.tail)),
+    (RUN, (work.worker, serve.serve, work.doctor)),
+    (CORRECT, (reprice.reprice, rebuild.rebuild)),
 ):
-    app.command()(_command)
-app.add_typer(look.alerts_app, name="alerts")
-app.add_typer(look.ledger_app, name="ledger")
-app.add_typer(dead_letters.dead_letters_app, name="dead-letters")
-app.add_typer(work.topics_app, name="topics")
-app.add_typer(work.store_app, name="store")
-app.add_typer(prices.prices_app, name="prices")
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+for _name, _app, _panel in (
+    ("alerts", look.alerts_app, LOOK),
+    ("ledger", look.ledger_app, LOOK),
+    ("prices", prices.prices_app, LOOK),
+    ("topics", work.topics_app, RUN),
+    ("store", work.store_app, RUN),
+    ("dead-letters", dead_letters.dead_letters_app, CORRECT),
+):
+    app.add_typer(_app, name=_name, rich_help_panel=_panel)
 
 
 def run() -> None:

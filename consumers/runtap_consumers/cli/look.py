@@ -14,22 +14,34 @@ import typer
 
 from runtap_consumers.cli import printing
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import JsonLines, Limit, check_known, takes_settings
+from runtap_consumers.cli.options import (
+    Csv,
+    JsonLines,
+    Limit,
+    Since,
+    Until,
+    Wide,
+    check_known,
+    instant_of,
+    takes_settings,
+)
 from runtap_consumers.cli.terminal import say, write_json
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures import runs as run_rows
-from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import alerts_topic, events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
+# What `runs --sort` takes, and the column.
+SORTS = {"started": "started_at_ns", "duration": "duration_ns", "cost": "cost_picodollars", "tokens": "input_tokens"}
 alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
 ledger_app = typer.Typer(help="Where every captured event is.")
 
-Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
 Json = Annotated[bool, typer.Option("--json", help="The records as they are, one a line.")]
 FromBeginning = Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest record that is kept.")]
+
+
+Service = Annotated[str | None, typer.Option(help="Only this service.")]
 
 
 @takes_settings("database_url", "timezone")
@@ -40,30 +52,29 @@ def report(
     ] = None,
     since: Since = None,
     until: Until = None,
-    service: Annotated[str | None, typer.Option(help="Only this service.")] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="ATTRIBUTE", help="Costs alone, by user or a metadata key of RUNTAP_COST_BY.")
-    ] = None,
+    service: Service = None,
+    sort: Annotated[
+        str, typer.Option(help=f"Components by this, the most first: {', '.join(printing.COMPONENT_ORDERS)}.")
+    ] = "total",
+    limit: Annotated[int, typer.Option(min=0, help="So many rows of each table; 0: all.")] = 15,
+    wide: Wide = False,
 ) -> None:
     """Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time."""
-    from runtap_consumers.figures.attribution import build_attribution
     from runtap_consumers.figures.report import build_report
     from runtap_consumers.store.engine import open_store
 
+    check_known("order", [sort], printing.COMPONENT_ORDERS)
     now_ns = time.time_ns()
-    since_ns, until_ns = _instant(since, settings, now_ns), _instant(until, settings, now_ns)
+    since_ns, until_ns = instant_of(since, settings, now_ns), instant_of(until, settings, now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise InputError(f"the range ends before it begins: --since {since}, --until {until or 'now'}")
-    wanted = (since_ns, until_ns, service, settings.zone(), now_ns)
     with closing(open_store(settings.database_url)) as store:
-        if by is None:
-            figures = build_report(store, *wanted)
-        else:
-            figures = build_attribution(store, by, settings.cost_attributes, *wanted)
+        check_service(store, service)
+        figures = build_report(store, since_ns, until_ns, service, settings.zone(), now_ns)
     if json is not None:
         write_json(figures, json)
     else:
-        (printing.print_report if by is None else printing.print_attribution)(figures)
+        printing.print_report(figures, printing.open_console(wide), sort, limit or None)
 
 
 @takes_settings("database_url", "timezone")
@@ -71,50 +82,103 @@ def runs(
     settings: ConsumerSettings,
     session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
     trace: Annotated[str | None, typer.Option(help="Only runs of this trace.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
+    service: Service = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only runs of this model, as asked for or answered.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only ended runs with this tag.")] = None,
+    metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only ended runs with this metadata.")] = None,
     status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(run_rows.STATUSES)}.")] = None,
     run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
     since: Since = None,
+    until: Until = None,
+    sort: Annotated[str, typer.Option(help=f"By this: {', '.join(SORTS)}, the most first.")] = "started",
     limit: Limit = 50,
+    wide: Wide = False,
+    csv: Csv = False,
     json: JsonLines = False,
 ) -> None:
     """The single calls, newest first."""
     from runtap_consumers.figures.report import read_completeness
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
-    from runtap_consumers.store.read.snapshot import open_reader
+    from runtap_consumers.store.read.snapshot import open_snapshot
 
     check_known("status", [status] if status else [], run_rows.STATUSES)
-    wanted = RunFilter(session, trace, model, status, run_type, _instant(since, settings, time.time_ns()))
-    with open_reader(settings.database_url) as snapshot:
+    check_known("order", [sort], SORTS)
+    if metadata is not None and "=" not in metadata:
+        raise InputError(f"--metadata {metadata!r}: expected K=V, as in team=search")
+    now_ns = time.time_ns()
+    wanted = RunFilter(
+        session,
+        trace,
+        model,
+        status,
+        run_type,
+        instant_of(since, settings, now_ns),
+        instant_of(until, settings, now_ns),
+        user,
+        service,
+        name,
+        tag,
+        None if metadata is None else (metadata.partition("=")[0], metadata.partition("=")[2]),
+        order=SORTS[sort],
+    )
+    with closing(open_store_of(settings)) as store, open_snapshot(store) as snapshot:
+        check_service(store, service)
         boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
         # Closed while the store is open, also when nobody reads the output any more.
         with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
             found = (run_rows.describe_run(row, boundary, settings.zone()) for row in rows)
-            printing.print_list(
-                found if json else map(printing.shorten_run, found), printing.RUNS, printing.NO_RUN, json
-            )
+            shown = found if json or csv else map(printing.shorten_run, found)
+            printing.print_list(shown, printing.RUNS, printing.NO_RUN, json, as_csv=csv, wide=wide)
 
 
 @takes_settings("database_url", "timezone")
 def sessions(
     settings: ConsumerSettings,
     since: Since = None,
+    until: Until = None,
     service: Annotated[str | None, typer.Option(help="Only sessions of this service.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only sessions in which this user was.")] = None,
     limit: Limit = 50,
+    wide: Wide = False,
+    csv: Csv = False,
     json: JsonLines = False,
 ) -> None:
     """Sessions: who, how long, how much. The one with the newest event first."""
     from runtap_consumers.figures.report import read_completeness
     from runtap_consumers.figures.sessions import PROJECTION, describe_session
     from runtap_consumers.store.read.sessions import read_sessions
-    from runtap_consumers.store.read.snapshot import open_reader
+    from runtap_consumers.store.read.snapshot import open_snapshot
 
-    since_ns = _instant(since, settings, time.time_ns()) or 0
-    with open_reader(settings.database_url) as snapshot:
+    now_ns = time.time_ns()
+    since_ns, until_ns = instant_of(since, settings, now_ns) or 0, instant_of(until, settings, now_ns)
+    with closing(open_store_of(settings)) as store, open_snapshot(store) as snapshot:
+        check_service(store, service)
         complete = read_completeness(snapshot, (PROJECTION,))
-        with closing(read_sessions(snapshot, since_ns, service=service, limit=limit or None)) as rows:
+        with closing(read_sessions(snapshot, since_ns, until_ns, service, limit or None, user)) as rows:
             found = (describe_session(row, complete.at_ns, settings.zone()) for row in rows)
-            printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json)
+            printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json, as_csv=csv, wide=wide)
+
+
+def open_store_of(settings: ConsumerSettings) -> Any:
+    """The store, loaded when it is needed: `--help` is to be quick."""
+    from runtap_consumers.store.engine import open_store
+
+    return open_store(settings.database_url)
+
+
+def check_service(store: Any, service: str | None) -> None:
+    """Raises `InputError` where there is no such service, with the names of those that there are."""
+    from runtap_consumers.store.read.figures import read_services
+    from runtap_consumers.store.read.snapshot import open_snapshot
+
+    if service is None:
+        return
+    with open_snapshot(store) as snapshot:
+        known = read_services(snapshot)
+    if known and service not in known:
+        raise InputError(f"there is no service {service!r}: expected any of {', '.join(known)}")
 
 
 @ledger_app.callback(invoke_without_command=True)
@@ -209,7 +273,3 @@ def _run_until_ended(stream: Coroutine[Any, Any, None]) -> None:
     except BrokenPipeError:
         # Python flushes at exit once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _instant(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:
-    return None if text is None else parse_instant(text, settings.zone(), now_ns)

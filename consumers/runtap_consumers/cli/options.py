@@ -10,12 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from runtap_consumers.errors import InputError
+from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 
 PANEL = "Settings (all others: variables RUNTAP_…, or a file .env)"
 # More than any store holds, and far from what a database takes for a number.
 _MOST_ROWS = 1_000_000_000
 Limit = Annotated[int, typer.Option(min=0, max=_MOST_ROWS, help="At most so many; 0: all.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECTED}.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
+Csv = Annotated[bool, typer.Option("--csv", help="As CSV, with all columns.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -23,6 +28,11 @@ def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None
     """Raises `InputError` where a name is none of those that there are."""
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"there is no {kind} {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
+
+
+def instant_of(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:
+    """The instant that an option names; `None`: it is left out."""
+    return None if text is None else parse_instant(text, settings.zone(), now_ns)
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

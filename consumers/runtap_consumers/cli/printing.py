@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtap_consumers.cli.terminal import one_line, print_line, write_lines
+from runtap_consumers.cli.terminal import one_line, print_line, write_csv, write_lines
 from runtap_consumers.figures import words
 from runtap_consumers.figures.words import Row
 
@@ -22,7 +22,7 @@ _ROWS_A_PAGE = 500
 _WIDE = 150
 # A pipe has no width: what reads it can cut lines, but not put wrapped ones together.
 _PIPE_WIDTH = 200
-_COLUMN = re.compile(r"(?P<name>\w+)(?:<(?P<longest>\d+))?(?P<is_extra>\?)?(?P<is_prose>\*)?")
+_COLUMN = re.compile(r"(?P<name>[\w.]+)(?:<(?P<longest>\d+))?(?P<is_extra>\?)?(?P<is_prose>\*)?")
 _NUMBER = re.compile(r"[≥+-]? ?\$?[\d,.]+(%| m?s| [hm] .*)?")
 # What the report, and the ledger, show of each table; the JSON has all rows.
 _ROWS_OF_REPORT = 15
@@ -35,6 +35,17 @@ COMPONENTS = (
 COSTS = (
     "provider? model<28 calls unpriced_calls input_tokens cache_read_tokens? output_tokens reasoning_tokens? cost_usd"
 )
+# What `report --sort` takes, and the figure.
+COMPONENT_ORDERS = {
+    "total": "total_seconds",
+    "count": "count",
+    "errors": "errors",
+    "avg": "avg_seconds",
+    "p50": "p50_seconds",
+    "p95": "p95_seconds",
+    "p99": "p99_seconds",
+    "max": "max_seconds",
+}
 SERVICE_COSTS = "service<28 environment calls unpriced_calls cost_usd"
 ERROR_GROUPS = "count type<20 what* service<12 last_seen? sample_run_id?"
 LAST_ERRORS = "at name<12? type<20 what* run_id?"
@@ -43,8 +54,10 @@ SESSIONS = (
     "output_tokens cost_usd"
 )
 ALERTS = "at rule? state summary*"
-RUNS = "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd run_id?"
-ATTRIBUTION = "value<40 calls unpriced_calls input_tokens output_tokens cost_usd"
+RUNS = (
+    "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd "
+    "user_id<12? run_id?"
+)
 SERVICES = "service<16 environment? captured applied in_flight dropped lost quarantined repeats? why*"
 EMITTERS = (
     "emitter<12 service<12? state last_heard<19? captured applied in_flight dropped lost quarantined repeats? why?*"
@@ -55,8 +68,10 @@ NO_RUN = "No such run: nothing was applied yet, or no run fits the filters, or t
 NO_SESSION = "No session: give runs one by `with tap.session(…)` or config={'metadata': {'session_id': …}}."
 
 
-def open_console() -> Console:
+def open_console(is_wide: bool = False) -> Console:
     """Standard output, wide enough where it is no terminal."""
+    if is_wide:
+        return Console(width=_PIPE_WIDTH)
     console = Console()
     return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=_PIPE_WIDTH)
 
@@ -100,12 +115,16 @@ def print_table(
     console.print(table)
 
 
-def print_list(rows: Iterable[Row], columns: str, nothing: str, as_json: bool = False) -> None:
-    """Prints all rows, however many, a page at a time; `nothing` where there are none. Or one JSON object a line."""
-    if as_json:
-        write_lines(rows)
+def print_list(
+    rows: Iterable[Row], columns: str, nothing: str, as_json: bool = False, *, as_csv: bool = False, wide: bool = False
+) -> None:
+    """Prints all rows, however many, a page at a time; `nothing` where there are none. Or one JSON object a line, or
+    CSV.
+    """
+    if as_json or as_csv:
+        (write_lines if as_json else write_csv)(rows)
         return
-    console, iterator = open_console(), iter(rows)
+    console, iterator = open_console(wide), iter(rows)
     page = list(islice(iterator, _ROWS_A_PAGE))
     if not page:
         print_line(console, nothing)
@@ -114,9 +133,15 @@ def print_list(rows: Iterable[Row], columns: str, nothing: str, as_json: bool = 
         page = list(islice(iterator, _ROWS_A_PAGE))
 
 
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints a report of `runtap_consumers.figures.report.build_report`, the slowest components in total first."""
+def print_report(
+    report: dict[str, Any], console: Console | None = None, sort: str = "total", limit: int | None = _ROWS_OF_REPORT
+) -> None:
+    """Prints a report of `runtap_consumers.figures.report.build_report`: components by `sort`, a key of
+    `COMPONENT_ORDERS`, and so many rows of each table; `None`: all.
+    """
     console = console or open_console()
+    order = COMPONENT_ORDERS[sort]
+    components = sorted(report["performance"], key=lambda row: -(row[order] or 0))
     console.print(f"[bold]runtap[/]  {_instant(report['range']['from'])} to {_instant(report['range']['to'])}")
     if report["ledger"]["captured"] == 0 and not report["performance"] and not report["sessions"]:
         console.print(
@@ -129,7 +154,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     if cost["unmetered_calls"]:
         spent += f"; {cost['unmetered_calls']:,} calls without usage"
     for title, columns, rows in (
-        ("Components, slowest in total first", COMPONENTS, report["performance"]),
+        (f"Components, by {sort}" if sort != "total" else "Components, slowest in total first", COMPONENTS, components),
         (spent, COSTS, cost["by_model"]),
         ("Cost by service", SERVICE_COSTS, cost["by_service"]),
         (f"Errors: {errors['total']:,}", ERROR_GROUPS, map(_with_text, errors["groups"])),
@@ -137,7 +162,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         ("Sessions, newest first", SESSIONS, report["sessions"]),
         ("Alerts", ALERTS, report["alerts"]),
     ):
-        print_table(console, title, columns, rows, _ROWS_OF_REPORT)
+        print_table(console, title, columns, rows, limit)
     console.print()
     if any(row["message"] is None for row in errors["groups"]):
         console.print("Errors come without their messages, unless a service runs with RUNTAP_ERROR_MESSAGES=true.")
@@ -153,16 +178,6 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
 def shorten_run(run: Row) -> Row:
     """A run with what its line has room for: a model, and how it went."""
     return {**run, "model": run["model"] or run["request_model"], "status": run["error_type"] or run["status"]}
-
-
-def print_attribution(figures: dict[str, Any]) -> None:
-    """Prints costs of `runtap_consumers.figures.attribution.build_attribution`."""
-    begin, end = (figures["range"][name][:16].replace("T", " ") for name in ("from", "to"))
-    title = f"Cost by {figures['attribute']}, {begin} to {end}: {words.money(figures['cost_usd'])}"
-    if not figures["values"]:
-        print_line(open_console(), f"{title}: there was no call in this range.")
-    rows = ({**row, "value": row["value"] or "(none)"} for row in figures["values"])
-    print_table(open_console(), title, ATTRIBUTION, rows, _ROWS_OF_LEDGER)
 
 
 def print_ledger(ledger: dict[str, Any]) -> None:

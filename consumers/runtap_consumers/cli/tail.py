@@ -220,6 +220,9 @@ def _parts_of(entry: Entry) -> Iterator[Part]:
             yield f"{event.run_type:9}"
             yield event.name or "(unnamed)", "bold"
             yield from _parts_of_run(event)
+            # What `runtap trace` and `runtap session` take.
+            yield f"trace {event.trace_id}", "dim"
+            yield f"session {event.session_id}" if event.session_id else "", "dim"
 
 
 def _parts_of_run(event: RunEvent) -> Iterator[Part]:

@@ -5,10 +5,12 @@ Of stored text, what could drive the terminal, or hide in it, is shown as an esc
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -27,6 +29,8 @@ _BLANK = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, range(0xE0100, 0xE01F0)))
 )
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -81,6 +85,25 @@ def write_lines(objects: Iterable[Mapping[str, Any]]) -> None:
 def json_line(value: Mapping[str, Any]) -> bytes:
     """One JSON object in a line."""
     return visible_json(orjson.dumps(value)) + b"\n"
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], leave_out: Collection[str] = ()) -> None:
+    """Writes rows as CSV, the keys of the first as its head; lists and objects as JSON."""
+    writer: Any = None
+    for row in rows:
+        if writer is None:
+            names = [name for name in row if name not in leave_out]
+            writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return visible(orjson.dumps(value).decode())
+    # A spreadsheet would run what begins like a formula.
+    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(value)
+    return f"'{visible(value)}" if is_formula else visible(value) if isinstance(value, str) else value
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def work_out_lane(books: Books, projection: str, key: LaneKey) -> Sums:
     lost = sum(last - first + 1 for first, last in lost_ranges(books, projection, key))
     if lane is None:
         position = books.positions.get((projection, key[0]))
-        if lost and position is not None and position.begun_at > 0:
+        began_later = books.is_gone(projection, key[0]) if position is None else position.begun_at > 0
+        if lost and began_later:
             # The log had lost it before the projection began.
             return Sums()
         return Sums(captured=said, in_flight=said - lost, lost=lost)

@@ -119,7 +119,7 @@ def _lost_by_reason(books: Books, projection: str, emitter: str, lost: int) -> d
 
 def _reason_of_others(books: Books, projection: str, keys: list[LaneKey]) -> str:
     """What happened last to a log since these lanes were first heard of, if anything did."""
-    since = {key[0]: lane.first_at_ns for key in keys if (lane := books.lanes[projection].get(key))}
+    since = {key[0]: min(lane.first_at_ns for lane in books.met[key]) for key in keys if key in books.met}
     happened = (one for one in reversed(books.incidents) if one.projection == projection)
     kinds = (one.kind for one in happened if one.at_ns >= since.get(one.partition, one.at_ns + 1))
     return next(kinds, UNANNOUNCED)

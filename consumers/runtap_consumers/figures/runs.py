@@ -46,13 +46,22 @@ def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: 
         **{name: row.get(name) for name in ("input_tokens", "output_tokens", "cache_read_tokens")},
         "cache_write_tokens": _known_sum(row.get("cache_write_5m_tokens"), row.get("cache_write_1h_tokens")),
         "reasoning_tokens": row.get("reasoning_tokens"),
-        "usage_source": row.get("usage_source") or None,
+        **{name: row.get(name) for name in _LESS_COMMON},
+        **{name: row.get(name) or None for name in ("usage_source", "model_source", "root_name")},
         "cost_usd": dollars(row.get("cost_picodollars")),
         "tags": _parse(row.get("tags")),
         "metadata": _parse(row.get("metadata")),
     }
 
 
+_LESS_COMMON = (
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+    "input_audio_tokens",
+    "input_image_tokens",
+    "output_audio_tokens",
+    "web_searches",
+)
 _IDENTITY = (
     "run_id",
     "parent_run_id",

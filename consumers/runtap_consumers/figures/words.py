@@ -45,7 +45,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "usd": money,
     # 2025-06-30T14:00:00.123456+02:00: what a line of a table takes of it.
     **dict.fromkeys(("at", "seen"), lambda value: f"{value[5:10]} {value[11:19]}"),
-    "rate": "{:.1%}".format,
+    **dict.fromkeys(("rate", "share"), "{:.1%}".format),
     "second": "{:.1f}".format,
     "ids": ", ".join,
 }

@@ -5,6 +5,7 @@ no driver, no Kafka. Each returns the rows that a batch adds (`runtap_consumers.
 from collections.abc import Callable
 
 from runtap_consumers.projections.batch import Batch
+from runtap_consumers.projections.contents import fold_contents
 from runtap_consumers.projections.cost import fold_cost
 from runtap_consumers.projections.emitter_reports import fold_ledger
 from runtap_consumers.projections.errors import fold_errors
@@ -21,6 +22,7 @@ PROJECTIONS: dict[str, Fold] = {
     "errors": fold_errors,
     "sessions": fold_sessions,
     "runs": fold_runs,
+    "contents": fold_contents,
     "ledger": fold_ledger,
 }
 

@@ -14,7 +14,10 @@ def fold_cost(batch: Batch, cost_attributes: tuple[str, ...]) -> Changes:
     attributes: dict[tuple[Any, ...], list[Any]] = {}
     for minute, key, number, calls in batch.priced_calls:
         minutes[minute, *key] = add_up([call.measures for call in calls])
-        values = [("user", [(call.event.user_id or None, call.measures) for call in calls])]
+        values = [
+            ("user", [(call.event.user_id or None, call.measures) for call in calls]),
+            ("root", [(call.event.root_name, call.measures) for call in calls]),
+        ]
         for name in cost_attributes:
             named = [call for call in calls if name in call.event.metadata]
             values.append((name, [(str(call.event.metadata[name]), call.measures) for call in named]))

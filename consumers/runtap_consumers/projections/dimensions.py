@@ -79,6 +79,8 @@ class Dimensions:
                     values.add((of_service(name, service), value))
         users = {(event.service, event.user_id) for event in events}
         values.update((of_service("user", service), user) for service, user in users if user)
+        roots = {(event.service, event.root_name) for event in events if event.run_type == "llm"}
+        values.update((of_service("name", service), root) for service, root in roots if root)
         errors = {(event.service, event.error.fingerprint) for event in events if event.error}
         values.update((of_service("fingerprint", service), fingerprint) for service, fingerprint in errors)
         for name in self._cost_attributes:
@@ -93,6 +95,8 @@ class Dimensions:
         changes = {name: OTHER for name in _OF_SERVICE if is_refused(name, getattr(event, name))}
         if ("service", event.service) in self._refused:
             changes["service"] = OTHER
+        if is_refused("name", event.root_name):
+            changes["root_name"] = OTHER
         if is_refused("user", event.user_id):
             changes["user_id"] = OTHER
         capped = replace(event, **changes) if changes else event

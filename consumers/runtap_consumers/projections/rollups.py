@@ -241,6 +241,10 @@ OPEN_RUNS = Rollup(
     (*_kept(*RUN_IDENTITY), *_kept("started_at_ns", "log_time_ns", kind="integer")),
 )
 
+# What went into a run and came out of it, where that was captured: JSON by zstd, with the keys `inputs`, `outputs` and
+# `content_bytes` (what it was before it was cut off).
+CONTENTS = Rollup("contents", ("run_id",), (*_kept("log_time_ns", kind="integer"), *_kept("content", kind="bytes")))
+
 # How often a model that was asked for answered under another name: a call that failed was answered by none.
 MODEL_NAMES = Rollup("model_names", ("request_model", "model"), _sums("count"))
 
@@ -290,6 +294,7 @@ ROLLUPS = (
     SESSIONS,
     SESSION_COSTS,
     OPEN_RUNS,
+    CONTENTS,
     MODEL_NAMES,
     SKIPPED_TYPES,
     SKEWED,
@@ -316,7 +321,7 @@ RUN_COLUMNS = (
     *_columns("integer", *TOKEN_CLASSES),
     *_columns("text", "price_set", "price_class"),
     *_columns("integer", "cost_picodollars"),
-    *_columns("text", "tags", "metadata"),
+    *_columns("text", "tags", "metadata", "root_name", "model_source"),
 )
 
 

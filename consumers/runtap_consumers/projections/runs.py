@@ -69,4 +69,6 @@ def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tu
         call.cost_picodollars if call else None,
         _encode(event.tags).decode() if event.tags else "[]",
         _encode(event.metadata).decode() if event.metadata else "{}",
+        event.root_name,
+        event.model_source,
     )

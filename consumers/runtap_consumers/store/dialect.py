@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
 BUSY_TIMEOUT_SECONDS = 10
 # Two numbers that nothing else locks. Two workers that each see room for one more value of a dimension would admit two.
 _CREATION_LOCK, _DIMENSIONS_LOCK = 7_262_414, 7_262_415
+# Of SQLite's machine: a millisecond or so.
+_STEPS_A_LOOK = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Dialect:
         now_ns: the present by the database's clock, Unix nanoseconds.
         row_id: identifies a row within a transaction.
         least, greatest: of two values, `{0}` and `{1}`, of which either may be null.
+        find: the function that says where in a text another begins, 0 where it does not.
+        from_on, before: operators that compare texts by their bytes, as the indexes on ids are sorted.
     """
 
     title: str
@@ -46,6 +53,9 @@ class Dialect:
     row_id: str
     least: str
     greatest: str
+    find: str
+    from_on: str
+    before: str
 
     def source(self, types: Sequence[str]) -> str:
         """Where the rows of an INSERT come from: one row a parameter set, or one list a column of these types."""
@@ -58,6 +68,21 @@ class Dialect:
         changes = ", ".join(f"{name} = given.{name}" for name in types)
         given = f"{_lists([*types.values(), 'text'])} AS given ({', '.join(types)}, row_id)"
         return f"UPDATE {table} SET {changes} FROM {given} WHERE {table}.ctid = given.row_id::tid"
+
+    @contextmanager
+    def limited(self, connection: Connection, deadline: float) -> Iterator[None]:
+        """Has the database give up what it works on at a time of `time.monotonic()`."""
+        if self is POSTGRES:
+            milliseconds = max(int((deadline - time.monotonic()) * 1_000), 1)
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+            yield
+            return
+        raw: Any = connection.connection.dbapi_connection
+        raw.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_A_LOOK)
+        try:
+            yield
+        finally:
+            raw.set_progress_handler(None, 0)
 
     def set_local(self, settings: Mapping[str, str]) -> list[str]:
         """PostgreSQL's settings, for this transaction; SQLite has none."""
@@ -85,6 +110,9 @@ SQLITE = Dialect(
     # SQLite's two-argument min and max are null where either is.
     least="coalesce(min({0}, {1}), {0}, {1})",
     greatest="coalesce(max({0}, {1}), {0}, {1})",
+    find="instr",
+    from_on=">=",
+    before="<",
 )
 POSTGRES = Dialect(
     title="PostgreSQL",
@@ -104,6 +132,10 @@ POSTGRES = Dialect(
     row_id="ctid",
     least="least({0}, {1})",
     greatest="greatest({0}, {1})",
+    find="strpos",
+    # Whatever the database's collation.
+    from_on="~>=~",
+    before="~<~",
 )
 _DIALECTS = {"sqlite": SQLITE, "postgresql": POSTGRES}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from runtap_consumers.errors import StoreAwayError, StoreError, StoreVersionError
+from runtap_consumers.errors import QueryTimeoutError, StoreAwayError, StoreError, StoreVersionError
 from runtap_consumers.private_files import private_opener
 from runtap_consumers.store import tables
 from runtap_consumers.store.dialect import Dialect, dialect_of, file_of
@@ -28,6 +29,7 @@ from runtap_schemas.masking import without_passwords
 
 # Of PostgreSQL's refusals those that go by themselves.
 _TRANSIENT = ("starting up", "shutting down", "not yet accepting", "recovery", "too many clients", "connection slots")
+_limits = threading.local()
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,36 @@ class Store:
         return f"{self.dialect.title} {version}"
 
     @contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """Lets what this thread reads meanwhile take so long together, and no longer."""
+        _limits.deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            del _limits.deadline
+
+    @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose statements all see one snapshot.
 
         Raises:
             StoreError: the store cannot be read.
+            QueryTimeoutError: it took longer than `limit` allows.
         """
+        deadline: float | None = getattr(_limits, "deadline", None)
         try:
             with self.engine.connect() as connection:
                 for statement in self.dialect.begin_snapshot:
                     connection.exec_driver_sql(statement)
-                yield connection
+                if deadline is None:
+                    yield connection
+                else:
+                    with self.dialect.limited(connection, deadline):
+                        yield connection
                 connection.rollback()
         except DBAPIError as error:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise QueryTimeoutError("reading the store takes too long") from error
             raise StoreError(
                 f"cannot read the store: {without_passwords(str(error.orig).strip())}. Check whether it runs"
             ) from error

@@ -49,6 +49,12 @@ def read_least_offsets(writer: Writer, projections: Sequence[str]) -> dict[int, 
     return {partition: offset for partition, count, offset in rows if count == len(projections)}
 
 
+def read_partitions(writer: Writer, projections: Sequence[str]) -> set[int]:
+    """The partitions that any of these projections has read. For the thread that writes."""
+    query = f"SELECT DISTINCT partition FROM positions WHERE projection IN ({_marks(projections)})"
+    return {partition for (partition,) in writer.read(query, projections)}
+
+
 def add_missing_positions(writer: Writer, partition: int, projections: Iterable[str], log_start: int) -> None:
     """Makes the positions of projections that are new in a partition: they begin at the log's start."""
     statement = (

@@ -114,6 +114,16 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
     ]
 
 
+def expired_contents(partition: int, log_time_ns: int, kept_ns: int) -> Change:
+    """Deletes contents past their retention, some ten thousand at a time."""
+    chosen = "SELECT run_id FROM contents WHERE partition = ? AND log_time_ns < ? LIMIT ?"
+    horizon = log_time_ns - kept_ns
+    return (
+        f"DELETE FROM contents WHERE partition = ? AND log_time_ns < ? AND run_id IN ({chosen})",
+        (partition, horizon, partition, horizon, _ROWS_PASSED_AT_ONCE),
+    )
+
+
 def expired_sessions(partition: int, generation: int, log_time_ns: int, kept_ns: int) -> list[Change]:
     """Deletes sessions without an event for longer than they are kept.
 

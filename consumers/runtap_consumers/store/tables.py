@@ -18,7 +18,7 @@ metadata = MetaData()
 _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 _KINDS: dict[str, Any] = {"integer": _INTEGER, "text": Text, "bytes": LargeBinary}
 # On SQLite each of these rows, with sketches or long texts, would take an overflow page without a rowid.
-_WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs"}
+_WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs", "contents"}
 
 
 def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
@@ -55,9 +55,12 @@ runs = _table(
     *(Column(name, _KINDS[kind]) for name, kind in RUN_COLUMNS),
     # One index for both: each costs 2 µs a run.
     Index("runs_trace", "trace_id", "run_id"),
+    # Finds any run by the beginning of its id, whatever the database's collation.
+    Index("runs_run", "run_id", postgresql_ops={"run_id": "text_pattern_ops"}),
     # Answers every filter of `runtap runs` inside the index, in time order.
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
 )
+Index("contents_age", metadata.tables["contents"].c.partition, metadata.tables["contents"].c.log_time_ns)
 Index("sessions_last", metadata.tables["sessions"].c.last_at_ns)
 Index("recent_errors_last", metadata.tables["recent_errors"].c.partition, metadata.tables["recent_errors"].c.at_ns)
 

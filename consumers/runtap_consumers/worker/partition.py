@@ -283,6 +283,9 @@ class Partition:
             commit.deletions += retention.passed_hours(self._tools.writer, name, key, at_ns, self._calendar)
             commit.deletions += retention.expired_buckets(name, self.number, at_ns)
         commit.deletions += retention.expired_lanes(self.number, log_time_ns, self.log_start_ns)
+        if "contents" in moved:
+            kept_ns = int(settings.contents_retention_days * DAY_NS)
+            commit.deletions.append(retention.expired_contents(self.number, moved["contents"], kept_ns))
         if "sessions" in moved:
             kept_ns = int(settings.sessions_retention_days * DAY_NS)
             generation = self._positions["sessions"].generation

@@ -14,7 +14,7 @@ import structlog
 from runtap_consumers.errors import StoreError, WorkerStoppedError
 from runtap_consumers.kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from runtap_consumers.kafka.partition_reader import PartitionReader
-from runtap_consumers.store.positions import note_gone_partitions, read_least_offsets
+from runtap_consumers.store.positions import note_gone_partitions, read_partitions
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.worker.health import Health
 
@@ -54,9 +54,9 @@ async def watch_topic(
         await asyncio.sleep(LOOK_EVERY_SECONDS)
         try:
             numbers = await reader.partition_numbers()
-            with_position = await in_thread(read_least_offsets, writer, projections)
+            with_position = await in_thread(read_partitions, writer, projections)
             now = time.monotonic()
-            missing = {number: missing.get(number, now) for number in with_position.keys() - numbers}
+            missing = {number: missing.get(number, now) for number in with_position - numbers}
             gone = sorted(number for number, since in missing.items() if now - since >= GONE_SECONDS)
             if gone and gone != noted:
                 _logger.error("partitions_gone", partitions=gone, topic=topic)

@@ -5,10 +5,12 @@ Plain data (`Books`); `figures.ledger` draws the conclusions.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
@@ -25,7 +27,7 @@ SILENCE_NS = 60 * 10**9
 # Emitters report every 10 s. Log time over which nobody reported was an outage, which ages nobody.
 _OUTAGE_NS = 30 * 10**9
 _TENTH_NS = 10 * 10**9
-# After an emitter's end: enough for a minute of reports, whatever lies between them.
+# After an emitter's end: enough for a minute of reports, nearly always.
 _MINUTES_READ = 60
 
 Range = tuple[int, int]
@@ -130,14 +132,19 @@ class Books:
         return {key for key, heard_ns in self.heard_ns.items() if heard_ns + SILENCE_NS <= newest_ns}
 
     @cached_property
-    def _gone(self) -> set[tuple[str, int, int, int]]:
+    def _gone(self) -> set[tuple[str, int]]:
         gone = (one for one in self.incidents if one.kind == "gone")
-        return {(one.projection, one.partition, one.incarnation, one.first_offset) for one in gone}
+        places = {(one.projection, one.partition, one.incarnation, one.first_offset) for one in gone}
+        return {key for key, at in self.positions.items() if (*key, at.incarnation, at.next_offset) in places}
 
     def is_gone(self, projection: str, partition: int) -> bool:
-        """Whether the topic has no such partition any more: nothing will come of it."""
-        at = self.positions.get((projection, partition))
-        return at is not None and (projection, partition, at.incarnation, at.next_offset) in self._gone
+        """Whether the topic has no such partition any more: nothing will come of it. A projection that began later has
+        no position there: the others say so.
+        """
+        if (projection, partition) in self.positions:
+            return (projection, partition) in self._gone
+        others = [key for key in self.positions if key[1] == partition]
+        return bool(others) and self._gone.issuperset(others)
 
     def read_to_ns(self, projection: str, partition: int) -> int:
         """All that was appended to a partition before that instant, the projection has read; 0: not known. NOWHERE: in
@@ -146,10 +153,10 @@ class Books:
         if partition == NOWHERE:
             partitions = {number for _, number in self.positions}
             return min((self.read_to_ns(projection, number) for number in partitions), default=0)
+        if self.is_gone(projection, partition):
+            return 2**63 - 1
         at = self.positions.get((projection, partition))
-        if at is None:
-            return 0
-        return 2**63 - 1 if self.is_gone(projection, partition) else int(max(at.log_time_ns, at.caught_up_at_ns))
+        return 0 if at is None else int(max(at.log_time_ns, at.caught_up_at_ns))
 
 
 def read_books(snapshot: Snapshot) -> Books:
@@ -174,8 +181,10 @@ def read_books(snapshot: Snapshot) -> Books:
         if row.emitter in books.emitters:
             emitter = books.emitters[row.emitter]
             emitter.forgotten_ns, emitter.is_struck = row.heard_at_ns, bool(row.is_struck)
-    for key in books.silent:
-        watched_ns = None if books.emitters[key[1]].is_closed else _watched_since(snapshot, books.heard_ns[key])
+    unclosed = {key: books.heard_ns[key] for key in books.silent if not books.emitters[key[1]].is_closed}
+    reports = _Reports(snapshot, min(unclosed.values(), default=0))
+    for key, heard_ns in unclosed.items():
+        watched_ns = reports.watched_since(heard_ns)
         if watched_ns is not None:
             books.watched[key] = watched_ns
     return books
@@ -220,19 +229,46 @@ def _live_rows(snapshot: Snapshot, name: str, order: str) -> Iterable[Row[Any]]:
     return snapshot.connection.execute(select(table).where(snapshot.is_live(table)).order_by(table.c[order]))
 
 
-def _watched_since(snapshot: Snapshot, heard_ns: int) -> int | None:
-    """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
-    table = tables.metadata.tables["report_minutes"]
-    bucket = table.c.bucket_ns
-    bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
-    minutes = select(bucket, *bits).where(bucket > heard_ns - MINUTE_NS, snapshot.is_live(table)).group_by(bucket)
-    rows = snapshot.connection.execute(minutes.order_by(bucket).limit(_MINUTES_READ))
-    tenths = [minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]]
-    before, seen_ns = heard_ns, 0
-    for tenth in tenths:
-        if tenth > heard_ns:
-            seen_ns += tenth - before if tenth - before <= _OUTAGE_NS else 0
-            before = tenth
-            if seen_ns >= SILENCE_NS:
-                return int(tenth)
-    return None
+class _Reports:
+    """When emitters reported, since an instant."""
+
+    def __init__(self, snapshot: Snapshot, since_ns: int) -> None:
+        self._snapshot, self._since_ns = snapshot, since_ns
+
+    def watched_since(self, heard_ns: int) -> int | None:
+        """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
+        tenths = self._read(heard_ns, _MINUTES_READ)
+        found = _minute_later(tenths, _steps(tenths), heard_ns)
+        if found is None and len({tenth // MINUTE_NS for tenth in tenths}) >= _MINUTES_READ:
+            # A job that runs for a moment now and then, as at night, is no minute of reports.
+            found = _minute_later(*self._all, heard_ns)
+        return found
+
+    @cached_property
+    def _all(self) -> tuple[list[int], list[int]]:
+        tenths = self._read(self._since_ns, None)
+        return tenths, _steps(tenths)
+
+    def _read(self, since_ns: int, minutes: int | None) -> list[int]:
+        table = tables.metadata.tables["report_minutes"]
+        bucket = table.c.bucket_ns
+        bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
+        chosen = select(bucket, *bits).where(bucket > since_ns - MINUTE_NS, self._snapshot.is_live(table))
+        rows = self._snapshot.connection.execute(chosen.group_by(bucket).order_by(bucket).limit(minutes))
+        return [minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]]
+
+
+def _steps(tenths: list[int]) -> list[int]:
+    """How much of the time up to each of them is no outage."""
+    steps = (after - before for before, after in pairwise(tenths))
+    return list(accumulate((step if step <= _OUTAGE_NS else 0 for step in steps), initial=0))
+
+
+def _minute_later(tenths: list[int], steps: list[int], heard_ns: int) -> int | None:
+    first = bisect_right(tenths, heard_ns)
+    if first == len(tenths):
+        return None
+    begun_ns = tenths[first] - heard_ns
+    wanted_ns = SILENCE_NS + steps[first] - (begun_ns if begun_ns <= _OUTAGE_NS else 0)
+    found = bisect_left(steps, wanted_ns, first)
+    return tenths[found] if found < len(tenths) else None

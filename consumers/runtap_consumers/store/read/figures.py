@@ -181,6 +181,16 @@ def read_model_names(snapshot: Snapshot) -> list[tuple[str, str, int]]:
     return [(asked, model, int(times)) for asked, model, times in snapshot.connection.execute(statement)]
 
 
+def read_services(snapshot: Snapshot) -> list[str]:
+    """All services that there ever were, by what their runs counted under, or their errors and sessions."""
+    found: set[str] = set()
+    for name in ("performance_total", "cost_total", "sessions"):
+        table = tables.metadata.tables[name]
+        statement = select(table.c.service).where(snapshot.is_live(table)).distinct()
+        found.update(service for service in snapshot.connection.execute(statement).scalars() if service)
+    return sorted(found)
+
+
 def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> int:
     """Root runs that ended ok or in error: what error rates are counted against."""
     total = 0

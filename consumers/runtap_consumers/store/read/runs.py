@@ -10,7 +10,8 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Result, Select, select
+import msgspec
+from sqlalchemy import ColumnElement, Result, Select, and_, func, or_, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot
@@ -20,7 +21,9 @@ _ROWS_A_FETCH = 1_000
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`."""
+    """Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`. `tag` and
+    `metadata` (key and value as text), which open runs do not tell, leave these out.
+    """
 
     session_id: str | None = None
     trace_id: str | None = None
@@ -28,6 +31,16 @@ class RunFilter:
     status: str | None = None
     run_type: str | None = None
     since_ns: int | None = None
+    until_ns: int | None = None
+    user_id: str | None = None
+    service: str | None = None
+    name: str | None = None
+    tag: str | None = None
+    metadata: tuple[str, str] | None = None
+    # Start and id of the last run that was seen: those that follow it.
+    after: tuple[int, str] | None = None
+    # Another column of `runs`: ended runs alone, the most first.
+    order: str = "started_at_ns"
 
 
 def stream_runs(
@@ -42,9 +55,10 @@ def stream_runs(
         limit: at most so many; `None`: all.
     """
     selected = []
+    is_by_time = wanted.order == "started_at_ns"
     if wanted.status not in ("open", "abandoned"):
         selected.append(_select_ended(snapshot, wanted))
-    if wanted.status in (None, "open", "abandoned"):
+    if wanted.status in (None, "open", "abandoned") and wanted.tag is None and wanted.metadata is None and is_by_time:
         selected.append(_select_open(snapshot, wanted, abandoned_before_ns))
     with ExitStack() as cursors:
         streams = []
@@ -53,7 +67,9 @@ def stream_runs(
             # Where a limit ends the reading early, the cursor would remain open on the server.
             cursors.callback(result.close)
             streams.append(_as_mappings(result))
-        yield from islice(merge(*streams, key=itemgetter("started_at_ns"), reverse=True), limit)
+        yield from islice(
+            merge(*streams, key=itemgetter("started_at_ns"), reverse=True) if is_by_time else streams[0], limit
+        )
 
 
 def _as_mappings(result: Result[Any]) -> Iterator[dict[str, Any]]:
@@ -65,9 +81,15 @@ def _select_ended(snapshot: Snapshot, wanted: RunFilter) -> Select[Any]:
     table = tables.runs
     statement = _filter(select(table).where(snapshot.is_live(table)), table.c, wanted)
     if wanted.model is not None:
-        statement = statement.where(table.c.model == wanted.model)
+        statement = statement.where(or_(table.c.model == wanted.model, table.c.request_model == wanted.model))
+    if wanted.tag is not None:
+        statement = statement.where(_has_tag(snapshot, table.c.tags, wanted.tag))
+    if wanted.metadata is not None:
+        statement = statement.where(_metadata_is(snapshot, table.c.metadata, *wanted.metadata))
     if wanted.status is not None:
         statement = statement.where(table.c.status == wanted.status)
+    if wanted.order != "started_at_ns":
+        statement = statement.where(table.c[wanted.order].is_not(None)).order_by(table.c[wanted.order].desc())
     return statement.order_by(table.c.started_at_ns.desc(), table.c.run_id)
 
 
@@ -90,10 +112,42 @@ def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int
 
 
 def _filter(statement: Select[Any], columns: Any, wanted: RunFilter) -> Select[Any]:
-    for name in ("session_id", "trace_id", "run_type"):
+    for name in ("session_id", "trace_id", "run_type", "user_id", "service", "name"):
         value = getattr(wanted, name)
         if value is not None:
             statement = statement.where(columns[name] == value)
     if wanted.since_ns is not None:
         statement = statement.where(columns.started_at_ns >= wanted.since_ns)
+    if wanted.until_ns is not None:
+        statement = statement.where(columns.started_at_ns < wanted.until_ns)
+    if wanted.after is not None:
+        started_at_ns, run_id = wanted.after
+        is_later = and_(columns.started_at_ns == started_at_ns, columns.run_id > run_id)
+        # The first alone lets the index begin there.
+        statement = statement.where(
+            columns.started_at_ns <= started_at_ns, or_(columns.started_at_ns < started_at_ns, is_later)
+        )
     return statement
+
+
+# Tags and metadata are searched as the JSON text that they are: a quote within a string has a backslash before it, so
+# that what begins with `,"` or `["` is an element, or a key. (PostgreSQL's JSON functions refuse some texts.)
+
+
+def _has_tag(snapshot: Snapshot, column: ColumnElement[str], tag: str) -> ColumnElement[bool]:
+    return or_(*(_has(snapshot, column, f"{before}{_json(tag)}") for before in "[,"))
+
+
+def _metadata_is(snapshot: Snapshot, column: ColumnElement[str], key: str, value: str) -> ColumnElement[bool]:
+    shown = (_json(value), f"{value},", f"{value}}}")
+    return or_(*(_has(snapshot, column, f"{before}{_json(key)}:{one}") for before in "{," for one in shown))
+
+
+def _has(snapshot: Snapshot, column: ColumnElement[str], part: str) -> ColumnElement[bool]:
+    # LIKE is blind to case on SQLite.
+    found: ColumnElement[bool] = getattr(func, snapshot.dialect.find)(column, part) > 0
+    return found
+
+
+def _json(text: str) -> str:
+    return msgspec.json.encode(text).decode()

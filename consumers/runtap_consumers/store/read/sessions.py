@@ -38,6 +38,8 @@ def read_sessions(
     to_ns: int | None = None,
     service: str | None = None,
     limit: int | None = None,
+    user_id: str | None = None,
+    session_id: str | None = None,
 ) -> Generator[SessionRow, None, None]:
     """Sessions with an event in [from_ns, to_ns), the one with the newest event first.
 
@@ -47,6 +49,8 @@ def read_sessions(
         to_ns: end; `None`: open.
         service: only sessions with an event of that service.
         limit: at most so many; `None`: all.
+        user_id: only those in which this user was.
+        session_id: only that one.
     """
     table = tables.metadata.tables["sessions"]
     last_at = func.max(table.c.last_at_ns)
@@ -67,13 +71,22 @@ def read_sessions(
         statement = statement.where(table.c.session_id.in_(recent))
     if to_ns is not None:
         statement = statement.having(func.min(table.c.first_at_ns) < to_ns)
-    if service is not None:
-        served = select(table.c.session_id).where(table.c.service == service, snapshot.is_live(table))
-        statement = statement.where(table.c.session_id.in_(served))
+    for name, value in (("service", service), ("user_id", user_id)):
+        if value is not None:
+            having = select(table.c.session_id).where(table.c[name] == value, snapshot.is_live(table))
+            statement = statement.where(table.c.session_id.in_(having))
+    if session_id is not None:
+        statement = statement.where(table.c.session_id == session_id)
     result = snapshot.connection.execute(statement, execution_options={"yield_per": _IDS_A_STATEMENT})
     with closing(result):
         for rows in result.partitions():
             yield from _complete(snapshot, rows)
+
+
+def read_session(snapshot: Snapshot, session_id: str) -> SessionRow | None:
+    """One session; `None`: there is none."""
+    with closing(read_sessions(snapshot, session_id=session_id)) as rows:
+        return next(rows, None)
 
 
 def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionRow]:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, Table
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.rollups import GRAINS
 from runtap_consumers.store import tables
+from runtap_consumers.store.dialect import Dialect, dialect_of
 from runtap_consumers.store.engine import Store, open_store
 
 # Which projection writes a table, where it is not the one of the table's name.
@@ -58,6 +59,11 @@ class Snapshot:
     def projections(self) -> list[str]:
         """The projections that have ever run."""
         return list(self.generations)
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the database's SQL is like."""
+        return dialect_of(self.connection.engine.url)
 
     @property
     def newest_log_time_ns(self) -> int:

@@ -1,4 +1,4 @@
-"""Reading costs: what has no price, and costs by attribute."""
+"""Reading what has no price."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Table, case, func, select, union
+from sqlalchemy import case, func, select
 
-from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOKEN_CLASSES
+from runtap_consumers.projections.rollups import TOKEN_CLASSES
 from runtap_consumers.store import tables
-from runtap_consumers.store.read.ranges import Segment
-from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
+from runtap_consumers.store.read.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -57,67 +56,3 @@ def stream_unpriced_hours(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
     statement = select(*(table.c[name] for name in names)).where(snapshot.is_live(table), table.c.unpriced_calls > 0)
     for row in snapshot.connection.execution_options(yield_per=1_000).execute(statement):
         yield dict(zip(names, row, strict=True))
-
-
-@dataclass(frozen=True)
-class AttributeRow:
-    """What calls with one value of an attribute used."""
-
-    value: str
-    counts: dict[str, int]
-    cost_picodollars: int
-
-    def plus(self, other: AttributeRow) -> AttributeRow:
-        """Both together."""
-        counts = {name: count + other.counts[name] for name, count in self.counts.items()}
-        return AttributeRow(self.value, counts, self.cost_picodollars + other.cost_picodollars)
-
-
-_COUNTED = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", "input_tokens", "output_tokens")
-
-
-def read_attributes(snapshot: Snapshot) -> list[str]:
-    """The attributes that costs were ever attributed to, as far as days are kept."""
-    selected = [select(table.c.attribute) for table in _tables("day")]
-    return list(snapshot.connection.execute(union(*selected)).scalars())
-
-
-def read_attribute_costs(
-    snapshot: Snapshot, attribute: str, segment: Segment, service: str | None
-) -> list[AttributeRow]:
-    """Costs by value in the hours or days of a segment."""
-    found: dict[str, AttributeRow] = {}
-    for table in _tables(segment.grain):
-        for row in _read(snapshot, table, attribute, segment, service):
-            found[row.value] = row.plus(found[row.value]) if row.value in found else row
-    return list(found.values())
-
-
-def _tables(grain: str) -> list[Table]:
-    """Where the rows of a grain are: those of a day may not have passed on yet."""
-    hours, days = (tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(each)] for each in COST_BY_ATTRIBUTE.grains)
-    return [hours] if grain == "hour" else [hours, days]
-
-
-def _read(
-    snapshot: Snapshot, table: Table, attribute: str, segment: Segment, service: str | None
-) -> Iterator[AttributeRow]:
-    statement = (
-        select(
-            table.c.value,
-            *(func.sum(table.c[name]).label(name) for name in _COUNTED),
-            *cost_sum(table),
-        )
-        .where(
-            table.c.attribute == attribute,
-            table.c.bucket_ns >= segment.from_ns,
-            table.c.bucket_ns < segment.to_ns,
-            snapshot.is_live(table),
-        )
-        .group_by(table.c.value)
-    )
-    if service is not None:
-        of_service = select(tables.cost_keys.c.id).where(tables.cost_keys.c.service == service)
-        statement = statement.where(table.c.cost_key.in_(of_service))
-    for row in snapshot.connection.execute(statement):
-        yield AttributeRow(row.value, {name: int(getattr(row, name)) for name in _COUNTED}, cost_of(row))

@@ -1,0 +1,57 @@
+"""`runtap serve`: the figures over HTTP."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtap_consumers.cli.logs import configure_logs
+from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.terminal import say
+from runtap_consumers.errors import InputError
+from runtap_consumers.settings import ConsumerSettings
+
+
+@takes_settings("database_url", "prices", "timezone")
+def serve(
+    settings: ConsumerSettings,
+    host: Annotated[str, typer.Option(help="Where to listen; others than this machine need RUNTAP_SERVE_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Where to listen.")] = 8484,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also called by this name. May be repeated.")
+    ] = None,
+) -> None:
+    """Serves the figures as JSON under /api/v1, for scripts and pages; read-only. SIGTERM ends it."""
+    configure_logs(settings.log_level)
+    from runtap_consumers.pricing.source import PriceSource
+    from runtap_consumers.serve import app
+    from runtap_consumers.serve.api import Source
+    from runtap_consumers.store.engine import open_store
+
+    token = _token(settings)
+    app.check_address(host, token)
+    with closing(open_store(settings.database_url)) as store:
+        say(f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1/report", err=True)
+        app.serve(Source(store, settings, PriceSource(settings)), host, port, allow_host or (), token)
+
+
+def _token(settings: ConsumerSettings) -> str | None:
+    if settings.serve_token_file is None:
+        return None if settings.serve_token is None else _checked(settings.serve_token.get_secret_value(), "")
+    if settings.serve_token is not None:
+        raise InputError("RUNTAP_SERVE_TOKEN and RUNTAP_SERVE_TOKEN_FILE are both set: one says which token it is")
+    try:
+        return _checked(Path(settings.serve_token_file).read_text().partition("\n")[0].strip(), "_FILE")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"RUNTAP_SERVE_TOKEN_FILE={settings.serve_token_file!r} cannot be read: {error}") from error
+
+
+def _checked(token: str, ending: str) -> str:
+    if not token:
+        raise InputError(f"RUNTAP_SERVE_TOKEN{ending} is empty: set a token, or leave it out for loopback alone")
+    return token

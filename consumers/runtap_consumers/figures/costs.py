@@ -1,0 +1,347 @@
+"""Costs by anything: time, model, provider, service, user, root, a metadata key of `RUNTAP_COST_BY` (from rollups), or
+the name, tags and other metadata of single runs; with what caching saved, and where the month is going.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from runtap_consumers.correct.price_terms import find_terms
+from runtap_consumers.errors import InputError
+from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time
+from runtap_consumers.pricing import PriceTable
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
+from runtap_consumers.store.engine import Store
+from runtap_consumers.store.read.costs import CostCut, CostSums, read_attributes, read_cuts, stream_called_runs
+from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, snap_range
+from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
+from runtap_consumers.units import DAY_NS, HOUR_NS
+
+TIMES = ("hour", "day")
+FACTS = ("provider", "model", "service", "environment")
+ATTRIBUTES = ("user", "root")
+OF_RUNS = ("name", "tag")
+METADATA = "metadata."
+FILTERS = ("service", "environment", "provider", "model")
+# More points say no more in a line of blocks, or a chart as wide as a thumb.
+_MOST_POINTS = 60
+_LEAST_DAYS = 3
+METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
+
+
+@dataclass(frozen=True)
+class CostQuestion:
+    """What is asked for. `by`: at most two names. `since_ns`, `until_ns` `None`: the last 24 hours, to now."""
+
+    by: tuple[str, ...]
+    since_ns: int | None = None
+    until_ns: int | None = None
+    where: Mapping[str, str] | None = None
+
+    def span(self, now_ns: int) -> tuple[int, int]:
+        """Begin and end."""
+        end_ns = now_ns + SKEW_AHEAD_NS if self.until_ns is None else self.until_ns
+        until_ns = now_ns if self.until_ns is None else self.until_ns
+        return until_ns - DEFAULT_NS if self.since_ns is None else self.since_ns, end_ns
+
+
+def build_costs(
+    store: Store, prices: PriceTable, asked: CostQuestion, configured: tuple[str, ...], zone: ZoneInfo, now_ns: int
+) -> dict[str, Any]:
+    """Costs of a range, cut by one or two names; a value null is for calls without it.
+
+    Args:
+        store: where from.
+        prices: what calls would have cost without a cache, as far as today's prices tell.
+        asked: the question.
+        configured: the metadata keys that costs are attributed to now.
+        zone: of the times in it; days and hours are those of the store's.
+        now_ns: the present.
+
+    Raises:
+        InputError: there is nothing by that name, or no such cross.
+    """
+    from_ns, to_ns = asked.span(now_ns)
+    with open_snapshot(store) as snapshot:
+        by = _checked(asked.by, {*configured, *read_attributes(snapshot)} - set(ATTRIBUTES))
+        attribute = next((name for name in by if name not in (*TIMES, *FACTS, *OF_RUNS)), None)
+        is_of_runs = any(name in OF_RUNS or name.startswith(METADATA) for name in by)
+        where = dict(asked.where or {})
+        segments: tuple[Segment, ...]
+        cuts: Iterable[CostCut]
+        if is_of_runs:
+            segments = (Segment("hour", from_ns, to_ns),)
+            cuts, all_cuts = _cut_runs(snapshot, by, where, from_ns, to_ns)
+        else:
+            segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
+            cuts = _cut_rollups(snapshot, by, attribute, where, segments)
+        grain = _series_grain(segments)
+        table = whole = _Table(prices, grain, store.zone)
+        for cut in cuts:
+            table.add(cut)
+        if is_of_runs:
+            whole = _Table(prices, grain, store.zone)
+            for cut in all_cuts:
+                whole.add(cut)
+        elif attribute is not None:
+            whole = _Table(prices, grain, store.zone)
+            for cut in _cut_rollups(snapshot, by, None, where, segments):
+                whole.add(cut)
+            # Calls without the attribute: all others.
+            table.add_rest(whole, by.index(attribute))
+        complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
+        month = None if where or is_of_runs else _month(snapshot, store.zone, now_ns)
+    total = whole.total
+    buckets = _buckets(segments, grain, store.zone)
+    return {
+        "generated_at": format_instant(now_ns, zone),
+        "range": {
+            "from": format_instant(segments[0].from_ns, zone),
+            "to": format_instant(segments[-1].to_ns, zone),
+        },
+        "complete_to": format_instant(complete.at_ns, zone),
+        "timezone": store.zone.key,
+        "by": list(by),
+        "source": "runs" if is_of_runs else "rollups",
+        "rows": [{**_named(by, key, zone), **_describe(row, total, buckets)} for key, row in table.sorted_rows(by)],
+        "total": _describe(total, total, buckets),
+        "buckets": [format_instant(bucket, zone) for bucket in buckets],
+        "month": month,
+    }
+
+
+class _Row:
+    """What the calls of a row used, cost and saved; `by_bucket` is cost over time."""
+
+    def __init__(self) -> None:
+        self.sums = CostSums.nothing()
+        self.saved_picodollars = 0
+        self.is_saved_known = True
+        self.by_bucket: dict[int, int] = defaultdict(int)
+
+    def add(self, cut: CostSums, saved: int | None, bucket_ns: int) -> None:
+        self.sums.add(cut)
+        self.by_bucket[bucket_ns] += cut.cost_picodollars
+        self.is_saved_known &= saved is not None
+        self.saved_picodollars += saved or 0
+
+    def add_row(self, other: _Row, times: int = 1) -> None:
+        self.sums.add(other.sums, times)
+        for bucket_ns, cost in other.by_bucket.items():
+            self.by_bucket[bucket_ns] += times * cost
+        self.is_saved_known &= other.is_saved_known
+        self.saved_picodollars += times * other.saved_picodollars
+
+
+class _Table:
+    def __init__(self, prices: PriceTable, grain: str, zone: ZoneInfo) -> None:
+        self._prices, self._grain, self._zone = prices, grain, zone
+        self._starts: dict[int, int] = {}
+        self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
+        self.total = _Row()
+
+    def add(self, cut: CostCut) -> None:
+        saved = self._saved(cut)
+        bucket_ns = self._start(cut.bucket_ns)
+        self.rows[cut.key].add(cut.sums, saved, bucket_ns)
+        self.total.add(cut.sums, saved, bucket_ns)
+
+    def add_rest(self, whole: _Table, place: int) -> None:
+        """Adds rows, of no value at a place of the key, with what the others leave of the whole."""
+        rests: dict[tuple[str, ...], _Row] = defaultdict(_Row)
+        for key, row in whole.rows.items():
+            rests[key].add_row(row)
+        for key, row in self.rows.items():
+            rests[(*key[:place], "", *key[place + 1 :])].add_row(row, -1)
+        self.rows.update({key: row for key, row in rests.items() if row.sums.counts["calls"] > 0})
+
+    def sorted_rows(self, by: Sequence[str]) -> list[tuple[tuple[str, ...], _Row]]:
+        """The dearest first, those without a value last; by time in its order."""
+        if by[0] in TIMES:
+            return sorted(self.rows.items(), key=lambda row: (int(row[0][0]), row[0][1:]))
+        return sorted(
+            self.rows.items(),
+            key=lambda row: ("" in row[0], -row[1].sums.cost_picodollars, -row[1].sums.counts["calls"], row[0]),
+        )
+
+    def _start(self, bucket_ns: int) -> int:
+        start = self._starts.get(bucket_ns)
+        if start is None:
+            start = (hour_start_ns if self._grain == "hour" else day_start_ns)(bucket_ns, self._zone)
+            self._starts[bucket_ns] = start
+        return start
+
+    def _saved(self, cut: CostCut) -> int | None:
+        """What its cached tokens would have cost more, less what writing them cost more; `None`: prices do not say."""
+        counts = cut.sums.counts
+        cached = {name: counts[f"{name}_tokens"] for name in ("cache_read", "cache_write_5m", "cache_write_1h")}
+        if not any(cached.values()):
+            return 0
+        key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
+        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + HOUR_NS))
+        if terms is None or terms.rates is None:
+            return None
+        dearer = [count * int(getattr(terms.rates, name)) for name, count in cached.items()]
+        return -sum(dearer)
+
+
+def _checked(by: Sequence[str], attributes: Iterable[str]) -> tuple[str, ...]:
+    known = (*TIMES, *FACTS, *ATTRIBUTES, *sorted(attributes), *OF_RUNS)
+    names = []
+    for name in by:
+        short = name.removeprefix(METADATA)
+        if name in known or (short in known and name.startswith(METADATA)):
+            names.append(short if name.startswith(METADATA) else name)
+        elif name.startswith(METADATA) and short:
+            names.append(name)
+        else:
+            raise InputError(
+                f"there are no costs by {name!r}: expected {', '.join(known)}, or metadata.KEY of single runs; "
+                "RUNTAP_COST_BY names up to three metadata keys for workers"
+            )
+    if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
+        raise InputError(f"costs are cut by one name or two different ones, not by {', '.join(by)}")
+    apart = [name for name in names if name not in (*TIMES, *FACTS)]
+    if len(apart) > 1:
+        raise InputError(f"costs by {apart[0]} can be cut by time, model, provider, service or environment as well")
+    return tuple(names)
+
+
+def _segments(
+    by: Sequence[str], attribute: str | None, from_ns: int, to_ns: int, newest_ns: int, zone: ZoneInfo
+) -> tuple[Segment, ...]:
+    if attribute is not None:
+        hours_ns, days_ns = (COST_BY_ATTRIBUTE.grains[grain] or 0 for grain in TIMES)
+        if from_ns >= newest_ns - hours_ns + HOUR_NS and "day" not in by:
+            return (_whole("hour", from_ns, to_ns, zone),)
+        if "hour" in by:
+            raise InputError(f"costs by {attribute} are kept by the hour for two days: --since 1d, or --by day")
+        # Costs without attributes are kept for longer: without this, all of them would be shown as costs without one.
+        kept_ns = day_start_ns(max(newest_ns - days_ns, 0), zone, days_later=1)
+        return (_whole("day", max(from_ns, kept_ns), max(to_ns, kept_ns + 1), zone),)
+    if "hour" in by or "day" in by:
+        return (_whole("hour" if "hour" in by else "day", from_ns, to_ns, zone),)
+    return snap_range(from_ns, to_ns, newest_ns, zone).segments
+
+
+def _whole(grain: str, from_ns: int, to_ns: int, zone: ZoneInfo) -> Segment:
+    if grain == "hour":
+        return Segment(grain, hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1))
+    return Segment(grain, day_start_ns(from_ns, zone), day_start_ns(to_ns - 1, zone, days_later=1))
+
+
+def _cut_rollups(
+    snapshot: Snapshot,
+    by: Sequence[str],
+    attribute: str | None,
+    where: Mapping[str, str],
+    segments: Sequence[Segment],
+) -> Iterator[CostCut]:
+    names = [name for name in by if name in FACTS]
+    for cut in read_cuts(snapshot, segments, names, where, attribute):
+        values = iter(cut.key)
+        of_attribute = next(values) if attribute is not None else ""
+        facts = dict(zip(names, values, strict=True))
+        key = tuple(str(cut.bucket_ns) if name in TIMES else facts.get(name, of_attribute) for name in by)
+        yield CostCut(cut.bucket_ns, key, cut.provider, cut.model, cut.price_class, cut.sums)
+
+
+def _cut_runs(
+    snapshot: Snapshot, by: Sequence[str], where: Mapping[str, str], from_ns: int, to_ns: int
+) -> tuple[list[CostCut], list[CostCut]]:
+    """The cuts, and all calls, each once: a run with two tags is in two cuts."""
+    column = {"tag": "tags", "name": "name"}
+    columns = [column.get(name, "metadata" if name.startswith(METADATA) else name) for name in by if name not in TIMES]
+    if len(columns) != len(by):
+        raise InputError(f"costs by {by[0]} and {by[1]} are not kept: leave the time out")
+    cuts, whole = [], []
+    for values, sums in stream_called_runs(snapshot, from_ns, to_ns, columns, where):
+        whole.append(CostCut(from_ns, (), "", "", "", sums))
+        each = [_values_of(name, value) for name, value in zip(by, values, strict=True)]
+        cuts += [CostCut(from_ns, key, "", "", "", sums) for key in product(*each)]
+    return cuts, whole
+
+
+def _values_of(name: str, stored: str | None) -> list[str]:
+    if name == "tag":
+        return list(dict.fromkeys(orjson.loads(stored or "[]"))) or [""]
+    if name.startswith(METADATA):
+        value = orjson.loads(stored or "{}").get(name.removeprefix(METADATA))
+        return ["" if value is None else value if isinstance(value, str) else orjson.dumps(value).decode()]
+    return [stored or ""]
+
+
+def _series_grain(segments: Sequence[Segment]) -> str:
+    hours = (segments[-1].to_ns - segments[0].from_ns) / HOUR_NS
+    return "day" if segments[0].grain == "day" or hours > _MOST_POINTS else "hour"
+
+
+def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo) -> list[int]:
+    start = hour_start_ns if grain == "hour" else day_start_ns
+    at_ns, found = start(segments[0].from_ns, zone), list[int]()
+    while at_ns < segments[-1].to_ns:
+        found.append(at_ns)
+        at_ns = start(at_ns, zone, 1)
+    return found
+
+
+def _named(by: Sequence[str], key: Sequence[str], zone: ZoneInfo) -> dict[str, Any]:
+    return {
+        name: format_instant(int(value), zone) if name in TIMES else value or None
+        for name, value in zip(by, key, strict=True)
+    }
+
+
+def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> dict[str, Any]:
+    counts, cost = row.sums.counts, row.sums.cost_picodollars
+    is_unknown = counts["calls"] > 0 and counts["priced_calls"] == 0
+    return {
+        **counts,
+        "cached_share": counts["cache_read_tokens"] / counts["input_tokens"] if counts["input_tokens"] else None,
+        "saved_usd": dollars(row.saved_picodollars) if row.is_saved_known and row.saved_picodollars >= 0 else None,
+        "cost_usd": None if is_unknown else dollars(cost),
+        "share": cost / total.sums.cost_picodollars if total.sums.cost_picodollars else None,
+        "series_usd": [dollars(row.by_bucket.get(bucket, 0)) for bucket in buckets],
+    }
+
+
+def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> dict[str, Any]:
+    """What this month, of the store's zone, cost so far, and what it will cost if it goes on like that."""
+    today = local_time(now_ns, zone).date()
+    today_ns = day_start_ns(now_ns, zone)
+    begin_ns = day_start_ns(now_ns, zone, days_later=1 - today.day)
+    days: dict[int, int] = defaultdict(int)
+    for cut in read_cuts(snapshot, (Segment("day", begin_ns, today_ns + 2 * DAY_NS),), (), {}):
+        days[cut.bucket_ns] += cut.sums.cost_picodollars
+    whole = [days.get(day_start_ns(begin_ns, zone, days_later=number), 0) for number in range(today.day - 1)]
+    # Before its first call nobody knew of this store.
+    while whole and not whole[0]:
+        whole.pop(0)
+    so_far, left = sum(days.values()), monthrange(today.year, today.month)[1] - today.day + 1
+    found: dict[str, Any] = {"from": format_instant(begin_ns, zone), "cost_usd": dollars(so_far)}
+    if len(whole) < _LEAST_DAYS:
+        return {**found, "forecast_usd": None, "least_usd": None, "most_usd": None, "method": None}
+    # Today is not over: it counts as a day that is left, or as what it cost so far where that is more.
+    of_today = days.get(today_ns, 0)
+    before = so_far - of_today
+
+    def month(a_day: int) -> int:
+        return before + max(of_today, a_day) + (left - 1) * a_day
+
+    mean = sum(whole) // len(whole)
+    return {
+        **found,
+        "forecast_usd": dollars(month(mean)),
+        "least_usd": dollars(month(min(whole))),
+        "most_usd": dollars(month(max(whole))),
+        "method": METHOD,
+    }

@@ -1,0 +1,155 @@
+"""Reading costs by anything they are kept by: the rollups' own columns, attributes, or what single runs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, func, select, union
+
+from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOKEN_CLASSES
+from runtap_consumers.store import tables
+from runtap_consumers.store.read.ranges import Segment
+from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
+from runtap_consumers.units import DAY_NS
+
+# Calls that took longer are not looked for.
+_LONGEST_RUN_NS = 7 * DAY_NS
+COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls", *TOKEN_CLASSES)
+
+
+@dataclass
+class CostSums:
+    """What calls used and cost."""
+
+    counts: dict[str, int]
+    cost_picodollars: int
+
+    @classmethod
+    def nothing(cls) -> CostSums:
+        """No call."""
+        return cls(dict.fromkeys(COUNTS, 0), 0)
+
+    def add(self, other: CostSums, times: int = 1) -> None:
+        """Adds others, or takes them away (-1)."""
+        for name, count in other.counts.items():
+            self.counts[name] += times * count
+        self.cost_picodollars += times * other.cost_picodollars
+
+
+@dataclass(frozen=True)
+class CostCut:
+    """The calls of a bucket that agree in everything they are cut by. `key`: values in the order that was asked for."""
+
+    bucket_ns: int
+    key: tuple[str, ...]
+    provider: str
+    model: str
+    price_class: str
+    sums: CostSums
+
+
+def read_attributes(snapshot: Snapshot) -> list[str]:
+    """The attributes that costs were ever attributed to, as far as days are kept."""
+    selected = [select(table.c.attribute) for table in _attribute_tables("day")]
+    return list(snapshot.connection.execute(union(*selected)).scalars())
+
+
+def read_cuts(
+    snapshot: Snapshot,
+    segments: Sequence[Segment],
+    names: Sequence[str],
+    where: Mapping[str, str],
+    attribute: str | None = None,
+) -> Iterator[CostCut]:
+    """Costs of a range from rollups.
+
+    Args:
+        snapshot: what to read.
+        segments: of the range.
+        names: columns of the key, of `provider`, `model`, `service`, `environment`.
+        where: values that these columns must have.
+        attribute: calls that have it, by its value, which comes first in the key; `None`: all calls.
+    """
+    for segment in segments:
+        if attribute is None:
+            table = tables.metadata.tables[f"cost_{segment.grain}"]
+            yield from _read(snapshot, table, table.c, segment, names, where, [], [])
+            continue
+        keys = tables.cost_keys
+        for table in _attribute_tables(segment.grain):
+            conditions = [table.c.attribute == attribute, table.c.cost_key == keys.c.id]
+            yield from _read(snapshot, table, keys.c, segment, names, where, [table.c.value], conditions)
+
+
+def _read(
+    snapshot: Snapshot,
+    table: Any,
+    facts: Any,
+    segment: Segment,
+    names: Sequence[str],
+    where: Mapping[str, str],
+    before: list[ColumnElement[Any]],
+    conditions: list[ColumnElement[bool]],
+) -> Iterator[CostCut]:
+    key = [*before, *(facts[name] for name in names)]
+    apart = [table.c.bucket_ns, facts.provider, facts.model, facts.price_class]
+    statement = (
+        select(*apart, *key, *(func.sum(table.c[name]).label(f"sum_{name}") for name in COUNTS), *cost_sum(table))
+        .where(
+            table.c.bucket_ns >= segment.from_ns,
+            table.c.bucket_ns < segment.to_ns,
+            snapshot.is_live(table),
+            *conditions,
+            *(facts[name] == value for name, value in where.items()),
+        )
+        .group_by(*apart, *key)
+    )
+    for row in snapshot.connection.execute(statement):
+        bucket_ns, provider, model, price_class = row[:4]
+        values = row[4 : 4 + len(key)]
+        counts = dict(zip(COUNTS, map(int, row[4 + len(key) : 4 + len(key) + len(COUNTS)]), strict=True))
+        sums = CostSums(counts, cost_of(row))
+        yield CostCut(bucket_ns, tuple(values), provider, model, price_class, sums)
+
+
+def _attribute_tables(grain: str) -> list[Table]:
+    """Where the rows of a grain are: those of a day may not have passed on yet."""
+    hours, days = (tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(each)] for each in COST_BY_ATTRIBUTE.grains)
+    return [hours] if grain == "hour" else [hours, days]
+
+
+def stream_called_runs(
+    snapshot: Snapshot, from_ns: int, to_ns: int, columns: Sequence[str], where: Mapping[str, str]
+) -> Iterator[tuple[tuple[Any, ...], CostSums]]:
+    """Ended model runs that ended in a range, added up by these columns' values."""
+    table = tables.runs
+    key = [table.c[name] for name in columns]
+    is_priced = table.c.cost_picodollars.is_not(None)
+    is_metered = table.c.input_tokens.is_not(None) & table.c.output_tokens.is_not(None)
+    counted = (
+        func.count(),
+        func.count().filter(is_priced),
+        func.count().filter(~is_priced & is_metered),
+        func.count().filter(~is_priced & ~is_metered & (table.c.status == "ok")),
+        *(func.coalesce(func.sum(table.c[name]), 0) for name in TOKEN_CLASSES),
+        func.coalesce(func.sum(table.c.cost_picodollars), 0),
+    )
+    statement = (
+        select(*key, *counted)
+        .where(
+            table.c.run_type == "llm",
+            # By the start, too, which the index begins with.
+            table.c.started_at_ns >= from_ns - _LONGEST_RUN_NS,
+            table.c.started_at_ns < to_ns,
+            table.c.ended_at_ns >= from_ns,
+            table.c.ended_at_ns < to_ns,
+            snapshot.is_live(table),
+            *(table.c[name] == value for name, value in where.items()),
+        )
+        .group_by(*key)
+    )
+    for row in snapshot.connection.execution_options(yield_per=1_000).execute(statement):
+        values, numbers = tuple(row[: len(key)]), list(map(int, row[len(key) :]))
+        yield values, CostSums(dict(zip(COUNTS, numbers[:-1], strict=True)), numbers[-1])
