@@ -22,6 +22,7 @@ _TABLES = {
         "forgotten_emitters",
     ),
     "0007": ("cost_keys", "cost_by_attribute_hour", "cost_by_attribute_day", "session_costs", "sessions"),
+    "0011": ("run_durations",),
 }
 _COLUMNS = {
     "error_groups": ("status_code", "code", "raised_at"),
@@ -58,7 +59,12 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+def _take_back_0011(connection: Connection) -> None:
+    connection.execute(text("DROP TABLE run_durations"))
+
+
 def _take_back_0010(connection: Connection) -> None:
+    _take_back_0011(connection)
     for name in ("root_name", "model_source"):
         connection.execute(text(f"ALTER TABLE runs DROP COLUMN {name}"))
     connection.execute(text("DROP INDEX runs_run"))
@@ -75,7 +81,8 @@ def _take_back_0009(connection: Connection) -> None:
 def _take_back_0008(connection: Connection) -> None:
     _take_back_0009(connection)
     for table in tables.metadata.sorted_tables:
-        for measure in table.info["rollup"].measures if "rollup" in table.info else ():
+        is_there = "rollup" in table.info and table.name not in _TABLES["0011"]
+        for measure in table.info["rollup"].measures if is_there else ():
             if measure.whole:
                 connection.execute(text(f"ALTER TABLE {table.name} DROP COLUMN {measure.whole}"))
 
@@ -109,13 +116,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0010": _take_back_0011,
             "0009": _take_back_0010,
             "0008": _take_back_0009,
             "0007": _take_back_0008,

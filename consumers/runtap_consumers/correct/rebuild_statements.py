@@ -38,6 +38,7 @@ _OLDER = {
     "skipped_types": "{from_ns} > 0",
     "skewed_events": "{from_ns} > 0",
     "model_names": "{from_ns} > 0",
+    "run_durations": "{from_ns} > 0",
     "strays": "{from_ns} > 0",
     # Who reported when: a report that came again would count as another to a rebuild.
     "report_minutes": "{from_ns} >= 0",

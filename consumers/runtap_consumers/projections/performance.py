@@ -5,26 +5,44 @@ A run's own status counts here, whether or not a child failed before it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from typing import Any
 
 from runtap_consumers.projections.batch import Batch, Timed
-from runtap_consumers.projections.rollups import MODEL_NAMES, PERFORMANCE, SKEWED, Changes
+from runtap_consumers.projections.rollups import (
+    DURATION_BOUNDS_NS,
+    MODEL_NAMES,
+    PERFORMANCE,
+    RUN_DURATIONS,
+    SKEWED,
+    Changes,
+)
 from runtap_consumers.projections.sketch import bucket_of
 from runtap_consumers.units import minute_of
 from runtap_schemas import RunEnded
 
 _STATUSES: tuple[str, ...] = ("ok", "error", "interrupted", "cancelled")
+_TIMED = ("llm", "chain")
+# Of a histogram: the sum of durations comes after those up to each bound and those above the last.
+_TOTAL = len(DURATION_BOUNDS_NS) + 1
 
 
 def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     """Folds the ended runs of a batch. Sketch measures are lists of buckets."""
     runs: dict[tuple[Any, ...], list[RunEnded]] = defaultdict(list)
     names: dict[tuple[Any, ...], list[Any]] = {}
+    timed: dict[tuple[Any, ...], list[Any]] = {}
     for (service, environment, run_type, name, _, request_model, answering_model), ended in batch.kinds.items():
         model = (answering_model or request_model or "") if run_type == "llm" else ""
         if model != (request_model or model):
             names.setdefault((request_model, model), [0])[0] += len(ended)
+        if run_type in _TIMED:
+            histogram = timed.setdefault((service, environment, run_type, model), [0] * (_TOTAL + 1))
+            durations = [event.duration_ns for event, _ in ended]
+            histogram[_TOTAL] += sum(durations)
+            for duration_ns in durations:
+                histogram[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
         for minute, events in _by_minute(ended).items():
             runs[(minute, service, environment, run_type, name, model)] += events
     skewed: dict[tuple[Any, ...], list[Any]] = {}
@@ -32,7 +50,7 @@ def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes
         skewed.setdefault((service,), [0])[0] += 1
     return Changes(
         minutes={PERFORMANCE.name: {key: _measures(events) for key, events in runs.items()}},
-        rows={SKEWED.name: skewed, MODEL_NAMES.name: names},
+        rows={SKEWED.name: skewed, MODEL_NAMES.name: names, RUN_DURATIONS.name: timed},
     )
 
 

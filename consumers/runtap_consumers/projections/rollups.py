@@ -248,6 +248,18 @@ CONTENTS = Rollup("contents", ("run_id",), (*_kept("log_time_ns", kind="integer"
 # How often a model that was asked for answered under another name: a call that failed was answered by none.
 MODEL_NAMES = Rollup("model_names", ("request_model", "model"), _sums("count"))
 
+# How long model calls and chains took, of all time, as a histogram: how many took at most so long and longer than the
+# bound before. Which of them failed stands in `performance`.
+DURATION_BOUNDS_NS = tuple(tenths * SECOND_NS // 10 for tenths in (1, 5, 10, 20, 50, 100, 300, 600))
+RUN_DURATIONS = Rollup(
+    "run_durations",
+    ("service", "environment", "run_type", "model"),
+    (
+        *_sums("to_100ms", "to_500ms", "to_1s", "to_2s", "to_5s", "to_10s", "to_30s", "to_60s", "above_60s"),
+        _duration("total_ns", "total_seconds"),
+    ),
+)
+
 # Event types that this version does not know, and events whose time was not believed.
 SKIPPED_TYPES = Rollup("skipped_types", ("type",), _sums("count"))
 SKEWED = Rollup("skewed_events", ("service",), _sums("count"))
@@ -296,6 +308,7 @@ ROLLUPS = (
     OPEN_RUNS,
     CONTENTS,
     MODEL_NAMES,
+    RUN_DURATIONS,
     SKIPPED_TYPES,
     SKEWED,
     EMITTER_REPORTS,

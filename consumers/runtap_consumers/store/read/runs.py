@@ -93,14 +93,20 @@ def _select_ended(snapshot: Snapshot, wanted: RunFilter) -> Select[Any]:
     return statement.order_by(table.c.started_at_ns.desc(), table.c.run_id)
 
 
-def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None) -> Select[Any]:
+def select_unended(snapshot: Snapshot) -> Select[Any]:
+    """Runs that have begun and not ended, with the columns of `open_runs`."""
     table = tables.metadata.tables["open_runs"]
     # Start and end may lie in different partitions once partitions were added.
     runs = tables.runs.c
     ended = select(runs.run_id).where(
         runs.trace_id == table.c.trace_id, runs.run_id == table.c.run_id, snapshot.is_live(tables.runs)
     )
-    statement = _filter(select(table).where(snapshot.is_live(table), ~ended.exists()), table.c, wanted)
+    return select(table).where(snapshot.is_live(table), ~ended.exists())
+
+
+def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None) -> Select[Any]:
+    table = tables.metadata.tables["open_runs"]
+    statement = _filter(select_unended(snapshot), table.c, wanted)
     if wanted.model is not None:
         statement = statement.where(table.c.request_model == wanted.model)
     boundary = abandoned_before_ns or 0

@@ -36,6 +36,7 @@ _OWNERS = {
     "strays": "ledger",
     "skewed_events": "performance",
     "model_names": "performance",
+    "run_durations": "performance",
 }
 
 
