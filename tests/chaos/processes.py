@@ -79,6 +79,9 @@ class Processes:
             bootstrap_servers=self.kafka.bootstrap_servers, topic_prefix=TOPIC.removesuffix(".events")
         )
         asyncio.run(create_topics(self.settings, self.plan.partitions, min(3, self.plan.nodes)))
+        prices = self.folder / "prices.toml"
+        # The model server stands in for OpenAI: an address that nobody knows has no prices.
+        prices.write_text('[[seller]]\nhost = "127.0.0.1"\nprovider = "openai"\n')
         self.environment = plain_environment(
             {
                 "RUNTAP_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
@@ -87,6 +90,7 @@ class Processes:
                 "RUNTAP_SESSION_TIMEOUT_SECONDS": str(self.plan.session_seconds),
                 "RUNTAP_BUFFER_BYTES": str(256 * 2**20),
                 "RUNTAP_COMMIT_EVENTS": "500",
+                "RUNTAP_PRICES": str(prices),
             }
         )
         self.locks = {name: threading.Lock() for name in ("broker", "database", "admin")}

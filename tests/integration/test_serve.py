@@ -118,6 +118,10 @@ def test_every_route_answers_with_what_the_commands_print(filled: Store, store_u
         positions = server.get("workers")["positions"]
         assert {row["projection"]: row["next_offset"] for row in positions}["cost"] == RUNS + 2
         assert server.ask("/readyz")[0] == 200
+        _, headers, body = server.ask("/metrics")
+        assert headers["content-type"].startswith("text/plain; version=0.0.4")
+        called = next(line for line in body.decode().splitlines() if 'status="success"' in line and "llm_calls" in line)
+        assert float(called.rpartition(" ")[2]) == RUNS == report["cost"]["calls"]
     # Nothing was left out.
     assert len(ANSWERS) == 12
 
@@ -175,7 +179,7 @@ def test_what_is_wrong_is_named(filled: Store, store_url: str, path: str, status
 
 def test_every_route_wants_the_token_but_those_of_health(filled: Store, store_url: str) -> None:
     with served(store_url, RUNTAP_SERVE_TOKEN="let-me-in") as server:
-        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), "/", "/api/v1/nothing"):
+        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), "/", "/metrics", "/api/v1/nothing"):
             assert server.ask(path)[0] == 401, path
             for wrong in ("Bearer no", "Bearer let-me-in2", "Basic let-me-in", "let-me-in", "Bearer "):
                 assert server.ask(path, Authorization=wrong)[0] == 401, (path, wrong)

@@ -18,13 +18,13 @@ from starlette.types import ASGIApp
 
 from runtap_consumers.errors import InputError, StoreError
 from runtap_consumers.serve.api import Source, api_routes
-from runtap_consumers.serve.guard import Guard
+from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
+from runtap_consumers.serve.metrics import CONTENT_TYPE, exposition
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Far more than browsers and scrapers of one team open, and below what fills the threads for long.
 _CONNECTIONS = 200
-_HEADER_BYTES = 16_384
 _GRACE_SECONDS = 5
 
 
@@ -47,7 +47,15 @@ def make_app(source: Source, hosts: Collection[str], token: str | None) -> ASGIA
             return JSONResponse({"status": "unhealthy", "problems": [str(error)]}, status_code=503)
         return JSONResponse({"status": "healthy", "problems": []})
 
-    routes = [Route("/livez", live), Route("/readyz", ready), *api_routes(source)]
+    async def metrics(_request: Request) -> Response:
+        try:
+            found = await run_in_threadpool(_measure, source)
+        except StoreError as error:
+            return refuse(503, str(error))
+        return Response(found, headers={"content-type": CONTENT_TYPE})
+
+    open_routes = [Route("/livez", live), Route("/readyz", ready)]
+    routes = [*open_routes, Route("/metrics", metrics), *api_routes(source)]
     return Guard(Starlette(routes=routes), {*LOOPBACK, *(host.lower() for host in hosts)}, token)
 
 
@@ -90,10 +98,15 @@ def serve(source: Source, host: str, port: int, hosts: Collection[str], token: s
         http="h11",
         server_header=False,
         limit_concurrency=_CONNECTIONS,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     asyncio.run(_Server(config).serve())
+
+
+def _measure(source: Source) -> bytes:
+    with source.store.limit(source.seconds), open_snapshot(source.store) as snapshot:
+        return exposition(snapshot)
 
 
 def _look(source: Source) -> None:

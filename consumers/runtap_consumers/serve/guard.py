@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Asked by whoever restarts the process, without a token.
 OPEN_PATHS = ("/livez", "/readyz")
+MAX_HEADER_BYTES = 16_384
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -56,6 +57,8 @@ class Guard:
         await (self._app if refusal is None else refusal)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return refuse(431, f"headers of more than {MAX_HEADER_BYTES:,} bytes")
         headers: dict[bytes, bytes] = dict(scope["headers"])
         host = _name_of(headers.get(b"host", b"").decode("latin-1"))
         if host not in self._hosts:
