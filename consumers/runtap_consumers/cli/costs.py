@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from runtap_consumers.cli import printing
-from runtap_consumers.cli.options import Csv, Limit, Since, Until, instant_of, takes_settings
+from runtap_consumers.cli.options import Csv, Limit, Since, Until, Wide, instant_of, takes_settings
 from runtap_consumers.cli.terminal import print_line, write_csv, write_json
 from runtap_consumers.figures import words
 from runtap_consumers.settings import ConsumerSettings
@@ -34,6 +34,7 @@ def costs(
     model: Annotated[str | None, typer.Option(help="Only this model, as it answers.")] = None,
     limit: Limit = 30,
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
+    wide: Wide = False,
     csv: Csv = False,
 ) -> None:
     """What was spent, by model or what else is asked for; with the month so far, and where it is going."""
@@ -56,12 +57,12 @@ def costs(
     elif csv:
         write_csv(found["rows"], leave_out=("series_usd",))
     else:
-        print_costs(found, limit or None)
+        print_costs(found, limit or None, wide)
 
 
-def print_costs(found: dict[str, Any], limit: int | None = None) -> None:
+def print_costs(found: dict[str, Any], limit: int | None = None, wide: bool = False) -> None:
     """Prints what `runtap_consumers.figures.costs.build_costs` returned."""
-    console = printing.open_console()
+    console = printing.open_console(wide)
     begin, end = (found["range"][name][:16].replace("T", " ") for name in ("from", "to"))
     total, by = found["total"], found["by"]
     print_line(console, f"Costs by {' and '.join(by)}, {begin} to {end} ({found['timezone']})", style="bold")
