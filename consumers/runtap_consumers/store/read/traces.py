@@ -10,12 +10,15 @@ import orjson
 from sqlalchemy import ColumnElement, Table, and_, select
 
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.sessions import SessionRow
 from runtap_consumers.store.read.snapshot import Snapshot
+from runtap_consumers.units import DAY_NS
 
 # Below the number of variables that any SQLite takes in a statement.
 _IDS_A_STATEMENT = 500
 # Comes after all that follows a beginning.
 _LAST = "\U0010ffff"
+_LONGEST_RUN_NS = DAY_NS
 
 
 def find_traces(snapshot: Snapshot, text: str, limit: int = 10) -> list[str]:
@@ -54,13 +57,20 @@ def _rows(snapshot: Snapshot, table: Table, trace_id: str, limit: int) -> list[d
     return [dict(row) for row in rows]
 
 
-def read_session_traces(snapshot: Snapshot, session_id: str, limit: int) -> list[str]:
+def read_session_traces(snapshot: Snapshot, session: SessionRow, limit: int) -> list[str]:
     """The traces of a session, as far as their runs are kept, the oldest first."""
     found: dict[str, int] = {}
+    # By time, which the index begins with: there is none on sessions. Its first event may be the end of a long run.
+    begin_ns, end_ns = session.first_at_ns - _LONGEST_RUN_NS, session.last_at_ns
     for table in (tables.runs, tables.metadata.tables["open_runs"]):
         statement = (
             select(table.c.trace_id, table.c.started_at_ns)
-            .where(table.c.session_id == session_id, snapshot.is_live(table))
+            .where(
+                table.c.session_id == session.session_id,
+                table.c.started_at_ns >= begin_ns,
+                table.c.started_at_ns <= end_ns,
+                snapshot.is_live(table),
+            )
             .order_by(table.c.started_at_ns)
         )
         for trace_id, started_at_ns in snapshot.connection.execute(statement):
