@@ -85,15 +85,15 @@ def build_costs(
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
             cuts = _cut_rollups(snapshot, by, attribute, where, segments)
         grain = _series_grain(segments)
-        table = whole = _Table(prices, grain, store.zone)
+        table = whole = _Table(prices, grain, segments[0].grain, store.zone)
         for cut in cuts:
             table.add(cut)
         if is_of_runs:
-            whole = _Table(prices, grain, store.zone)
+            whole = _Table(prices, grain, segments[0].grain, store.zone)
             for cut in all_cuts:
                 whole.add(cut)
         elif attribute is not None:
-            whole = _Table(prices, grain, store.zone)
+            whole = _Table(prices, grain, segments[0].grain, store.zone)
             for cut in _cut_rollups(snapshot, by, None, where, segments):
                 whole.add(cut)
             # Calls without the attribute: all others.
@@ -143,8 +143,10 @@ class _Row:
 
 
 class _Table:
-    def __init__(self, prices: PriceTable, grain: str, zone: ZoneInfo) -> None:
+    def __init__(self, prices: PriceTable, grain: str, kept_grain: str, zone: ZoneInfo) -> None:
+        """`grain`: of the points over time; `kept_grain`: of the rows that are read."""
         self._prices, self._grain, self._zone = prices, grain, zone
+        self._span_ns = DAY_NS if kept_grain == "day" else HOUR_NS
         self._starts: dict[int, int] = {}
         self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
         self.total = _Row()
@@ -187,7 +189,7 @@ class _Table:
         if not any(cached.values()):
             return 0
         key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
-        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + HOUR_NS))
+        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + self._span_ns))
         if terms is None or terms.rates is None:
             return None
         dearer = [count * int(getattr(terms.rates, name)) for name, count in cached.items()]
