@@ -128,8 +128,11 @@ class Expected:
 
     def check_performance(self, report: dict[str, Any]) -> None:
         counted: Counter[tuple[str, str, str | None, str]] = Counter()
+        answering = {line["asked_for"]: line["model"] for line in self.calls if line["model"]}
         for line in self.calls:
-            counted["llm", "ChatOpenAI", line["model"] or line["asked_for"], _status(line)] += 1
+            # What failed counts under the model that others answered as which asked for the same.
+            model = line["model"] or answering.get(line["asked_for"], line["asked_for"])
+            counted["llm", "ChatOpenAI", model, _status(line)] += 1
         seconds: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
         for run in self.book["runs"]:
             if run["kind"] != "llm":
@@ -238,8 +241,9 @@ class Expected:
             (run["run_id"], run["kind"], run["name"], run["status"]) for run in self.book["runs"]
         )
         components: dict[tuple[str, str, str | None], list[dict[str, Any]]] = defaultdict(list)
+        answering = {run["request_model"]: run["model"] for run in ended if run["model_source"] == "answer"}
         for run in ended:
-            components[run["run_type"], run["name"], run["model"]].append(run)
+            components[run["run_type"], run["name"], answering.get(run["model"], run["model"])].append(run)
         begin, now = (datetime.fromisoformat(text) for text in (report["range"]["from"], report["generated_at"]))
         minutes = (now - begin).total_seconds() / 60
         for row in report["performance"]:

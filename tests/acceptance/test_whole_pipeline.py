@@ -26,7 +26,7 @@ from process_tree import state_and_parent
 from worker_process import WorkerSetting, wait_until
 
 MakeTopic = Callable[..., Awaitable[str]]
-PROJECTIONS = ("cost", "performance", "errors", "sessions", "runs", "ledger")
+PROJECTIONS = ("cost", "performance", "errors", "sessions", "runs", "contents", "ledger")
 PARTITIONS = 6
 _HERE = Path(__file__).parent
 _LOCKS = Path("/proc/locks")
@@ -45,6 +45,10 @@ class Pipeline:
         self._folder = folder
         self._seed = seed
         self._answers, self._book = folder / "answers.jsonl", folder / "book.json"
+        # The model stands in for OpenAI: an address that nobody knows has no prices.
+        prices = folder / "prices.toml"
+        prices.write_text('[[seller]]\nhost = "127.0.0.1"\nprovider = "openai"\n')
+        setting.more["RUNTAP_PRICES"] = str(prices)
         self._processes: list[subprocess.Popen[Any]] = []
         self._service: subprocess.Popen[str]
 
@@ -286,7 +290,8 @@ def kill_at_random_instants(pipeline: Pipeline, workers: dict[str, subprocess.Po
     They all stand still, but for one that goes on for some milliseconds until it is met inside a transaction.
     """
     dice = random.Random(1)
-    outside = list(PROJECTIONS)
+    # Without captured content there is nothing to write for that one.
+    outside = [name for name in PROJECTIONS if name != "contents"]
     deadline = time.monotonic() + _KILLING_SECONDS
     for name in outside:
         stop(workers[name])

@@ -89,7 +89,7 @@ def test_each_emitters_row_adds_up_with_reasons(store: Store, tools: WorkerTools
         assert summed["lost_by_reason"] == row["lost_by_reason"]
         assert summed["captured_is_at_least"] is False
     assert [(one["projection"], one["applied"], one["repeats"]) for one in ledger["projections"]] == [
-        (name, 7, 1) for name in ("cost", "errors", "ledger", "performance", "runs", "sessions")
+        (name, 7, 1) for name in ("contents", "cost", "errors", "ledger", "performance", "runs", "sessions")
     ]
     assert ledger["skewed_events"] == {"checkout": 1}
     assert ledger["unknown_event_types"] == {"run.dreamt": 1}
