@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from runtap_consumers.cli import printing
-from runtap_consumers.cli.options import Csv, Limit, Since, Until, Wide, instant_of, takes_settings
+from runtap_consumers.cli.options import Csv, JsonObject, Limit, Since, Until, Wide, instant_of, takes_settings
 from runtap_consumers.cli.terminal import print_line, write_csv, write_json
 from runtap_consumers.figures import words
 from runtap_consumers.settings import ConsumerSettings
@@ -33,14 +33,16 @@ def costs(
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model, as it answers.")] = None,
     limit: Limit = 30,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
+    json: JsonObject = False,
     wide: Wide = False,
     csv: Csv = False,
 ) -> None:
     """What was spent, by model or what else is asked for; with the month so far, and where it is going."""
     from runtap_consumers.figures.costs import CostQuestion, build_costs
+    from runtap_consumers.figures.report import check_service
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.read.snapshot import open_snapshot
 
     now_ns = time.time_ns()
     given = {"service": service, "environment": environment, "provider": provider, "model": model}
@@ -51,6 +53,8 @@ def costs(
         {name: value for name, value in given.items() if value is not None},
     )
     with closing(open_store(settings.database_url)) as store:
+        with open_snapshot(store) as snapshot:
+            check_service(snapshot, service)
         found = build_costs(store, load_prices(settings), asked, settings.cost_attributes, settings.zone(), now_ns)
     if json:
         write_json(found)

@@ -17,6 +17,7 @@ from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import (
     Csv,
     JsonLines,
+    JsonObject,
     Limit,
     Since,
     Until,
@@ -39,8 +40,6 @@ ledger_app = typer.Typer(help="Where every captured event is.")
 
 Json = Annotated[bool, typer.Option("--json", help="The records as they are, one a line.")]
 FromBeginning = Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest record that is kept.")]
-
-
 Service = Annotated[str | None, typer.Option(help="Only this service.")]
 
 
@@ -60,8 +59,9 @@ def report(
     wide: Wide = False,
 ) -> None:
     """Costs, performance, errors, sessions and alerts of the last 24 hours, or of a range of time."""
-    from runtap_consumers.figures.report import build_report
+    from runtap_consumers.figures.report import build_report, check_service
     from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.read.snapshot import open_snapshot
 
     check_known("order", [sort], printing.COMPONENT_ORDERS)
     now_ns = time.time_ns()
@@ -69,7 +69,8 @@ def report(
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise InputError(f"the range ends before it begins: --since {since}, --until {until or 'now'}")
     with closing(open_store(settings.database_url)) as store:
-        check_service(store, service)
+        with open_snapshot(store) as snapshot:
+            check_service(snapshot, service)
         figures = build_report(store, since_ns, until_ns, service, settings.zone(), now_ns)
     if json is not None:
         write_json(figures, json)
@@ -99,32 +100,30 @@ def runs(
     json: JsonLines = False,
 ) -> None:
     """The single calls, newest first."""
-    from runtap_consumers.figures.report import read_completeness
+    from runtap_consumers.figures.report import check_service, read_completeness
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
-    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_reader
 
     check_known("status", [status] if status else [], run_rows.STATUSES)
     check_known("order", [sort], SORTS)
-    if metadata is not None and "=" not in metadata:
-        raise InputError(f"--metadata {metadata!r}: expected K=V, as in team=search")
     now_ns = time.time_ns()
     wanted = RunFilter(
-        session,
-        trace,
-        model,
-        status,
-        run_type,
-        instant_of(since, settings, now_ns),
-        instant_of(until, settings, now_ns),
-        user,
-        service,
-        name,
-        tag,
-        None if metadata is None else (metadata.partition("=")[0], metadata.partition("=")[2]),
+        session_id=session,
+        trace_id=trace,
+        user_id=user,
+        service=service,
+        name=name,
+        model=model,
+        tag=tag,
+        metadata=run_rows.metadata_pair(metadata),
+        status=status,
+        run_type=run_type,
+        since_ns=instant_of(since, settings, now_ns),
+        until_ns=instant_of(until, settings, now_ns),
         order=SORTS[sort],
     )
-    with closing(open_store_of(settings)) as store, open_snapshot(store) as snapshot:
-        check_service(store, service)
+    with open_reader(settings.database_url) as snapshot:
+        check_service(snapshot, service)
         boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
         # Closed while the store is open, also when nobody reads the output any more.
         with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
@@ -146,39 +145,19 @@ def sessions(
     json: JsonLines = False,
 ) -> None:
     """Sessions: who, how long, how much. The one with the newest event first."""
-    from runtap_consumers.figures.report import read_completeness
+    from runtap_consumers.figures.report import check_service, read_completeness
     from runtap_consumers.figures.sessions import PROJECTION, describe_session
     from runtap_consumers.store.read.sessions import read_sessions
-    from runtap_consumers.store.read.snapshot import open_snapshot
+    from runtap_consumers.store.read.snapshot import open_reader
 
     now_ns = time.time_ns()
     since_ns, until_ns = instant_of(since, settings, now_ns) or 0, instant_of(until, settings, now_ns)
-    with closing(open_store_of(settings)) as store, open_snapshot(store) as snapshot:
-        check_service(store, service)
+    with open_reader(settings.database_url) as snapshot:
+        check_service(snapshot, service)
         complete = read_completeness(snapshot, (PROJECTION,))
         with closing(read_sessions(snapshot, since_ns, until_ns, service, limit or None, user)) as rows:
             found = (describe_session(row, complete.at_ns, settings.zone()) for row in rows)
             printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json, as_csv=csv, wide=wide)
-
-
-def open_store_of(settings: ConsumerSettings) -> Any:
-    """The store, loaded when it is needed: `--help` is to be quick."""
-    from runtap_consumers.store.engine import open_store
-
-    return open_store(settings.database_url)
-
-
-def check_service(store: Any, service: str | None) -> None:
-    """Raises `InputError` where there is no such service, with the names of those that there are."""
-    from runtap_consumers.store.read.figures import read_services
-    from runtap_consumers.store.read.snapshot import open_snapshot
-
-    if service is None:
-        return
-    with open_snapshot(store) as snapshot:
-        known = read_services(snapshot)
-    if known and service not in known:
-        raise InputError(f"there is no service {service!r}: expected any of {', '.join(known)}")
 
 
 @ledger_app.callback(invoke_without_command=True)
@@ -186,7 +165,7 @@ def check_service(store: Any, service: str | None) -> None:
 def ledger(
     settings: ConsumerSettings,
     context: typer.Context,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")] = False,
+    json: JsonObject = False,
 ) -> None:
     """Where every captured event is: applied, in flight, dropped, lost or unreadable, by service,
     emitter and reason.

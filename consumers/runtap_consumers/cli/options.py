@@ -21,6 +21,7 @@ Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Begin: {EXPECT
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not included; now if left out.")]
 Csv = Annotated[bool, typer.Option("--csv", help="As CSV, with all columns.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal.")]
+JsonObject = Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 

@@ -142,7 +142,7 @@ def print_report(
     console = console or open_console()
     order = COMPONENT_ORDERS[sort]
     components = sorted(report["performance"], key=lambda row: -(row[order] or 0))
-    console.print(f"[bold]runtap[/]  {_instant(report['range']['from'])} to {_instant(report['range']['to'])}")
+    console.print(f"[bold]runtap[/]  {instant(report['range']['from'])} to {instant(report['range']['to'])}")
     if report["ledger"]["captured"] == 0 and not report["performance"] and not report["sessions"]:
         console.print(
             "There is nothing yet. Attach the handler to a chain (callbacks=[RunTapHandler()]) and keep "
@@ -171,7 +171,7 @@ def print_report(
     if report["complete_to"] is None:
         console.print("Complete to: not known yet; cost, performance, errors and sessions each need a worker.")
     else:
-        console.print(f"Complete to {_instant(report['complete_to'])}: what is missing before that is counted below.")
+        console.print(f"Complete to {instant(report['complete_to'])}: what is missing before that is counted below.")
     _print_sums(console, report["ledger"])
 
 
@@ -234,8 +234,8 @@ def _print_sums(console: Console, sums: dict[str, Any], at_least: str = "") -> N
     print_line(console, line, style="yellow" if dropped or sums["lost"] or sums["quarantined"] else "")
 
 
-def _instant(value: str) -> str:
-    # 2025-06-30T14:00:00.123456+02:00: to the second, offset kept.
+def instant(value: str) -> str:
+    """2025-06-30T14:00:00.123456+02:00 to the second, offset kept."""
     return f"{value[:10]} {value[11:19]}{value[26:]}"
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runtap_consumers.cli import printing
-from runtap_consumers.cli.options import takes_settings
+from runtap_consumers.cli.options import JsonObject, takes_settings
 from runtap_consumers.cli.terminal import one_line, print_line, write_json
 from runtap_consumers.figures import words
 from runtap_consumers.settings import ConsumerSettings
@@ -21,7 +21,6 @@ _STATUS_COLOURS = {"error": "red", "interrupted": "yellow", "cancelled": "yellow
 _FIGURES_WIDTH = 10 + 9 + 14 + 11
 _DEEPEST = 12
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")]
 Content = Annotated[bool, typer.Option("--content/--no-content", help="What went in and came out, where captured.")]
 
 
@@ -30,7 +29,7 @@ def trace(
     settings: ConsumerSettings,
     run: Annotated[str, typer.Argument(metavar="ID", help="Of a trace or a run of it, or how a run's begins.")],
     content: Content = True,
-    json: Json = False,
+    json: JsonObject = False,
 ) -> None:
     """The tree of a trace: its runs on a common axis of time, with tokens, cost and errors."""
     from runtap_consumers.figures.traces import build_trace
@@ -50,7 +49,7 @@ def session(
     session_id: Annotated[str, typer.Argument(metavar="ID", help="As `runtap sessions` shows it.")],
     content: Content = True,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="So many traces at most, the oldest first.")] = 20,
-    json: Json = False,
+    json: JsonObject = False,
 ) -> None:
     """What happened in a session: its traces in order, each as a tree, and what they cost."""
     from runtap_consumers.figures.traces import build_session
@@ -70,7 +69,8 @@ def print_session(console: Console, session: dict[str, Any]) -> None:
     print_line(console, f"Session {session['session_id']}{users}: {session['status']}", style="bold")
     print_line(
         console,
-        f"{_at(session['started_at'])}, {words.duration(session['duration_seconds'])}: {session['traces']:,} traces, "
+        f"{printing.instant(session['started_at'])}, {words.duration(session['duration_seconds'])}: "
+        f"{session['traces']:,} traces, "
         f"{session['llm_calls']:,} model calls, {session['tool_calls']:,} tool calls, {session['errors']:,} errors, "
         f"{session['input_tokens']:,} tokens in, {session['output_tokens']:,} out, {words.money(session['cost_usd'])}",
     )
@@ -87,7 +87,7 @@ def print_trace(console: Console, trace: dict[str, Any]) -> None:
     print_line(console, f"Trace {trace['trace_id']}: {trace['name']}, {trace['status']}", style="bold")
     where = f"{trace['service']} ({trace['environment']})"
     whose = "".join(f", {kind} {trace[f'{kind}_id']}" for kind in ("session", "user") if trace[f"{kind}_id"])
-    print_line(console, f"{_at(trace['started_at'])} {where}{whose}")
+    print_line(console, f"{printing.instant(trace['started_at'])} {where}{whose}")
     unpriced = f" ({trace['unpriced_calls']:,} unpriced)" if trace["unpriced_calls"] else ""
     print_line(
         console,
@@ -138,7 +138,3 @@ def _line(run: dict[str, Any], whole: float, name_width: int, bar_width: int) ->
 
 def _duration(seconds: float | None, otherwise: str = "") -> str:
     return otherwise if seconds is None else words.duration(seconds)
-
-
-def _at(instant: str) -> str:
-    return f"{instant[:10]} {instant[11:19]}{instant[26:]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from calendar import monthrange
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -45,7 +45,7 @@ class CostQuestion:
     by: tuple[str, ...]
     since_ns: int | None = None
     until_ns: int | None = None
-    where: Mapping[str, str] | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
 
     def span(self, now_ns: int) -> tuple[int, int]:
         """Begin and end."""
@@ -75,7 +75,7 @@ def build_costs(
         by = _checked(asked.by, {*configured, *read_attributes(snapshot)} - set(ATTRIBUTES))
         attribute = next((name for name in by if name not in (*TIMES, *FACTS, *OF_RUNS)), None)
         is_of_runs = any(name in OF_RUNS or name.startswith(METADATA) for name in by)
-        where = dict(asked.where or {})
+        where = asked.where
         segments: tuple[Segment, ...]
         cuts: Iterable[CostCut]
         if is_of_runs:
@@ -85,17 +85,12 @@ def build_costs(
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
             cuts = _cut_rollups(snapshot, by, attribute, where, segments)
         grain = _series_grain(segments)
-        table = whole = _Table(prices, grain, segments[0].grain, store.zone)
-        for cut in cuts:
-            table.add(cut)
+        options = (prices, grain, segments[0].grain, store.zone)
+        table = whole = _Table(cuts, *options)
         if is_of_runs:
-            whole = _Table(prices, grain, segments[0].grain, store.zone)
-            for cut in all_cuts:
-                whole.add(cut)
+            whole = _Table(all_cuts, *options)
         elif attribute is not None:
-            whole = _Table(prices, grain, segments[0].grain, store.zone)
-            for cut in _cut_rollups(snapshot, by, None, where, segments):
-                whole.add(cut)
+            whole = _Table(_cut_rollups(snapshot, by, None, where, segments), *options)
             # Calls without the attribute: all others.
             table.add_rest(whole, by.index(attribute))
         complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
@@ -143,19 +138,19 @@ class _Row:
 
 
 class _Table:
-    def __init__(self, prices: PriceTable, grain: str, kept_grain: str, zone: ZoneInfo) -> None:
+    def __init__(
+        self, cuts: Iterable[CostCut], prices: PriceTable, grain: str, kept_grain: str, zone: ZoneInfo
+    ) -> None:
         """`grain`: of the points over time; `kept_grain`: of the rows that are read."""
         self._prices, self._grain, self._zone = prices, grain, zone
         self._span_ns = DAY_NS if kept_grain == "day" else HOUR_NS
         self._starts: dict[int, int] = {}
         self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
         self.total = _Row()
-
-    def add(self, cut: CostCut) -> None:
-        saved = self._saved(cut)
-        bucket_ns = self._start(cut.bucket_ns)
-        self.rows[cut.key].add(cut.sums, saved, bucket_ns)
-        self.total.add(cut.sums, saved, bucket_ns)
+        for cut in cuts:
+            saved, bucket_ns = self._saved(cut), self._start(cut.bucket_ns)
+            self.rows[cut.key].add(cut.sums, saved, bucket_ns)
+            self.total.add(cut.sums, saved, bucket_ns)
 
     def add_rest(self, whole: _Table, place: int) -> None:
         """Adds rows, of no value at a place of the key, with what the others leave of the whole."""

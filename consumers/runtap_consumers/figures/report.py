@@ -6,11 +6,12 @@ Unknown is null and never 0: a cost without any priced call, an average of nothi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from runtap_consumers.errors import InputError
 from runtap_consumers.figures.completeness import (
     Completeness,
     Sums,
@@ -35,6 +36,7 @@ from runtap_consumers.store.read.figures import (
     read_error_groups,
     read_model_names,
     read_recent_errors,
+    read_services,
     sum_figures,
 )
 from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
@@ -44,6 +46,7 @@ from runtap_consumers.units import MINUTE_NS
 
 # The projections that the report shows; `complete_to` is that of the one furthest behind.
 SHOWN = ("cost", "performance", "errors", "sessions")
+SECTIONS = ("cost", "performance_by_run_type", "performance", "errors", "sessions", "alerts", "ledger")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
 
@@ -51,7 +54,13 @@ Components = dict[tuple[str, str, str], ComponentFigures]
 
 
 def build_report(
-    store: Store, since: int | None, until: int | None, service: str | None, zone: ZoneInfo, now_ns: int
+    store: Store,
+    since: int | None,
+    until: int | None,
+    service: str | None,
+    zone: ZoneInfo,
+    now_ns: int,
+    sections: Sequence[str] = SECTIONS,
 ) -> dict[str, Any]:
     """Reads one state of the store.
 
@@ -62,6 +71,7 @@ def build_report(
         service: only this service's figures; `None`: all. The ledger and `complete_to` are always of all.
         zone: of the times in it.
         now_ns: the present.
+        sections: those of `SECTIONS` that are wanted; nothing is read for the others.
     """
     # Events of clocks up to a minute fast are believed, so a report up to now must include them.
     end_ns = now_ns + SKEW_AHEAD_NS if until is None else until
@@ -71,37 +81,55 @@ def build_report(
         books = read_books(snapshot)
         complete = work_out_completeness(books, SHOWN)
         elapsed_ns = min(time_range.to_ns, max(now_ns, time_range.from_ns + MINUTE_NS)) - time_range.from_ns
-        components = read_components(snapshot, time_range, service)
         model_names = read_model_names(snapshot)
+        is_about_components = not {"performance", "performance_by_run_type"}.isdisjoint(sections)
+        components = read_components(snapshot, time_range, service, model_names) if is_about_components else {}
+        minutes = elapsed_ns / MINUTE_NS
+        makers: dict[str, Callable[[], Any]] = {
+            "cost": lambda: _cost_section(read_costs(snapshot, time_range, service)),
+            "performance_by_run_type": lambda: _run_types_section(components, minutes),
+            "performance": lambda: _performance_section(components, minutes, model_names),
+            "errors": lambda: _errors_section(snapshot, time_range, service, zone),
+            "sessions": lambda: [
+                describe_session(row, complete.at_ns, zone)
+                for row in read_sessions(snapshot, time_range.from_ns, time_range.to_ns, service)
+            ],
+            "alerts": lambda: _alerts_section(snapshot, time_range, service, zone),
+            "ledger": lambda: _ledger_section(books, snapshot),
+        }
         return {
             "generated_at": format_instant(now_ns, zone),
             "range": {"from": format_instant(time_range.from_ns, zone), "to": format_instant(time_range.to_ns, zone)},
             "complete_to": format_instant(complete.at_ns, zone),
-            "cost": _cost_section(read_costs(snapshot, time_range, service)),
-            "performance_by_run_type": _run_types_section(components, elapsed_ns / MINUTE_NS),
-            "performance": _performance_section(components, elapsed_ns / MINUTE_NS, model_names),
-            "errors": _errors_section(snapshot, time_range, service, zone),
-            "sessions": [
-                describe_session(row, complete.at_ns, zone)
-                for row in read_sessions(snapshot, time_range.from_ns, time_range.to_ns, service)
-            ],
-            "alerts": [
-                {
-                    "id": alert.id,
-                    "rule": alert.rule,
-                    "state": alert.state,
-                    "at": format_instant(alert.at_ns, zone),
-                    "summary": alert.summary,
-                }
-                for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
-            ],
-            "ledger": _ledger_section(books, snapshot),
+            **{name: makers[name]() for name in sections},
         }
+
+
+def check_service(snapshot: Snapshot, service: str | None) -> None:
+    """Raises `InputError` where there is no such service, with the names of those that there are."""
+    known = [] if service is None else read_services(snapshot)
+    if known and service not in known:
+        raise InputError(f"there is no service {service!r}: expected any of {', '.join(known)}")
 
 
 def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Completeness:
     """`complete_to` of figures of some projections, with the emitters that fell silent."""
     return work_out_completeness(read_books(snapshot), projections)
+
+
+def _alerts_section(
+    snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": alert.id,
+            "rule": alert.rule,
+            "state": alert.state,
+            "at": format_instant(alert.at_ns, zone),
+            "summary": alert.summary,
+        }
+        for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
+    ]
 
 
 def _cost_section(rows: list[CostRow]) -> dict[str, Any]:

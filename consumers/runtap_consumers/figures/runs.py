@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
+from runtap_consumers.errors import InputError
 from runtap_consumers.instants import dollars, format_instant, seconds
 
 ABANDONED_NS = 3600 * 10**9
@@ -18,6 +19,16 @@ PROJECTION = "runs"
 def abandoned_before(complete_to_ns: int | None) -> int | None:
     """A run that started before that instant and has not ended is abandoned; `None` where nothing can be said."""
     return None if complete_to_ns is None else complete_to_ns - ABANDONED_NS
+
+
+def metadata_pair(text: str | None) -> tuple[str, str] | None:
+    """What `KEY=VALUE` asks for."""
+    if text is None:
+        return None
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"metadata {text!r}: expected KEY=VALUE, as in team=search")
+    return key, value
 
 
 def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: ZoneInfo) -> dict[str, Any]:

@@ -50,11 +50,12 @@ def build_session(
     if row is None:
         raise InputError(f"there is no session {session_id!r}: `runtap sessions` lists them")
     complete = read_completeness(snapshot, ("sessions",))
-    trace_ids = read_session_traces(snapshot, row, limit)
     return {
         **describe_session(row, complete.at_ns, zone),
-        "trace_ids": trace_ids,
-        "kept_traces": [_describe_trace(snapshot, trace_id, zone, with_content) for trace_id in trace_ids],
+        "kept_traces": [
+            _describe_trace(snapshot, trace_id, zone, with_content)
+            for trace_id in read_session_traces(snapshot, row, limit)
+        ],
     }
 
 

@@ -23,7 +23,7 @@ from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
 from runtap_consumers.figures.ledger import build_ledger
-from runtap_consumers.figures.report import build_report, read_completeness
+from runtap_consumers.figures.report import SECTIONS, build_report, check_service, read_completeness
 from runtap_consumers.figures.sessions import PROJECTION, describe_session
 from runtap_consumers.figures.traces import build_session, build_trace
 from runtap_consumers.figures.workers import describe_workers
@@ -92,16 +92,13 @@ class Query:
 Answer = Callable[[Query], dict[str, Any]]
 
 
-def _report(query: Query) -> dict[str, Any]:
-    zone = query.source.settings.zone()
-    span = query.instant("since"), query.instant("until")
-    return build_report(query.source.store, *span, query.one("service"), zone, query.now_ns)
+def _report(*sections: str) -> Answer:
+    """All of the report, or these sections of it."""
 
-
-def _part_of_report(*names: str) -> Answer:
     def answer(query: Query) -> dict[str, Any]:
-        report = _report(query)
-        return {name: report[name] for name in ("generated_at", "range", "complete_to", *names)}
+        span, zone = (query.instant("since"), query.instant("until")), query.source.settings.zone()
+        store, service = query.source.store, query.one("service")
+        return build_report(store, *span, service, zone, query.now_ns, sections or SECTIONS)
 
     return answer
 
@@ -137,15 +134,12 @@ def _series(query: Query) -> dict[str, Any]:
 def _runs(query: Query) -> dict[str, Any]:
     limit, zone = query.rows(), query.source.settings.zone()
     wanted: dict[str, Any] = {column: query.one(name) for name, column in _RUN_FILTERS.items()}
-    metadata = query.one("metadata")
-    if metadata is not None and "=" not in metadata:
-        raise InputError(f"metadata={metadata!r}: expected KEY=VALUE")
     cursor = query.one("cursor")
     filtered = RunFilter(
         **wanted,
         since_ns=query.instant("since"),
         until_ns=query.instant("until"),
-        metadata=None if metadata is None else (metadata.partition("=")[0], metadata.partition("=")[2]),
+        metadata=run_rows.metadata_pair(query.one("metadata")),
         after=None if cursor is None else _read_cursor(cursor),
     )
     rows: list[Mapping[str, Any]] = []
@@ -200,16 +194,16 @@ def _workers(query: Query) -> dict[str, Any]:
 
 
 ANSWERS: dict[str, Answer] = {
-    "report": _report,
+    "report": _report(),
     "costs": _costs,
     "series": _series,
-    "components": _part_of_report("performance", "performance_by_run_type"),
+    "components": _report("performance_by_run_type", "performance"),
     "runs": _runs,
     "traces/{id}": _trace,
     "sessions": _sessions,
     "sessions/{id}": _session,
-    "errors": _part_of_report("errors"),
-    "alerts": _part_of_report("alerts"),
+    "errors": _report("errors"),
+    "alerts": _report("alerts"),
     "ledger": _ledger,
     "workers": _workers,
 }
@@ -245,6 +239,8 @@ def _endpoint(source: Source, path: str, answer: Answer) -> Callable[[Request], 
 
 def _limited(answer: Answer, query: Query) -> dict[str, Any]:
     with query.source.store.limit(query.source.seconds):
+        with open_snapshot(query.source.store) as snapshot:
+            check_service(snapshot, query.one("service"))
         return answer(query)
 
 

@@ -149,10 +149,10 @@ def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -
 
 
 def read_components(
-    snapshot: Snapshot, time_range: TimeRange, service: str | None
+    snapshot: Snapshot, time_range: TimeRange, service: str | None, model_names: Sequence[tuple[str, str, int]]
 ) -> dict[tuple[str, str, str], ComponentFigures]:
     """Figures by run type, name and model ('' where a component has none). Calls that failed count under the model that
-    others answered as which asked for the same.
+    others answered as which asked for the same, by `read_model_names`.
     """
     names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
@@ -163,7 +163,7 @@ def read_components(
         ):
             rows[run_type, name, model].append(measures)
     found = {component: sum_figures(measures) for component, measures in rows.items()}
-    answering = {asked: model for asked, model, _ in read_model_names(snapshot)}
+    answering = {asked: model for asked, model, _ in model_names}
     for (run_type, name, model), figures in list(found.items()):
         if run_type == "llm" and model in answering and figures.ok == 0:
             of_both = [*rows.pop((run_type, name, model)), *rows.get((run_type, name, answering[model]), ())]
