@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -185,7 +186,7 @@ async def test_tail_prints_events_as_they_come_and_ends_cleanly(command: Command
         process.send_signal(signal.SIGINT)
         _, errors = await asyncio.to_thread(process.communicate, timeout=5)
     assert lines[0].startswith("11:00:00.000  checkout  llm        ChatOpenAI  ok  2.00 s  1,000 → 100 tokens")
-    assert lines[1].endswith("error  3.00 s  ToolException: no such order\n")
+    assert lines[1].endswith("error  3.00 s  ToolException: no such order  trace trace-1\n")
     assert "unreadable  partition 0, offset 2  no readable header" in lines[2]
     assert (process.returncode, errors) == (0, "")
 
@@ -230,7 +231,7 @@ async def test_tail_prints_streamed_text_while_the_model_is_still_talking(
             may_go_on.set()
             await answer
             assert await asyncio.to_thread(process.stdout.readline) == ", world\n"
-    assert head.endswith("talks  llm        TalkingModel\n")
+    assert re.search(r"talks  llm        TalkingModel  trace [0-9a-f-]{36}\n$", head)
 
 
 class TalkingModel(BaseChatModel):

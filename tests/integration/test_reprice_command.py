@@ -72,7 +72,7 @@ async def test_repricing_beside_workers_and_killed_in_the_middle_is_exact(
             await produce(kafka, topic, numbered(events[first : first + 300], first=first))
 
     feeding = asyncio.create_task(feed())
-    await asyncio.to_thread(wait_until, lambda: count(setting) > 300, 30, "the first commits")
+    await asyncio.to_thread(wait_until, lambda: count(setting) > 300, 90, "the first commits")
     chance = random.Random(5)
     killed = finished = 0
     while not feeding.done() or killed < 3 or finished < 2:
