@@ -30,6 +30,7 @@ _COLUMNS = {
     "runs": ("error_status_code", "error_code", "error_raised_at"),
     "positions": (),
     "dead_letters": (),
+    "log_incidents": (),
     **dict.fromkeys((f"{name}_{grain}" for name in ("cost", "performance") for grain in GRAINS), ()),
 }
 # The table of revisions before 0005.
@@ -59,7 +60,20 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+# The table of revisions before 0012.
+_OLD_INCIDENTS = """
+CREATE TABLE log_incidents (projection TEXT, partition BIGINT, incarnation BIGINT, first_offset BIGINT, kind TEXT,
+last_offset BIGINT, at_ns BIGINT, PRIMARY KEY (projection, partition, incarnation, first_offset))
+"""
+
+
+def _take_back_0012(connection: Connection) -> None:
+    connection.execute(text("DROP TABLE log_incidents"))
+    connection.execute(text(_OLD_INCIDENTS))
+
+
 def _take_back_0011(connection: Connection) -> None:
+    _take_back_0012(connection)
     connection.execute(text("DROP TABLE run_durations"))
 
 
@@ -116,13 +130,16 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"])
+@pytest.mark.parametrize(
+    "revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011"]
+)
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0011": _take_back_0012,
             "0010": _take_back_0011,
             "0009": _take_back_0010,
             "0008": _take_back_0009,
@@ -306,3 +323,23 @@ def test_sums_are_divided_between_two_columns(store_url: str) -> None:
     store.close()
     assert [tuple(row) for row in cost] == [(3, 9 * 10**12, 7)]
     assert [tuple(row) for row in durations] == [(3, 7, 1, 0, 5)]
+
+
+def test_incidents_are_kept_and_two_kinds_may_be_at_one_offset(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    rows = [("cost", 0, 1, 10, "recreated", 9, 5), ("runs", 0, 0, 3, "retention", 6, 4)]
+    with store.engine.begin() as connection:
+        _take_back_0012(connection)
+        for row in rows:
+            connection.execute(text(f"INSERT INTO log_incidents VALUES {row}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0011'"))
+    store.close()
+    migrate_store(store_url)
+    store = open_store(store_url)
+    gone = ("cost", 0, 1, 10, "gone", 9, 7)
+    with store.engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO log_incidents VALUES {gone}"))
+    with store.read() as connection:
+        found = connection.execute(text("SELECT * FROM log_incidents ORDER BY projection, kind")).all()
+    store.close()
+    assert [tuple(row) for row in found] == [gone, *rows]
