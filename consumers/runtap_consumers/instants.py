@@ -82,8 +82,8 @@ def dollars(picodollars: int | None) -> str | None:
     """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:
         return None
-    whole, part = divmod(picodollars, PICODOLLARS)
-    return f"{whole}.{part:012d}".rstrip("0").rstrip(".")
+    whole, part = divmod(abs(picodollars), PICODOLLARS)
+    return ("-" if picodollars < 0 else "") + f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 
 
 def average_dollars(picodollars: int, calls: int) -> str | None:

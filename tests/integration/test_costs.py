@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,6 +12,7 @@ import pytest
 
 from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
+from runtap_consumers.figures.changes import PARTS, build_changes
 from runtap_consumers.figures.costs import CostQuestion, build_costs
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
@@ -21,10 +23,12 @@ from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS
 from runtap_consumers.worker.partition import Partition, Tools
+from runtap_schemas import Usage
 from samples import START_NS, Log, model_call
 from worker_process import WorkerSetting
 
 UTC = ZoneInfo("UTC")
+Span = tuple[int | None, int | None]
 CALLS: list[dict[str, Any]] = [
     {"metadata": {"team": "red"}, "user_id": "ann", "tags": ["a", "b"], "root_name": "answer"},
     {"metadata": {"team": "red"}},
@@ -196,6 +200,45 @@ def test_what_caching_saved_is_what_the_tokens_would_have_cost_more(store: Store
     assert total["series_usd"] == ["0.000585"]
 
 
+def why(store: Store, now: Span, before: Span, prices: PriceTable) -> dict[str, Any]:
+    return build_changes(store, prices, now, before, None, UTC, START_NS + HOUR_NS)
+
+
+def test_why_costs_changed_is_told_by_parts_that_add_up(store: Store) -> None:
+    earlier = (START_NS - 2 * HOUR_NS, START_NS - HOUR_NS)
+    found = why(store, (START_NS, START_NS + HOUR_NS), earlier, PriceTable.load())
+    assert (found["cost_before_usd"], found["cost_usd"], found["difference_usd"]) == ("0.000195", "0.000585", "0.00039")
+    nothing = dict.fromkeys(PARTS, "0")
+    assert found["parts_usd"] == nothing | {"volume": "0.00039"}
+    assert {row["model"]: (row["listed_calls_before"], row["listed_calls"]) for row in found["models"]} == {
+        "gpt-4o-mini-2024-07-18": (1, 3),
+        "unheard-of": (0, 0),
+    }
+    # Without a range to compare with, the one as long before it.
+    found = why(store, (START_NS, START_NS + HOUR_NS), (None, None), PriceTable.load())
+    assert found["before"] == {"from": "2026-03-02T09:00:00.000000Z", "to": "2026-03-02T10:00:00.000000Z"}
+    assert found["parts_usd"] == nothing | {"mix": "0.000585"}
+    # What these prices do not explain is none of theirs.
+    dearer = PriceTable([], "other prices")
+    assert why(store, (START_NS, START_NS + HOUR_NS), earlier, dearer)["parts_usd"] == nothing | {"other": "0.00039"}
+    with pytest.raises(InputError, match="has no length"):
+        why(store, (START_NS, START_NS), earlier, dearer)
+
+
+def test_bills_and_searches_are_a_part_of_their_own(store_url: str) -> None:
+    searched = Usage(input_tokens=1_000, output_tokens=100, cache_read_tokens=200, web_searches=2)
+    log = Log()
+    log.append(model_call(START_NS, model="gpt-5-mini", usage=searched), "e1", 1)
+    log.append(model_call(START_NS + 1, reported_cost_usd="0.25"), "e1", 2)
+    with closing(open_store(store_url, "runtap.events", "UTC")) as store, Writer.of(store) as writer:
+        partition = Partition(0, ("cost",), Tools.of(store, writer, PriceTable.load(), ConsumerSettings.load()))
+        partition.load(0)
+        partition.commit(partition.fold(log.since(0)))
+        found = why(store, (START_NS, START_NS + HOUR_NS), (None, None), PriceTable.load())
+    # Two searches of ten dollars a thousand, and the bill; the tokens at 0.25, 0.025 cached and 2 dollars a million.
+    assert found["parts_usd"] == dict.fromkeys(PARTS, "0") | {"mix": "0.000405", "other": "0.27"}
+
+
 def test_the_month_goes_on_as_its_whole_days_did(store: Store) -> None:
     month = ask(store, "model")["month"]
     assert (month["cost_usd"], month["forecast_usd"]) == ("0.00078", None)
@@ -221,3 +264,8 @@ def test_the_command_prints_it(store: Store, store_url: str) -> None:
     assert head.startswith("user,calls,priced_calls,unpriced_calls")
     assert [line.split(",")[:2] for line in lines] == [["ann", "2"], ["ben", "1"], ["", "2"]]
     assert json.loads(setting.run("costs", "--json", *span).stdout)["total"]["calls"] == 5
+    done = setting.run("costs", "--why", *span)
+    assert done.returncode == 0, done.stderr
+    assert "$0.00 before, $0.000780 now: $0.000780" in done.stdout
+    done = setting.run("costs", "--why", "--model", "gpt-5", *span)
+    assert (done.returncode, "leave out --model" in done.stderr) == (2, True)

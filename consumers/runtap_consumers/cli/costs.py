@@ -12,6 +12,7 @@ import typer
 from runtap_consumers.cli import printing
 from runtap_consumers.cli.options import Csv, JsonObject, Limit, Since, Until, Wide, instant_of, takes_settings
 from runtap_consumers.cli.terminal import print_line, write_csv, write_json
+from runtap_consumers.errors import InputError
 from runtap_consumers.figures import words
 from runtap_consumers.settings import ConsumerSettings
 
@@ -32,12 +33,16 @@ def costs(
     environment: Annotated[str | None, typer.Option(help="Only this environment.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model, as it answers.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Why costs differ from those of the range as long before it, by model.")
+    ] = False,
     limit: Limit = 30,
     json: JsonObject = False,
     wide: Wide = False,
     csv: Csv = False,
 ) -> None:
     """What was spent, by model or what else is asked for; with the month so far, and where it is going."""
+    from runtap_consumers.figures.changes import build_changes
     from runtap_consumers.figures.costs import CostQuestion, build_costs
     from runtap_consumers.figures.report import check_service
     from runtap_consumers.pricing.source import load_prices
@@ -55,9 +60,20 @@ def costs(
     with closing(open_store(settings.database_url)) as store:
         with open_snapshot(store) as snapshot:
             check_service(snapshot, service)
-        found = build_costs(store, load_prices(settings), asked, settings.cost_attributes, settings.zone(), now_ns)
+        prices, zone = load_prices(settings), settings.zone()
+        if why:
+            given.pop("service")
+            if refused := [f"--{name}" for name, value in {**given, "by": by}.items() if value]:
+                raise InputError(
+                    f"--why splits costs by model, of one --service or all: leave out {', '.join(refused)}"
+                )
+            found = build_changes(store, prices, (asked.since_ns, asked.until_ns), (None, None), service, zone, now_ns)
+        else:
+            found = build_costs(store, prices, asked, settings.cost_attributes, zone, now_ns)
     if json:
         write_json(found)
+    elif why:
+        print_changes(found, limit or None, wide, csv)
     elif csv:
         write_csv(found["rows"], leave_out=("series_usd",))
     else:
@@ -110,6 +126,46 @@ def print_costs(found: dict[str, Any], limit: int | None = None, wide: bool = Fa
         else:
             text += "; three whole days tell where it is going."
         print_line(console, text)
+
+
+_WHAT_CHANGED = {
+    "volume": "more or fewer calls",
+    "mix": "other models, or shares of them",
+    "tokens": "more or fewer tokens a call",
+    "cached": "more or less of the input cached",
+    "price": "other prices, tiers, sizes",
+    "other": "bills, web searches, prices no longer known",
+}
+
+
+def print_changes(found: dict[str, Any], limit: int | None = None, wide: bool = False, csv: bool = False) -> None:
+    """Prints what `runtap_consumers.figures.changes.build_changes` returned."""
+    rows = [
+        {
+            "model": row["model"] or "(none)",
+            **{f"{part}_usd": amount for part, amount in row["parts_usd"].items()},
+            **{name: row[name] for name in ("provider", "cost_before_usd", "cost_usd", "difference_usd")},
+        }
+        for row in found["models"]
+        if row["cost_usd"] != "0" or row["cost_before_usd"] != "0"
+    ]
+    if csv:
+        write_csv(rows)
+        return
+    console = printing.open_console(wide)
+    ranges = [
+        " to ".join(found[of][name][:16].replace("T", " ") for name in ("from", "to")) for of in ("range", "before")
+    ]
+    print_line(console, f"Why costs changed: {ranges[0]}, against {ranges[1]} ({found['timezone']})", style="bold")
+    before, now, difference = (words.money(found[name]) for name in ("cost_before_usd", "cost_usd", "difference_usd"))
+    print_line(console, f"{before} before, {now} now: {difference}")
+    parts = [
+        {"part": part, "what_changed": what, "difference_usd": found["parts_usd"][part]}
+        for part, what in _WHAT_CHANGED.items()
+    ]
+    printing.print_table(console, None, "part what_changed difference_usd", parts, None)
+    columns = f"model<24 {' '.join(f'{part}_usd?' for part in _WHAT_CHANGED)} difference_usd"
+    printing.print_table(console, None, columns, rows, limit)
 
 
 def _sums(total: dict[str, Any]) -> str:
