@@ -32,7 +32,7 @@ def worker(
     ] = False,
     health: Annotated[
         str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve /livez and /readyz over HTTP, on 127.0.0.1 if left out."),
+        typer.Option(metavar="[HOST:]PORT", help="Serve /livez, /readyz and /metrics, on 127.0.0.1 if left out."),
     ] = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -49,7 +49,6 @@ from runtap_consumers.store.read.totals import (
 )
 from runtap_consumers.units import PICODOLLARS, SECOND_NS
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
 MAX_SERIES_A_SERVICE = 5_000
 
@@ -294,7 +293,5 @@ class _OfSnapshot(Collector):
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """What a scrape gets, to be sent as `CONTENT_TYPE`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_OfSnapshot(snapshot))
-    return generate_latest(registry)
+    """What a scrape gets, of text format 0.0.4."""
+    return generate_latest(_OfSnapshot(snapshot))
