@@ -342,3 +342,12 @@ def test_durations_of_before_are_those_until_the_end(store_url: str) -> None:
     with open_store(store_url) as store, store.read() as connection:
         found = connection.execute(text(f"SELECT until, model, {columns} FROM run_durations")).all()
     assert [tuple(row) for row in found] == [("end", "m", *counts)]
+
+
+def test_a_store_is_made_by_migration_where_that_was_asked_for(store_url: str) -> None:
+    with pytest.raises(StoreError, match="there is no store"):
+        migrate_store(store_url)
+    made = migrate_store(store_url, "shop.events", "Europe/Berlin")
+    assert migrate_store(store_url, "other.events", "UTC") == made
+    with open_store(store_url) as store:
+        assert (store.events_topic, store.zone.key) == ("shop.events", "Europe/Berlin")
