@@ -89,9 +89,9 @@ class ConsumerSettings(ConnectionSettings):
         if file_of(url) is not None and (url.database in (None, "", ":memory:") or url.host or url.username):
             raise ValueError("expected a file, as in sqlite:///path: workers cannot share a store in memory")
         password_file = info.data.get("database_password_file")
-        if password_file is None or url.username is None:
+        if password_file is None or not url.username:
             return value
-        if url.password is not None:
+        if url.password:
             raise ValueError("it has a password, and so has RUNTAP_DATABASE_PASSWORD_FILE: one says which it is")
         try:
             return url.set(password=read_secret(password_file)).render_as_string(hide_password=False)
