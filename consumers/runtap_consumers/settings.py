@@ -91,12 +91,14 @@ class ConsumerSettings(ConnectionSettings):
         password_file = info.data.get("database_password_file")
         if password_file is None or not url.username:
             return value
-        if url.password:
-            raise ValueError("it has a password, and so has RUNTAP_DATABASE_PASSWORD_FILE: one says which it is")
         try:
-            return url.set(password=read_secret(password_file)).render_as_string(hide_password=False)
+            password = read_secret(password_file)
         except ValueError as error:
             raise ValueError(f"RUNTAP_DATABASE_PASSWORD_FILE={password_file!r} {error}") from error
+        # The same where a process hands its settings to another.
+        if url.password and url.password != password:
+            raise ValueError("it has another password than RUNTAP_DATABASE_PASSWORD_FILE: leave one out")
+        return url.set(password=password).render_as_string(hide_password=False)
 
     @field_validator("timezone")
     @classmethod

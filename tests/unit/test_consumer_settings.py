@@ -67,7 +67,11 @@ def test_the_password_of_the_store_comes_from_a_file(tmp_path: Path) -> None:
     # A file, and a server that asks for none.
     for without in ("sqlite:///x.db", "postgresql:///runtap"):
         assert ConsumerSettings.load(database_url=without, **where).database_url == without
-    assert "so has RUNTAP_DATABASE_PASSWORD_FILE" in refusal_of(database_url="postgresql://u:p@h/d", **where)
+    again = url.render_as_string(hide_password=False)
+    assert ConsumerSettings.load(database_url=again, **where).database_url == again
+    assert "another password than RUNTAP_DATABASE_PASSWORD_FILE" in refusal_of(
+        database_url="postgresql://u:p@h/d", **where
+    )
     file.write_text("\n")
     assert f"RUNTAP_DATABASE_PASSWORD_FILE='{file}' is empty" in refusal_of(database_url="postgresql://u@h/d", **where)
     file.unlink()
