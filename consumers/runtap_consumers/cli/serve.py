@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.options import takes_settings
 from runtap_consumers.cli.terminal import say
 from runtap_consumers.errors import InputError
+from runtap_consumers.private_files import read_secret
 from runtap_consumers.settings import ConsumerSettings
 
 
@@ -42,16 +42,13 @@ def serve(
 
 def _token(settings: ConsumerSettings) -> str | None:
     if settings.serve_token_file is None:
-        return None if settings.serve_token is None else _checked(settings.serve_token.get_secret_value(), "")
+        token = None if settings.serve_token is None else settings.serve_token.get_secret_value()
+        if token == "":
+            raise InputError("RUNTAP_SERVE_TOKEN is empty: set a token, or leave it out for loopback alone")
+        return token
     if settings.serve_token is not None:
         raise InputError("RUNTAP_SERVE_TOKEN and RUNTAP_SERVE_TOKEN_FILE are both set: one says which token it is")
     try:
-        return _checked(Path(settings.serve_token_file).read_text().partition("\n")[0].strip(), "_FILE")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"RUNTAP_SERVE_TOKEN_FILE={settings.serve_token_file!r} cannot be read: {error}") from error
-
-
-def _checked(token: str, ending: str) -> str:
-    if not token:
-        raise InputError(f"RUNTAP_SERVE_TOKEN{ending} is empty: set a token, or leave it out for loopback alone")
-    return token
+        return read_secret(settings.serve_token_file)
+    except ValueError as error:
+        raise InputError(f"RUNTAP_SERVE_TOKEN_FILE={settings.serve_token_file!r} {error}") from error

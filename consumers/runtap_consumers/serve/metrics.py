@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -49,7 +49,6 @@ from runtap_consumers.store.read.totals import (
 )
 from runtap_consumers.units import PICODOLLARS, SECOND_NS
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
 MAX_SERIES_A_SERVICE = 5_000
 
@@ -93,6 +92,9 @@ LLM_CALLS = _of_model("langchain_llm_calls", "Model calls that ended.", "status"
 CHAIN_CALLS = _Family("langchain_chain_calls", "Chain runs that ended.", ("status", *_OF))
 TOOL_CALLS = _Family("langchain_tool_calls", "Tool runs that ended.", ("tool_name", "status", *_OF), names="tool_name")
 LLM_DURATION = _of_model("langchain_llm_duration_seconds", "How long model calls took.", kind=_Histogram)
+FIRST_TOKEN = _of_model(
+    "runtap_time_to_first_token_seconds", "How long it took until the first token of streamed calls.", kind=_Histogram
+)
 CHAIN_DURATION = _Family("langchain_chain_duration_seconds", "How long chain runs took.", _OF, _Histogram)
 ACTIVE_CALLS = _of_model("langchain_llm_active_calls", "Calls that have not ended.", kind=GaugeMetricFamily)
 TOKENS = _of_model("langchain_token_usage", "Tokens of calls that told their usage.", "type", kind=_Summary)
@@ -112,7 +114,7 @@ REVISION = _gauge(
 FOLDED = _gauge("runtap_metrics_folded", "Series of the least used names that are summed in those named other.")
 FAMILIES = (
     *(LLM_CALLS, CHAIN_CALLS, TOOL_CALLS, LLM_DURATION, CHAIN_DURATION, ACTIVE_CALLS, TOKENS),
-    *(COST, UNPRICED, UNMETERED, ERRORS, SESSIONS, LEDGER, DROPPED, COMPLETE_TO, REVISION, FOLDED),
+    *(FIRST_TOKEN, COST, UNPRICED, UNMETERED, ERRORS, SESSIONS, LEDGER, DROPPED, COMPLETE_TO, REVISION, FOLDED),
 )
 
 _Key = tuple[_Family, tuple[str, ...]]
@@ -233,9 +235,10 @@ def _add_runs(page: _Page, outcomes: Sequence[Any], names: _Names) -> None:
 
 
 def _add_durations(page: _Page, snapshot: Snapshot, names: _Names) -> None:
-    for service, environment, run_type, model, *values in read_durations(snapshot):
+    for service, environment, run_type, until, model, *values in read_durations(snapshot):
         if run_type == "llm":
-            page.add(LLM_DURATION, (names.model_of(model), service, environment), *values)
+            family = LLM_DURATION if until == "end" else FIRST_TOKEN
+            page.add(family, (names.model_of(model), service, environment), *values)
         else:
             page.add(CHAIN_DURATION, (service, environment), *values)
 
@@ -290,7 +293,5 @@ class _OfSnapshot(Collector):
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """What a scrape gets, to be sent as `CONTENT_TYPE`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_OfSnapshot(snapshot))
-    return generate_latest(registry)
+    """What a scrape gets, of text format 0.0.4."""
+    return generate_latest(_OfSnapshot(snapshot))

@@ -23,7 +23,7 @@ def read_outcomes(snapshot: Snapshot) -> Sequence[Any]:
 def read_durations(snapshot: Snapshot) -> Sequence[Any]:
     """The measures of `RUN_DURATIONS`: runs by how long they took, then seconds and nanoseconds of all."""
     measures = [name for one in RUN_DURATIONS.measures for name in (one.whole, one.name) if name]
-    return _sum_up(snapshot, "run_durations", ("run_type", "model"), measures)
+    return _sum_up(snapshot, "run_durations", ("run_type", "until", "model"), measures)
 
 
 def read_cost_totals(snapshot: Snapshot) -> Sequence[Any]:
