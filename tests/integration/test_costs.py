@@ -12,6 +12,7 @@ import pytest
 from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.costs import CostQuestion, build_costs
+from runtap_consumers.figures.words import Row
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.grains import Calendar
@@ -51,7 +52,7 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> dict[str, Any]:
+def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> Row:
     return build_costs(store, PriceTable.load(), CostQuestion(by, since, end, where), ("feature",), UTC, end)
 
 
@@ -134,7 +135,7 @@ def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(stor
             ask(store, *by, since=START_NS - 30 * DAY_NS)
 
 
-def by_key(figures: dict[str, Any]) -> dict[tuple[Any, ...], tuple[int, str | None]]:
+def by_key(figures: Row) -> dict[tuple[Any, ...], tuple[int, str | None]]:
     """Calls and cost of each row."""
     return {tuple(row[name] for name in figures["by"]): (row["calls"], row["cost_usd"]) for row in figures["rows"]}
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypedDict, cast
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -17,6 +17,7 @@ import orjson
 from runtap_consumers.correct.price_terms import find_terms
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.figures.shapes import Dollars, Frame, Instant, pick
 from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
@@ -54,9 +55,60 @@ class CostQuestion:
         return until_ns - DEFAULT_NS if self.since_ns is None else self.since_ns, end_ns
 
 
+class CostFigures(TypedDict):
+    """What calls used and cost. `cached_share` of the input tokens; `share` of the total's cost; `series_usd`: cost by
+    `buckets`.
+    """
+
+    calls: int
+    priced_calls: int
+    unpriced_calls: int
+    unmetered_calls: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    input_audio_tokens: int
+    input_image_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    output_audio_tokens: int
+    web_searches: int
+    cached_share: float | None
+    saved_usd: Dollars | None
+    cost_usd: Dollars | None
+    share: float | None
+    series_usd: list[Dollars]
+
+
+_MonthBegin = TypedDict("_MonthBegin", {"from": Instant})
+
+
+class Month(_MonthBegin):
+    """This month so far, and what it will cost if it goes on like that: null within its first days."""
+
+    cost_usd: Dollars
+    forecast_usd: Dollars | None
+    least_usd: Dollars | None
+    most_usd: Dollars | None
+    method: str | None
+
+
+class Costs(Frame):
+    """Costs of a range. A row also has each name of `by`: null is for calls without it. `source`: rollups, or runs."""
+
+    timezone: str
+    by: list[str]
+    source: str
+    rows: list[CostFigures]
+    total: CostFigures
+    buckets: list[Instant]
+    month: Month | None
+
+
 def build_costs(
     store: Store, prices: PriceTable, asked: CostQuestion, configured: tuple[str, ...], zone: ZoneInfo, now_ns: int
-) -> dict[str, Any]:
+) -> Costs:
     """Costs of a range, cut by one or two names; a value null is for calls without it.
 
     Args:
@@ -107,7 +159,10 @@ def build_costs(
         "timezone": store.zone.key,
         "by": list(by),
         "source": "runs" if is_of_runs else "rollups",
-        "rows": [{**_named(by, key, zone), **_describe(row, total, buckets)} for key, row in table.sorted_rows(by)],
+        "rows": [
+            cast(CostFigures, {**_named(by, key, zone), **_describe(row, total, buckets)})
+            for key, row in table.sorted_rows(by)
+        ],
         "total": _describe(total, total, buckets),
         "buckets": [format_instant(bucket, zone) for bucket in buckets],
         "month": month,
@@ -298,11 +353,11 @@ def _named(by: Sequence[str], key: Sequence[str], zone: ZoneInfo) -> dict[str, A
     }
 
 
-def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> dict[str, Any]:
+def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> CostFigures:
     counts, cost = row.sums.counts, row.sums.cost_picodollars
     is_unknown = counts["calls"] > 0 and counts["priced_calls"] == 0
     return {
-        **counts,
+        **pick(CostFigures, counts),
         "cached_share": counts["cache_read_tokens"] / counts["input_tokens"] if counts["input_tokens"] else None,
         "saved_usd": dollars(row.saved_picodollars) if row.is_saved_known and row.saved_picodollars >= 0 else None,
         "cost_usd": None if is_unknown else dollars(cost),
@@ -311,7 +366,7 @@ def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> dict[str, Any]:
+def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> Month:
     """What this month, of the store's zone, cost so far, and what it will cost if it goes on like that."""
     today = local_time(now_ns, zone).date()
     today_ns = day_start_ns(now_ns, zone)
@@ -324,9 +379,9 @@ def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> dict[str, Any]:
     while whole and not whole[0]:
         whole.pop(0)
     so_far, left = sum(days.values()), monthrange(today.year, today.month)[1] - today.day + 1
-    found: dict[str, Any] = {"from": format_instant(begin_ns, zone), "cost_usd": dollars(so_far)}
+    found = pick(Month, {"from": format_instant(begin_ns, zone), "cost_usd": dollars(so_far)})
     if len(whole) < _LEAST_DAYS:
-        return {**found, "forecast_usd": None, "least_usd": None, "most_usd": None, "method": None}
+        return found
     # Today is not over: it counts as a day that is left, or as what it cost so far where that is more.
     of_today = days.get(today_ns, 0)
     before = so_far - of_today

@@ -7,10 +7,11 @@ import binascii
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypedDict, TypeVar
 
 import orjson
 from sqlalchemy import select
@@ -21,13 +22,15 @@ from starlette.routing import Route
 
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
 from runtap_consumers.figures import runs as run_rows
-from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
-from runtap_consumers.figures.ledger import build_ledger
-from runtap_consumers.figures.report import SECTIONS, build_report, check_service, read_completeness
-from runtap_consumers.figures.sessions import PROJECTION, describe_session
-from runtap_consumers.figures.traces import build_session, build_trace
-from runtap_consumers.figures.workers import describe_workers
-from runtap_consumers.instants import parse_instant
+from runtap_consumers.figures.costs import FILTERS, CostQuestion, Costs, build_costs
+from runtap_consumers.figures.ledger import Ledger, build_ledger
+from runtap_consumers.figures.report import build_sections, check_service, read_completeness
+from runtap_consumers.figures.sections import Alerts, Components, Errors, Report
+from runtap_consumers.figures.sessions import PROJECTION, Session, describe_session
+from runtap_consumers.figures.shapes import Frame, Instant, pick
+from runtap_consumers.figures.traces import SessionTraces, Trace, build_session, build_trace
+from runtap_consumers.figures.workers import Workers, describe_workers
+from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve.guard import refuse
 from runtap_consumers.settings import ConsumerSettings
@@ -40,13 +43,55 @@ from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 _prices = threading.Lock()
 MAX_ROWS = 1_000
 _DEFAULT_ROWS = 50
-_METRICS = ("cost_usd", "calls", "unpriced_calls", "input_tokens", "output_tokens")
+_MOST_TRACES = 100
 _RUN_FILTERS = {
     "session": "session_id",
     "trace": "trace_id",
     "user": "user_id",
     "type": "run_type",
     **{name: name for name in ("model", "status", "service", "name", "tag")},
+}
+_SPAN = ("since", "until")
+_PAGE = ("limit", "cursor")
+
+
+def _text(description: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "description": description, **more}
+
+
+# JSON Schema of each parameter: what is accepted, and what `docs/openapi.json` says. An array may be given repeatedly.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "since": _text(f"Begin: {EXPECTED}.", examples=["7d"]),
+    "until": _text("End, not included; now if left out.", examples=["2025-06-30"]),
+    "by": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "hour, day, model, provider, service, environment, user, root, name, tag, or a metadata key.",
+        "examples": [["user", "model"]],
+    },
+    "metric": _text(
+        "What the points are.",
+        enum=["cost_usd", "calls", "unpriced_calls", "input_tokens", "output_tokens"],
+        default="cost_usd",
+    ),
+    "grain": _text("How long a point is.", enum=["hour", "day"], default="hour"),
+    "limit": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_ROWS,
+        "default": _DEFAULT_ROWS,
+        "description": f"How many; of a session's traces {_MOST_TRACES} at most.",
+    },
+    "cursor": _text("Where the answer before ended."),
+    "metadata": _text("Only ended runs with this metadata: KEY=VALUE.", pattern="="),
+    "tag": _text("Only ended runs with this tag."),
+    "status": _text("Only runs of this status.", enum=list(run_rows.STATUSES)),
+    "type": _text("Only runs of this type: llm, chain, tool, retriever, …"),
+    "name": _text("Only runs of this name."),
+    **{
+        name: _text(f"Only this {name}.")
+        for name in ("service", "environment", "provider", "model", "user", "session", "trace")
+    },
 }
 
 
@@ -70,11 +115,9 @@ class Query:
     now_ns: int
 
     def one(self, name: str) -> str | None:
-        """A parameter that is given at most once."""
-        values = self.parameters.get(name, [])
-        if len(values) > 1:
-            raise InputError(f"{name!r} is given {len(values)} times: expected once")
-        return values[0] if values else None
+        """A parameter that is given at most once; its default where it is not."""
+        values = self.parameters.get(name)
+        return values[0] if values else PARAMETERS[name].get("default")
 
     def instant(self, name: str) -> int | None:
         """A time, as `--since` takes it."""
@@ -83,31 +126,121 @@ class Query:
 
     def rows(self) -> int:
         """How many rows are wanted."""
-        text = self.one("limit") or str(_DEFAULT_ROWS)
-        if not text.isdecimal() or not 1 <= int(text) <= MAX_ROWS:
+        text = str(self.one("limit"))
+        if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_ROWS:
             raise InputError(f"limit={text!r}: expected 1 to {MAX_ROWS:,}; what is beyond has a cursor")
         return int(text)
 
-
-Answer = Callable[[Query], dict[str, Any]]
-
-
-def _report(*sections: str) -> Answer:
-    """All of the report, or these sections of it."""
-
-    def answer(query: Query) -> dict[str, Any]:
-        span, zone = (query.instant("since"), query.instant("until")), query.source.settings.zone()
-        store, service = query.source.store, query.one("service")
-        return build_report(store, *span, service, zone, query.now_ns, sections or SECTIONS)
-
-    return answer
+    def after(self) -> tuple[int, str] | None:
+        """The row that the page before ended with."""
+        text = self.one("cursor")
+        return None if text is None else _read_cursor(text)
 
 
-def _costs(query: Query) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Question:
+    """What a route answers, as its type says, and which of `PARAMETERS` it takes."""
+
+    answer: Callable[[Query], Any]
+    takes: tuple[str, ...]
+
+    def check(self, parameters: Mapping[str, Sequence[str]]) -> None:
+        """Raises `InputError` for what it does not take."""
+        for name, values in parameters.items():
+            if name not in self.takes:
+                raise InputError(f"no parameter is called {name!r} here: expected {', '.join(self.takes) or 'none'}")
+            schema = PARAMETERS[name]
+            if schema["type"] != "array" and len(values) > 1:
+                raise InputError(f"{name!r} is given {len(values)} times: expected once")
+            if "enum" in schema and values[0] not in schema["enum"]:
+                raise InputError(f"{name}={values[0]!r}: expected {', '.join(schema['enum'])}")
+
+
+ANSWERS: dict[str, Question] = {}
+_Answered = TypeVar("_Answered")
+_Answer = Callable[[Query], _Answered]
+
+
+def _at(path: str, *takes: str) -> Callable[[_Answer[_Answered]], _Answer[_Answered]]:
+    def register(answer: _Answer[_Answered]) -> _Answer[_Answered]:
+        ANSWERS[path] = Question(answer, takes)
+        return answer
+
+    return register
+
+
+class Series(Frame):
+    """A figure over time, a series for each value of `by`. A point: its begin, and the figure."""
+
+    timezone: str
+    source: str
+    metric: str
+    grain: str
+    by: str | None
+    series: list[OneSeries]
+
+
+class OneSeries(TypedDict):
+    """The points of one value; null is for calls without it."""
+
+    value: str | None
+    points: list[tuple[Instant, int | str | None]]
+
+
+class Runs(TypedDict):
+    """A page of runs, newest first. `complete`: false where the time was up before the page was full."""
+
+    runs: list[run_rows.Run]
+    complete: bool
+    cursor: str | None
+
+
+class Sessions(TypedDict):
+    """A page of sessions, the one with the newest event first."""
+
+    sessions: list[Session]
+    cursor: str | None
+
+
+_Shown = TypeVar("_Shown", bound=Frame)
+
+
+def _sections(query: Query, shape: type[_Shown]) -> _Shown:
+    source, span = query.source, (query.instant("since"), query.instant("until"))
+    return build_sections(shape, source.store, *span, query.one("service"), source.settings.zone(), query.now_ns)
+
+
+@_at("report", *_SPAN, "service")
+def _report(query: Query) -> Report:
+    """Every figure of a range of time, as `runtap report --json` prints it."""
+    return _sections(query, Report)
+
+
+@_at("components", *_SPAN, "service")
+def _components(query: Query) -> Components:
+    """How long components took, and how often they failed."""
+    return _sections(query, Components)
+
+
+@_at("errors", *_SPAN, "service")
+def _errors(query: Query) -> Errors:
+    """Errors by type and group, and the last ones."""
+    return _sections(query, Errors)
+
+
+@_at("alerts", *_SPAN, "service")
+def _alerts(query: Query) -> Alerts:
+    """Alerts that fired, and those that were resolved."""
+    return _sections(query, Alerts)
+
+
+@_at("costs", "by", *_SPAN, *FILTERS)
+def _costs(query: Query) -> Costs:
+    """Costs cut by one name or two."""
     return _asked_costs(query, tuple(query.parameters.get("by", ["model"])))
 
 
-def _asked_costs(query: Query, by: tuple[str, ...]) -> dict[str, Any]:
+def _asked_costs(query: Query, by: tuple[str, ...]) -> Costs:
     source = query.source
     where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
     asked = CostQuestion(by, query.instant("since"), query.instant("until"), where)
@@ -118,29 +251,35 @@ def _asked_costs(query: Query, by: tuple[str, ...]) -> dict[str, Any]:
         return build_costs(source.store, source.prices.table, asked, attributes, zone, query.now_ns)
 
 
-def _series(query: Query) -> dict[str, Any]:
-    metric, by, grain = query.one("metric") or "cost_usd", query.one("by"), query.one("grain") or "hour"
-    if metric not in _METRICS or grain not in ("hour", "day"):
-        raise InputError(f"metric={metric!r}, grain={grain!r}: expected {', '.join(_METRICS)}; hour, day")
-    found = _asked_costs(query, (grain, by) if by else (grain,))
-    points: dict[str | None, list[list[Any]]] = {}
-    for row in found["rows"]:
-        points.setdefault(row[by] if by else None, []).append([row[grain], row[metric]])
-    named = ("generated_at", "range", "complete_to", "timezone", "source")
-    series = [{"value": value, "points": each} for value, each in points.items()]
-    return {**{name: found[name] for name in named}, "metric": metric, "grain": grain, "by": by, "series": series}
+@_at("series", "metric", "by", "grain", *_SPAN, *FILTERS)
+def _series(query: Query) -> Series:
+    """A figure of costs over time."""
+    metric, grain, by = str(query.one("metric")), str(query.one("grain")), query.parameters.get("by", [])
+    found = _asked_costs(query, (grain, *by))
+    points: dict[str | None, list[tuple[str, int | str | None]]] = {}
+    rows: Sequence[Mapping[str, Any]] = found["rows"]
+    for row in rows:
+        points.setdefault(row[by[0]] if by else None, []).append((row[grain], row[metric]))
+    return {
+        **pick(Series, found),
+        "metric": metric,
+        "grain": grain,
+        "by": by[0] if by else None,
+        "series": [{"value": value, "points": each} for value, each in points.items()],
+    }
 
 
-def _runs(query: Query) -> dict[str, Any]:
+@_at("runs", *_RUN_FILTERS, "metadata", *_SPAN, *_PAGE)
+def _runs(query: Query) -> Runs:
+    """Single runs, newest first."""
     limit, zone = query.rows(), query.source.settings.zone()
     wanted: dict[str, Any] = {column: query.one(name) for name, column in _RUN_FILTERS.items()}
-    cursor = query.one("cursor")
     filtered = RunFilter(
         **wanted,
         since_ns=query.instant("since"),
         until_ns=query.instant("until"),
         metadata=run_rows.metadata_pair(query.one("metadata")),
-        after=None if cursor is None else _read_cursor(cursor),
+        after=query.after(),
     )
     rows: list[Mapping[str, Any]] = []
     boundary: int | None = None
@@ -162,70 +301,72 @@ def _runs(query: Query) -> dict[str, Any]:
     }
 
 
-def _sessions(query: Query) -> dict[str, Any]:
-    zone = query.source.settings.zone()
-    since, until = query.instant("since") or 0, query.instant("until")
+@_at("sessions", "user", "service", *_SPAN, *_PAGE)
+def _sessions(query: Query) -> Sessions:
+    """Sessions, the one with the newest event first."""
+    limit, span = query.rows(), (query.instant("since") or 0, query.instant("until"))
+    of = (query.one("service"), query.one("user"))
     with open_snapshot(query.source.store) as snapshot:
         complete = read_completeness(snapshot, (PROJECTION,))
-        with closing(
-            read_sessions(snapshot, since, until, query.one("service"), query.rows(), query.one("user"))
-        ) as rows:
-            return {"sessions": [describe_session(row, complete.at_ns, zone) for row in rows]}
+        with closing(read_sessions(snapshot, *span, *of, limit=limit + 1, after=query.after())) as rows:
+            shown = list(islice(rows, limit))
+            more = next(rows, None) is not None
+    zone = query.source.settings.zone()
+    return {
+        "sessions": [describe_session(row, complete.at_ns, zone) for row in shown],
+        "cursor": _cursor(shown[-1].last_at_ns, shown[-1].session_id) if more else None,
+    }
 
 
-def _session(query: Query) -> dict[str, Any]:
+@_at("sessions/{id}", "limit")
+def _session(query: Query) -> SessionTraces:
+    """A session and its traces, the oldest first."""
+    limit = min(query.rows(), _MOST_TRACES)
     with open_snapshot(query.source.store) as snapshot:
-        return build_session(snapshot, query.path["id"], query.source.settings.zone(), min(query.rows(), 100))
+        return build_session(snapshot, query.path["id"], query.source.settings.zone(), limit)
 
 
-def _trace(query: Query) -> dict[str, Any]:
+@_at("traces/{id}")
+def _trace(query: Query) -> Trace:
+    """The trace of an id: its own, or a run's, or how a run's begins."""
     with open_snapshot(query.source.store) as snapshot:
         return build_trace(snapshot, query.path["id"], query.source.settings.zone())
 
 
-def _ledger(query: Query) -> dict[str, Any]:
+@_at("ledger")
+def _ledger(query: Query) -> Ledger:
+    """Where every captured event is."""
     with open_snapshot(query.source.store) as snapshot:
         return build_ledger(snapshot, query.source.settings.zone())
 
 
-def _workers(query: Query) -> dict[str, Any]:
+@_at("workers")
+def _workers(query: Query) -> Workers:
+    """How far the projections are."""
     with open_snapshot(query.source.store) as snapshot:
         return describe_workers(snapshot, query.source.settings.zone(), query.now_ns)
 
 
-ANSWERS: dict[str, Answer] = {
-    "report": _report(),
-    "costs": _costs,
-    "series": _series,
-    "components": _report("performance_by_run_type", "performance"),
-    "runs": _runs,
-    "traces/{id}": _trace,
-    "sessions": _sessions,
-    "sessions/{id}": _session,
-    "errors": _report("errors"),
-    "alerts": _report("alerts"),
-    "ledger": _ledger,
-    "workers": _workers,
-}
 _NOT_FOUND = ("traces/{id}", "sessions/{id}")
 
 
 def api_routes(source: Source) -> list[Route]:
     """One route an answer."""
-    return [Route(f"/api/v1/{path}", _endpoint(source, path, answer), name=path) for path, answer in ANSWERS.items()]
+    return [Route(f"/api/v1/{path}", _endpoint(source, path, one), name=path) for path, one in ANSWERS.items()]
 
 
-def _endpoint(source: Source, path: str, answer: Answer) -> Callable[[Request], Any]:
+def _endpoint(source: Source, path: str, question: Question) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         parameters: dict[str, list[str]] = {}
         for name, value in request.query_params.multi_items():
             parameters.setdefault(name, []).append(value)
         query = Query(source, parameters, request.path_params, time.time_ns())
         try:
+            question.check(parameters)
             etag = await run_in_threadpool(_etag, query, request.url.path)
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers={"etag": etag})
-            found = await run_in_threadpool(_limited, answer, query)
+            found = await run_in_threadpool(_limited, question, query)
         except InputError as error:
             return refuse(404 if path in _NOT_FOUND and "there is no" in str(error) else 400, str(error))
         except QueryTimeoutError as error:
@@ -237,11 +378,11 @@ def _endpoint(source: Source, path: str, answer: Answer) -> Callable[[Request], 
     return endpoint
 
 
-def _limited(answer: Answer, query: Query) -> dict[str, Any]:
+def _limited(question: Question, query: Query) -> Any:
     with query.source.store.limit(query.source.seconds):
         with open_snapshot(query.source.store) as snapshot:
             check_service(snapshot, query.one("service"))
-        return answer(query)
+        return question.answer(query)
 
 
 def _etag(query: Query, path: str) -> str:
