@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -60,6 +62,23 @@ def check_answer(path: str, status: int, body: bytes) -> str:
     schema = {**_DOCUMENT, **said["content"]["application/json"]["schema"]}
     jsonschema.Draft202012Validator(schema, format_checker=_formats).validate(json.loads(body))
     return str(route)
+
+
+class Server:
+    """A server of this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of an answer."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
 
 
 class Faces:
@@ -195,4 +214,8 @@ class Faces:
 
 def _still(answer: dict[str, Any]) -> dict[str, Any]:
     """Without what moves on by itself where workers run."""
-    return {name: value for name, value in answer.items() if name not in ("generated_at", "complete_to")}
+    still = {name: value for name, value in answer.items() if name not in ("generated_at", "complete_to")}
+    if "performance" in answer and answer["generated_at"] < answer["range"]["to"]:
+        for row in (*still["performance"], *still["performance_by_run_type"].values()):
+            del row["calls_per_minute"]
+    return still

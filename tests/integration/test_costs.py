@@ -135,6 +135,11 @@ def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(stor
             ask(store, *by, since=START_NS - 30 * DAY_NS)
 
 
+def test_a_range_of_centuries_has_points_only_where_there_were_calls(store: Store) -> None:
+    buckets = ask(store, "model", since=0, end=9 * 10**18)["buckets"]
+    assert [bucket[:10] for bucket in buckets] == ["2026-02-27", "2026-02-28", "2026-03-01", "2026-03-02"]
+
+
 def by_key(figures: Row) -> dict[tuple[Any, ...], tuple[int, str | None]]:
     """Calls and cost of each row."""
     return {tuple(row[name] for name in figures["by"]): (row["calls"], row["cost_usd"]) for row in figures["rows"]}

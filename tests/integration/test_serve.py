@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from faces import Faces, check_answer
+from faces import Faces, Server, check_answer
 from partition_setting import WorkerTools
 from runtap_consumers.errors import QueryTimeoutError
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve import api
 from runtap_consumers.serve.api import ANSWERS
 from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.query import Query, Source
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import stream_runs
@@ -56,19 +55,7 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     return store
 
 
-class Server:
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, dict(answer.headers), answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
-
+class Api(Server):
     def get(self, path: str) -> Any:
         status, _, body = self.ask(f"/api/v1/{path}")
         assert status == 200, body
@@ -77,11 +64,11 @@ class Server:
 
 
 @contextmanager
-def served(store_url: str, arguments: Sequence[str] = (), **variables: str) -> Iterator[Server]:
+def served(store_url: str, arguments: Sequence[str] = (), **variables: str) -> Iterator[Api]:
     (port,) = free_ports(1)
     setting = WorkerSetting("127.0.0.1:1", "runtap", store_url, variables)
     process = subprocess.Popen(setting.command("serve", "--port", str(port), *arguments), env=setting.environment())
-    server = Server(port)
+    server = Api(port)
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -160,6 +147,10 @@ def test_what_is_wrong_is_named(filled: Store, store_url: str) -> None:
             ("sessions/unknown", 404, "no session"),
             ("report?sinse=1h", 400, "no parameter is called 'sinse' here: expected since, until, service"),
             ("ledger?since=1h", 400, "expected none"),
+            ("report?since=1h&until=2h", 400, "ends before it begins"),
+            ("runs?name=a%00", 400, "zero byte"),
+            ("traces/%00", 400, "zero byte"),
+            ("sessions?cursor=WzkyMjMzNzIwMzY4NTQ3NzU4MDgsICJ4Il0=", 400, "none of ours"),
             ("series?grain=week", 400, "expected hour, day"),
             ("runs?status=fine", 400, "expected ok, error"),
         ):
@@ -233,6 +224,6 @@ def test_runs_that_were_found_before_the_time_was_up_are_shown(filled: Store, mo
 
     monkeypatch.setattr(api, "stream_runs", stream)
     settings = ConsumerSettings.load()
-    source = api.Source(filled, settings, PriceSource(settings))
-    found = api.ANSWERS["runs"].answer(api.Query(source, {}, {}, START_NS))
+    source = Source(filled, settings, PriceSource(settings))
+    found = api.ANSWERS["runs"].answer(Query(source, {}, {}, START_NS))
     assert (len(found["runs"]), found["complete"], found["cursor"] is not None) == (2, False, True)

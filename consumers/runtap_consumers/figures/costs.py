@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from calendar import monthrange
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -17,7 +17,8 @@ import orjson
 from runtap_consumers.correct.price_terms import find_terms
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
-from runtap_consumers.figures.shapes import Dollars, Frame, Instant, pick
+from runtap_consumers.figures.sections import CostFigures, Costs, Month
+from runtap_consumers.figures.shapes import pick
 from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
@@ -35,6 +36,7 @@ METADATA = "metadata."
 FILTERS = ("service", "environment", "provider", "model")
 # More points say no more in a line of blocks, or a chart as wide as a thumb.
 _MOST_POINTS = 60
+_MOST_DAYS = 400
 _LEAST_DAYS = 3
 METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
 
@@ -53,57 +55,6 @@ class CostQuestion:
         end_ns = now_ns + SKEW_AHEAD_NS if self.until_ns is None else self.until_ns
         until_ns = now_ns if self.until_ns is None else self.until_ns
         return until_ns - DEFAULT_NS if self.since_ns is None else self.since_ns, end_ns
-
-
-class CostFigures(TypedDict):
-    """What calls used and cost. `cached_share` of the input tokens; `share` of the total's cost; `series_usd`: cost by
-    `buckets`.
-    """
-
-    calls: int
-    priced_calls: int
-    unpriced_calls: int
-    unmetered_calls: int
-    input_tokens: int
-    cache_read_tokens: int
-    cache_write_5m_tokens: int
-    cache_write_1h_tokens: int
-    input_audio_tokens: int
-    input_image_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    output_audio_tokens: int
-    web_searches: int
-    cached_share: float | None
-    saved_usd: Dollars | None
-    cost_usd: Dollars | None
-    share: float | None
-    series_usd: list[Dollars]
-
-
-_MonthBegin = TypedDict("_MonthBegin", {"from": Instant})
-
-
-class Month(_MonthBegin):
-    """This month so far, and what it will cost if it goes on like that: null within its first days."""
-
-    cost_usd: Dollars
-    forecast_usd: Dollars | None
-    least_usd: Dollars | None
-    most_usd: Dollars | None
-    method: str | None
-
-
-class Costs(Frame):
-    """Costs of a range. A row also has each name of `by`: null is for calls without it. `source`: rollups, or runs."""
-
-    timezone: str
-    by: list[str]
-    source: str
-    rows: list[CostFigures]
-    total: CostFigures
-    buckets: list[Instant]
-    month: Month | None
 
 
 def build_costs(
@@ -148,7 +99,7 @@ def build_costs(
         complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
         month = None if where or is_of_runs else _month(snapshot, store.zone, now_ns)
     total = whole.total
-    buckets = _buckets(segments, grain, store.zone)
+    buckets = _buckets(segments, grain, store.zone, total.by_bucket)
     return {
         "generated_at": format_instant(now_ns, zone),
         "range": {
@@ -337,10 +288,14 @@ def _series_grain(segments: Sequence[Segment]) -> str:
     return "day" if segments[0].grain == "day" or hours > _MOST_POINTS else "hour"
 
 
-def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo) -> list[int]:
+def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo, called: Collection[int]) -> list[int]:
     start = hour_start_ns if grain == "hour" else day_start_ns
-    at_ns, found = start(segments[0].from_ns, zone), list[int]()
-    while at_ns < segments[-1].to_ns:
+    at_ns, end_ns = start(segments[0].from_ns, zone), segments[-1].to_ns
+    if end_ns - at_ns > _MOST_DAYS * DAY_NS:
+        # From 1970 to 2261, say: only where there were calls.
+        at_ns, end_ns = min(called, default=end_ns), min(end_ns, max(called, default=0) + 1)
+    found = list[int]()
+    while at_ns < end_ns:
         found.append(at_ns)
         at_ns = start(at_ns, zone, 1)
     return found

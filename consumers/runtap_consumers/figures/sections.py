@@ -1,4 +1,4 @@
-"""What the report is made of, section by section."""
+"""What the report and costs are made of, section by section."""
 
 from __future__ import annotations
 
@@ -161,3 +161,54 @@ class Report(Components, Errors, Alerts):
     session_count: int
     sessions: list[Session]
     ledger: AllSums
+
+
+class CostFigures(TypedDict):
+    """What calls used and cost. `cached_share` of the input tokens; `share` of the total's cost; `series_usd`: cost by
+    `buckets`.
+    """
+
+    calls: int
+    priced_calls: int
+    unpriced_calls: int
+    unmetered_calls: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    input_audio_tokens: int
+    input_image_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    output_audio_tokens: int
+    web_searches: int
+    cached_share: float | None
+    saved_usd: Dollars | None
+    cost_usd: Dollars | None
+    share: float | None
+    series_usd: list[Dollars]
+
+
+_MonthBegin = TypedDict("_MonthBegin", {"from": Instant})
+
+
+class Month(_MonthBegin):
+    """This month so far, and what it will cost if it goes on like that: null within its first days."""
+
+    cost_usd: Dollars
+    forecast_usd: Dollars | None
+    least_usd: Dollars | None
+    most_usd: Dollars | None
+    method: str | None
+
+
+class Costs(Frame):
+    """Costs of a range. A row also has each name of `by`: null is for calls without it. `source`: rollups, or runs."""
+
+    timezone: str
+    by: list[str]
+    source: str
+    rows: list[CostFigures]
+    total: CostFigures
+    buckets: list[Instant]
+    month: Month | None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypedDict, TypeVar
 
@@ -22,28 +19,22 @@ from starlette.routing import Route
 
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
 from runtap_consumers.figures import runs as run_rows
-from runtap_consumers.figures.costs import FILTERS, CostQuestion, Costs, build_costs
+from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
-from runtap_consumers.figures.sections import Alerts, Components, Errors, Report
+from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, Report
 from runtap_consumers.figures.sessions import PROJECTION, Session, describe_session
 from runtap_consumers.figures.shapes import Frame, Instant, pick
 from runtap_consumers.figures.traces import SessionTraces, Trace, build_session, build_trace
 from runtap_consumers.figures.workers import Workers, describe_workers
-from runtap_consumers.instants import EXPECTED, parse_instant
-from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve.guard import refuse
-from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.serve.query import MOST_TRACES, Query, Question, Source, write_cursor
 from runtap_consumers.store import tables
-from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 
 _prices = threading.Lock()
-MAX_ROWS = 1_000
-_DEFAULT_ROWS = 50
-_MOST_TRACES = 100
 _RUN_FILTERS = {
     "session": "session_id",
     "trace": "trace_id",
@@ -53,107 +44,6 @@ _RUN_FILTERS = {
 }
 _SPAN = ("since", "until")
 _PAGE = ("limit", "cursor")
-
-
-def _text(description: str, **more: Any) -> dict[str, Any]:
-    return {"type": "string", "description": description, **more}
-
-
-# JSON Schema of each parameter: what is accepted, and what `docs/openapi.json` says. An array may be given repeatedly.
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "since": _text(f"Begin: {EXPECTED}.", examples=["7d"]),
-    "until": _text("End, not included; now if left out.", examples=["2025-06-30"]),
-    "by": {
-        "type": "array",
-        "items": {"type": "string"},
-        "description": "hour, day, model, provider, service, environment, user, root, name, tag, or a metadata key.",
-        "examples": [["user", "model"]],
-    },
-    "metric": _text(
-        "What the points are.",
-        enum=["cost_usd", "calls", "unpriced_calls", "input_tokens", "output_tokens"],
-        default="cost_usd",
-    ),
-    "grain": _text("How long a point is.", enum=["hour", "day"], default="hour"),
-    "limit": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": MAX_ROWS,
-        "default": _DEFAULT_ROWS,
-        "description": f"How many; of a session's traces {_MOST_TRACES} at most.",
-    },
-    "cursor": _text("Where the answer before ended."),
-    "metadata": _text("Only ended runs with this metadata: KEY=VALUE.", pattern="="),
-    "tag": _text("Only ended runs with this tag."),
-    "status": _text("Only runs of this status.", enum=list(run_rows.STATUSES)),
-    "type": _text("Only runs of this type: llm, chain, tool, retriever, …"),
-    "name": _text("Only runs of this name."),
-    **{
-        name: _text(f"Only this {name}.")
-        for name in ("service", "environment", "provider", "model", "user", "session", "trace")
-    },
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where answers come from. `seconds`: how long a query may take."""
-
-    store: Store
-    settings: ConsumerSettings
-    prices: PriceSource
-    seconds: float = 10.0
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a request asks for."""
-
-    source: Source
-    parameters: Mapping[str, list[str]]
-    path: Mapping[str, str]
-    now_ns: int
-
-    def one(self, name: str) -> str | None:
-        """A parameter that is given at most once; its default where it is not."""
-        values = self.parameters.get(name)
-        return values[0] if values else PARAMETERS[name].get("default")
-
-    def instant(self, name: str) -> int | None:
-        """A time, as `--since` takes it."""
-        text = self.one(name)
-        return None if text is None else parse_instant(text, self.source.settings.zone(), self.now_ns)
-
-    def rows(self) -> int:
-        """How many rows are wanted."""
-        text = str(self.one("limit"))
-        if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_ROWS:
-            raise InputError(f"limit={text!r}: expected 1 to {MAX_ROWS:,}; what is beyond has a cursor")
-        return int(text)
-
-    def after(self) -> tuple[int, str] | None:
-        """The row that the page before ended with."""
-        text = self.one("cursor")
-        return None if text is None else _read_cursor(text)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a route answers, as its type says, and which of `PARAMETERS` it takes."""
-
-    answer: Callable[[Query], Any]
-    takes: tuple[str, ...]
-
-    def check(self, parameters: Mapping[str, Sequence[str]]) -> None:
-        """Raises `InputError` for what it does not take."""
-        for name, values in parameters.items():
-            if name not in self.takes:
-                raise InputError(f"no parameter is called {name!r} here: expected {', '.join(self.takes) or 'none'}")
-            schema = PARAMETERS[name]
-            if schema["type"] != "array" and len(values) > 1:
-                raise InputError(f"{name!r} is given {len(values)} times: expected once")
-            if "enum" in schema and values[0] not in schema["enum"]:
-                raise InputError(f"{name}={values[0]!r}: expected {', '.join(schema['enum'])}")
 
 
 ANSWERS: dict[str, Question] = {}
@@ -206,8 +96,10 @@ _Shown = TypeVar("_Shown", bound=Frame)
 
 
 def _sections(query: Query, shape: type[_Shown]) -> _Shown:
-    source, span = query.source, (query.instant("since"), query.instant("until"))
-    return build_sections(shape, source.store, *span, query.one("service"), source.settings.zone(), query.now_ns)
+    source = query.source
+    return build_sections(
+        shape, source.store, *query.span(), query.one("service"), source.settings.zone(), query.now_ns
+    )
 
 
 @_at("report", *_SPAN, "service")
@@ -243,7 +135,7 @@ def _costs(query: Query) -> Costs:
 def _asked_costs(query: Query, by: tuple[str, ...]) -> Costs:
     source = query.source
     where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
-    asked = CostQuestion(by, query.instant("since"), query.instant("until"), where)
+    asked = CostQuestion(by, *query.span(), where)
     attributes, zone = source.settings.cost_attributes, source.settings.zone()
     # A table of prices is for one thread at a time.
     with _prices:
@@ -272,12 +164,12 @@ def _series(query: Query) -> Series:
 @_at("runs", *_RUN_FILTERS, "metadata", *_SPAN, *_PAGE)
 def _runs(query: Query) -> Runs:
     """Single runs, newest first."""
-    limit, zone = query.rows(), query.source.settings.zone()
+    limit, zone, (since_ns, until_ns) = query.rows(), query.source.settings.zone(), query.span()
     wanted: dict[str, Any] = {column: query.one(name) for name, column in _RUN_FILTERS.items()}
     filtered = RunFilter(
         **wanted,
-        since_ns=query.instant("since"),
-        until_ns=query.instant("until"),
+        since_ns=since_ns,
+        until_ns=until_ns,
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=query.after(),
     )
@@ -297,31 +189,31 @@ def _runs(query: Query) -> Runs:
     return {
         "runs": [run_rows.describe_run(row, boundary, zone) for row in shown],
         "complete": is_complete,
-        "cursor": _cursor(shown[-1]["started_at_ns"], shown[-1]["run_id"]) if more else None,
+        "cursor": write_cursor(shown[-1]["started_at_ns"], shown[-1]["run_id"]) if more else None,
     }
 
 
 @_at("sessions", "user", "service", *_SPAN, *_PAGE)
 def _sessions(query: Query) -> Sessions:
     """Sessions, the one with the newest event first."""
-    limit, span = query.rows(), (query.instant("since") or 0, query.instant("until"))
-    of = (query.one("service"), query.one("user"))
+    limit, (since_ns, until_ns) = query.rows(), query.span()
+    of = (since_ns or 0, until_ns, query.one("service"), query.one("user"))
     with open_snapshot(query.source.store) as snapshot:
         complete = read_completeness(snapshot, (PROJECTION,))
-        with closing(read_sessions(snapshot, *span, *of, limit=limit + 1, after=query.after())) as rows:
+        with closing(read_sessions(snapshot, *of, limit=limit + 1, after=query.after())) as rows:
             shown = list(islice(rows, limit))
             more = next(rows, None) is not None
     zone = query.source.settings.zone()
     return {
         "sessions": [describe_session(row, complete.at_ns, zone) for row in shown],
-        "cursor": _cursor(shown[-1].last_at_ns, shown[-1].session_id) if more else None,
+        "cursor": write_cursor(shown[-1].last_at_ns, shown[-1].session_id) if more else None,
     }
 
 
 @_at("sessions/{id}", "limit")
 def _session(query: Query) -> SessionTraces:
     """A session and its traces, the oldest first."""
-    limit = min(query.rows(), _MOST_TRACES)
+    limit = min(query.rows(), MOST_TRACES)
     with open_snapshot(query.source.store) as snapshot:
         return build_session(snapshot, query.path["id"], query.source.settings.zone(), limit)
 
@@ -362,7 +254,7 @@ def _endpoint(source: Source, path: str, question: Question) -> Callable[[Reques
             parameters.setdefault(name, []).append(value)
         query = Query(source, parameters, request.path_params, time.time_ns())
         try:
-            question.check(parameters)
+            question.check(parameters, request.path_params)
             etag = await run_in_threadpool(_etag, query, request.url.path)
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers={"etag": etag})
@@ -407,15 +299,3 @@ def _newest_repricing(snapshot: Snapshot) -> str | None:
     table = tables.repricings
     newest = select(table.c.id).order_by(table.c.at_ns.desc()).limit(1)
     return snapshot.connection.execute(newest).scalar()
-
-
-def _cursor(started_at_ns: int, run_id: str) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([started_at_ns, run_id])).decode()
-
-
-def _read_cursor(text: str) -> tuple[int, str]:
-    try:
-        started_at_ns, run_id = orjson.loads(base64.urlsafe_b64decode(text))
-        return int(started_at_ns), str(run_id)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise InputError(f"cursor={text!r} is none of ours: leave it out, or take it from the answer before") from error

@@ -17,10 +17,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from runtap_consumers.errors import InputError, StoreError
-from runtap_consumers.serve.api import Source, api_routes
+from runtap_consumers.serve.api import api_routes
 from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
 from runtap_consumers.serve.metrics import CONTENT_TYPE, exposition
 from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.query import Source
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

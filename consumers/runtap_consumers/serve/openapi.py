@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from runtap_consumers.serve.api import ANSWERS, PARAMETERS, Question
+from runtap_consumers.serve.api import ANSWERS
 from runtap_consumers.serve.guard import Refusal
+from runtap_consumers.serve.query import PARAMETERS, Question
 
 
 def make_document() -> dict[str, Any]:
