@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.main import get_command
 
 from runtap_collector import CollectorSettings, Delivery, EmitterHealth, Stats
 from runtap_consumers.cli import app
+from runtap_consumers.serve.openapi import make_document
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.worker.health import Health
 from runtap_schemas import Settings
@@ -39,6 +41,11 @@ DOCUMENTS = [
 
 def text_of(path: str) -> str:
     return (ROOT / path).read_text()
+
+
+def test_the_document_of_the_api_is_made_from_its_types() -> None:
+    how = "run `python -m runtap_consumers.serve.openapi > docs/openapi.json`"
+    assert json.loads(text_of("docs/openapi.json")) == make_document(), how
 
 
 @pytest.mark.parametrize("settings", [CollectorSettings, ConsumerSettings])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from typing import overload
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
@@ -47,6 +48,10 @@ def datetime_ns(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
 
 
+@overload
+def format_instant(instant_ns: int, zone: ZoneInfo) -> str: ...
+@overload
+def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None: ...
 def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None:
     """RFC 3339 with microseconds (cut off, not rounded) and the zone's offset; `None` for an unknown instant."""
     if instant_ns is None:
@@ -73,11 +78,19 @@ def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
     return min(hour_ns, day_start_ns(instant_ns, zone, days_later=1))
 
 
+@overload
+def seconds(duration_ns: float) -> float: ...
+@overload
+def seconds(duration_ns: float | None) -> float | None: ...
 def seconds(duration_ns: float | None) -> float | None:
     """A duration in seconds; `None` remains unknown."""
     return None if duration_ns is None else duration_ns / 1e9
 
 
+@overload
+def dollars(picodollars: int) -> str: ...
+@overload
+def dollars(picodollars: int | None) -> str | None: ...
 def dollars(picodollars: int | None) -> str | None:
     """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:

@@ -14,6 +14,7 @@ from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.changes import PARTS, build_changes
 from runtap_consumers.figures.costs import CostQuestion, build_costs
+from runtap_consumers.figures.words import Row
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.grains import Calendar
@@ -55,7 +56,7 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> dict[str, Any]:
+def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> Row:
     return build_costs(store, PriceTable.load(), CostQuestion(by, since, end, where), ("feature",), UTC, end)
 
 
@@ -138,7 +139,12 @@ def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(stor
             ask(store, *by, since=START_NS - 30 * DAY_NS)
 
 
-def by_key(figures: dict[str, Any]) -> dict[tuple[Any, ...], tuple[int, str | None]]:
+def test_a_range_of_centuries_has_points_only_where_there_were_calls(store: Store) -> None:
+    buckets = ask(store, "model", since=0, end=9 * 10**18)["buckets"]
+    assert [bucket[:10] for bucket in buckets] == ["2026-02-27", "2026-02-28", "2026-03-01", "2026-03-02"]
+
+
+def by_key(figures: Row) -> dict[tuple[Any, ...], tuple[int, str | None]]:
     """Calls and cost of each row."""
     return {tuple(row[name] for name in figures["by"]): (row["calls"], row["cost_usd"]) for row in figures["rows"]}
 

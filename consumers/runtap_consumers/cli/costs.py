@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -80,7 +80,7 @@ def costs(
         print_costs(found, limit or None, wide)
 
 
-def print_costs(found: dict[str, Any], limit: int | None = None, wide: bool = False) -> None:
+def print_costs(found: words.Row, limit: int | None = None, wide: bool = False) -> None:
     """Prints what `runtap_consumers.figures.costs.build_costs` returned."""
     console = printing.open_console(wide)
     begin, end = (found["range"][name][:16].replace("T", " ") for name in ("from", "to"))
@@ -168,7 +168,7 @@ def print_changes(found: dict[str, Any], limit: int | None = None, wide: bool = 
     printing.print_table(console, None, columns, rows, limit)
 
 
-def _sums(total: dict[str, Any]) -> str:
+def _sums(total: words.Row) -> str:
     text = f"Total: {words.money(total['cost_usd'])} for {total['calls']:,} calls, {total['input_tokens']:,} tokens in"
     if total["cached_share"]:
         text += f" ({total['cached_share']:.1%} cached"

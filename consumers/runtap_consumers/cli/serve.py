@@ -30,7 +30,7 @@ def serve(
     configure_logs(settings.log_level)
     from runtap_consumers.pricing.source import PriceSource
     from runtap_consumers.serve import app
-    from runtap_consumers.serve.api import Source
+    from runtap_consumers.serve.query import Source
     from runtap_consumers.store.engine import open_store
 
     token = _token(settings)

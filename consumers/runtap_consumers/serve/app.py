@@ -18,9 +18,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from runtap_consumers.errors import InputError, StoreError
-from runtap_consumers.serve.api import Source, api_routes
+from runtap_consumers.serve.api import api_routes
 from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
 from runtap_consumers.serve.metrics import exposition
+from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.query import Source
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -55,8 +57,12 @@ def make_app(source: Source, hosts: Collection[str], token: str | None) -> ASGIA
             return refuse(503, str(error))
         return Response(found, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
+    async def openapi(_request: Request) -> Response:
+        return JSONResponse(make_document())
+
     open_routes = [Route("/livez", live), Route("/readyz", ready)]
-    routes = [*open_routes, Route("/metrics", metrics), *api_routes(source)]
+    described = Route("/api/v1/openapi.json", openapi)
+    routes = [*open_routes, Route("/metrics", metrics), described, *api_routes(source)]
     return Guard(Starlette(routes=routes), {*LOOPBACK, *(host.lower() for host in hosts)}, token)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection
-from typing import Any
+from typing import TypedDict
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -76,9 +76,15 @@ class Guard:
         return refuse(401, "expected Authorization: Bearer and the token", {"www-authenticate": "Bearer"})
 
 
+class Refusal(TypedDict):
+    """What is wrong."""
+
+    error: str
+
+
 def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An answer that says what is wrong."""
-    body: dict[str, Any] = {"error": message}
+    body: Refusal = {"error": message}
     return JSONResponse(body, status_code=status, headers=headers)
 
 

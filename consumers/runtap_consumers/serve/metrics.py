@@ -7,7 +7,7 @@ counter fall. Models and tools have their names only where a run of theirs succe
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -22,13 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from runtap_consumers.figures.completeness import (
-    Sums,
-    describe_sums,
-    work_out_completeness,
-    work_out_ledger,
-    worst_projection,
-)
+from runtap_consumers.figures.completeness import describe_all, work_out_completeness, work_out_ledger
 from runtap_consumers.figures.report import SHOWN
 from runtap_consumers.figures.runs import PROJECTION as RUNS
 from runtap_consumers.figures.runs import abandoned_before
@@ -36,10 +30,10 @@ from runtap_consumers.projections.rollups import DURATION_BOUNDS_NS
 from runtap_consumers.projections.rollups import OTHER as CAPPED
 from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.figures import read_model_names
+from runtap_consumers.store.read.sessions import count_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of
 from runtap_consumers.store.read.totals import (
     STATUSES,
-    count_sessions,
     read_cost_totals,
     read_durations,
     read_error_types,
@@ -270,9 +264,7 @@ def _add_open_calls(page: _Page, snapshot: Snapshot, books: Books, names: _Names
 
 
 def _add_pipeline(page: _Page, snapshot: Snapshot, books: Books) -> None:
-    ledger = work_out_ledger(books, snapshot.projections)
-    worst = worst_projection(ledger)
-    sums = describe_sums(Sums() if worst is None else ledger[worst])
+    sums: Mapping[str, Any] = describe_all(books, work_out_ledger(books, snapshot.projections))
     for state in _STATES:
         page.add(LEDGER, (state,), sums[state])
     for reason, count in sums["dropped"].items():

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, and_, func, or_, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
@@ -37,9 +37,10 @@ def read_sessions(
     from_ns: int = 0,
     to_ns: int | None = None,
     service: str | None = None,
-    limit: int | None = None,
     user_id: str | None = None,
     session_id: str | None = None,
+    limit: int | None = None,
+    after: tuple[int, str] | None = None,
 ) -> Generator[SessionRow, None, None]:
     """Sessions with an event in [from_ns, to_ns), the one with the newest event first.
 
@@ -48,24 +49,46 @@ def read_sessions(
         from_ns: begin.
         to_ns: end; `None`: open.
         service: only sessions with an event of that service.
-        limit: at most so many; `None`: all.
         user_id: only those in which this user was.
         session_id: only that one.
+        limit: at most so many; `None`: all.
+        after: newest event and id of the last session that was seen: those that follow it.
     """
     table = tables.metadata.tables["sessions"]
     last_at = func.max(table.c.last_at_ns)
-    statement = (
-        select(
-            table.c.session_id,
-            func.min(table.c.first_at_ns).label("first_at_ns"),
-            last_at.label("last_at_ns"),
-            *(func.sum(table.c[name]).label(name) for name in _SUMMED),
-        )
-        .where(snapshot.is_live(table))
-        .group_by(table.c.session_id)
-        .order_by(last_at.desc(), table.c.session_id)
-        .limit(limit)
+    columns = (
+        func.min(table.c.first_at_ns).label("first_at_ns"),
+        last_at.label("last_at_ns"),
+        *(func.sum(table.c[name]).label(name) for name in _SUMMED),
     )
+    statement = _select_sessions(snapshot, from_ns, to_ns, service, user_id, session_id).add_columns(*columns)
+    if after is not None:
+        last_at_ns, last_id = after
+        is_later = and_(last_at == last_at_ns, table.c.session_id > last_id)
+        statement = statement.having(or_(last_at < last_at_ns, is_later))
+    statement = statement.order_by(last_at.desc(), table.c.session_id).limit(limit)
+    result = snapshot.connection.execute(statement, execution_options={"yield_per": _IDS_A_STATEMENT})
+    with closing(result):
+        for rows in result.partitions():
+            yield from _complete(snapshot, rows)
+
+
+def count_sessions(snapshot: Snapshot, from_ns: int = 0, to_ns: int | None = None, service: str | None = None) -> int:
+    """How many sessions `read_sessions` finds."""
+    found = _select_sessions(snapshot, from_ns, to_ns, service).subquery()
+    return int(snapshot.connection.execute(select(func.count()).select_from(found)).scalar_one())
+
+
+def _select_sessions(
+    snapshot: Snapshot,
+    from_ns: int,
+    to_ns: int | None,
+    service: str | None,
+    user_id: str | None = None,
+    session_id: str | None = None,
+) -> Select[Any]:
+    table = tables.metadata.tables["sessions"]
+    statement = select(table.c.session_id).where(snapshot.is_live(table)).group_by(table.c.session_id)
     if from_ns:
         recent = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
         statement = statement.where(table.c.session_id.in_(recent))
@@ -77,10 +100,7 @@ def read_sessions(
             statement = statement.where(table.c.session_id.in_(having))
     if session_id is not None:
         statement = statement.where(table.c.session_id == session_id)
-    result = snapshot.connection.execute(statement, execution_options={"yield_per": _IDS_A_STATEMENT})
-    with closing(result):
-        for rows in result.partitions():
-            yield from _complete(snapshot, rows)
+    return statement
 
 
 def read_session(snapshot: Snapshot, session_id: str) -> SessionRow | None:

@@ -62,13 +62,6 @@ def read_open_calls(snapshot: Snapshot, abandoned_before_ns: int | None) -> Sequ
     return snapshot.connection.execute(statement.group_by(*by)).all()
 
 
-def count_sessions(snapshot: Snapshot) -> int:
-    """How many sessions are kept."""
-    table = tables.metadata.tables["sessions"]
-    statement = select(func.count(table.c.session_id.distinct())).where(snapshot.is_live(table))
-    return int(snapshot.connection.execute(statement).scalar_one())
-
-
 def read_revision(snapshot: Snapshot) -> int:
     """A number that grows when figures are priced again or rebuilt, and when a worker takes a partition over."""
     repricings = select(func.count() + func.count(tables.repricings.c.finished_at_ns)).select_from(tables.repricings)
