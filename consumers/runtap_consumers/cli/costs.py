@@ -67,13 +67,17 @@ def costs(
                 raise InputError(
                     f"--why splits costs by model, of one --service or all: leave out {', '.join(refused)}"
                 )
-            found = build_changes(store, prices, (asked.since_ns, asked.until_ns), (None, None), service, zone, now_ns)
-        else:
-            found = build_costs(store, prices, asked, settings.cost_attributes, zone, now_ns)
+            changes = build_changes(
+                store, prices, (asked.since_ns, asked.until_ns), (None, None), service, zone, now_ns
+            )
+            if json:
+                write_json(changes)
+            else:
+                print_changes(changes, limit or None, wide, csv)
+            return
+        found = build_costs(store, prices, asked, settings.cost_attributes, zone, now_ns)
     if json:
         write_json(found)
-    elif why:
-        print_changes(found, limit or None, wide, csv)
     elif csv:
         write_csv(found["rows"], leave_out=("series_usd",))
     else:
@@ -138,7 +142,7 @@ _WHAT_CHANGED = {
 }
 
 
-def print_changes(found: dict[str, Any], limit: int | None = None, wide: bool = False, csv: bool = False) -> None:
+def print_changes(found: words.Row, limit: int | None = None, wide: bool = False, csv: bool = False) -> None:
     """Prints what `runtap_consumers.figures.changes.build_changes` returned."""
     rows = [
         {

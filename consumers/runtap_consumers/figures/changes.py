@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.correct.price_terms import cost_of, find_terms, metered_calls
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.figures.shapes import Dollars, Frame, Range
 from runtap_consumers.instants import dollars, format_instant
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
@@ -36,7 +37,45 @@ from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS
 
-PARTS = ("volume", "mix", "tokens", "cached", "price", "other")
+
+class Parts(TypedDict):
+    """The difference, split: the module's text says into what."""
+
+    volume: Dollars
+    mix: Dollars
+    tokens: Dollars
+    cached: Dollars
+    price: Dollars
+    other: Dollars
+
+
+class Change(TypedDict):
+    """What was spent in both ranges. `listed_calls`: those that list prices explain."""
+
+    cost_before_usd: Dollars
+    cost_usd: Dollars
+    difference_usd: Dollars
+    parts_usd: Parts
+    listed_calls_before: int
+    listed_calls: int
+
+
+class ModelChange(Change):
+    """Of one model."""
+
+    provider: str | None
+    model: str | None
+
+
+class Changes(Frame, Change):
+    """Of all models. Those with the largest difference come first."""
+
+    before: Range
+    timezone: str
+    models: list[ModelChange]
+
+
+PARTS = tuple(Parts.__annotations__)
 _CACHED = ("cache_read", "cache_write_5m", "cache_write_1h")
 # Kinds of tokens, and of what they are a share. A kind's price is what it adds to that of the whole.
 _SHARE_OF = {
@@ -170,7 +209,7 @@ def build_changes(
     service: str | None,
     zone: ZoneInfo,
     now_ns: int,
-) -> dict[str, Any]:
+) -> Changes:
     """Why costs of a range differ from those of another, by model, the largest difference first.
 
     Args:
@@ -228,11 +267,11 @@ def _range(snapshot: Snapshot, from_ns: int, to_ns: int, zone: ZoneInfo) -> Time
     return snap_range(from_ns, to_ns, snapshot.newest_log_time_ns, zone)
 
 
-def _describe_range(asked: TimeRange, zone: ZoneInfo) -> dict[str, str | None]:
+def _describe_range(asked: TimeRange, zone: ZoneInfo) -> Range:
     return {"from": format_instant(asked.from_ns, zone), "to": format_instant(asked.to_ns, zone)}
 
 
-def _describe(before: Sequence[Used], now: Sequence[Used], parts: Mapping[str, int]) -> dict[str, Any]:
+def _describe(before: Sequence[Used], now: Sequence[Used], parts: Mapping[str, int]) -> Change:
     of_before, of_now = sum(used.cost for used in before), sum(used.cost for used in now)
     return {
         "cost_before_usd": dollars(of_before),
@@ -240,5 +279,5 @@ def _describe(before: Sequence[Used], now: Sequence[Used], parts: Mapping[str, i
         "difference_usd": dollars(of_now - of_before),
         "listed_calls_before": sum(used.calls for used in before),
         "listed_calls": sum(used.calls for used in now),
-        "parts_usd": {part: dollars(amount) for part, amount in parts.items()},
+        "parts_usd": cast(Parts, {part: dollars(amount) for part, amount in parts.items()}),
     }

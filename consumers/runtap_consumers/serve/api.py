@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
 from runtap_consumers.figures import runs as run_rows
+from runtap_consumers.figures.changes import Changes, build_changes
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
@@ -141,6 +142,16 @@ def _asked_costs(query: Query, by: tuple[str, ...]) -> Costs:
     with _prices:
         source.prices.refresh()
         return build_costs(source.store, source.prices.table, asked, attributes, zone, query.now_ns)
+
+
+@_at("changes", *_SPAN, "before_since", "before_until", "service")
+def _changes(query: Query) -> Changes:
+    """Why costs differ from those of a range before; if that is left out, of the one as long just before."""
+    source, before = query.source, (query.instant("before_since"), query.instant("before_until"))
+    zone, service = source.settings.zone(), query.one("service")
+    with _prices:
+        source.prices.refresh()
+        return build_changes(source.store, source.prices.table, query.span(), before, service, zone, query.now_ns)
 
 
 @_at("series", "metric", "by", "grain", *_SPAN, *FILTERS)

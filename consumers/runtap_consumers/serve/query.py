@@ -31,6 +31,8 @@ def _text(description: str, **more: Any) -> dict[str, Any]:
 PARAMETERS: dict[str, dict[str, Any]] = {
     "since": _text(f"Begin: {EXPECTED}.", examples=["7d"]),
     "until": _text("End, not included; now if left out.", examples=["2025-06-30"]),
+    "before_since": _text("Begin of the range to compare with."),
+    "before_until": _text("End of the range to compare with, not included."),
     "by": {
         "type": "array",
         "items": {"type": "string"},
