@@ -139,6 +139,15 @@ class Faces:
         for by in CUTS:
             words = [word for name in by for word in ("--by", name)]
             assert _still(self.get("costs", by=by, **self._span)) == _still(self.printed("costs", *words, *options)[0])
+        changes = _still(self.get("changes", **self._span))
+        assert changes == _still(self.printed("costs", "--why", *options)[0])
+        assert changes["cost_usd"] == report["cost"]["cost_usd"]
+        parts = sum(map(Decimal, changes["parts_usd"].values()))
+        assert (
+            parts
+            == Decimal(changes["difference_usd"])
+            == sum(Decimal(row["difference_usd"]) for row in changes["models"])
+        )
         self._compare_series()
         runs, sessions = self.printed("runs", "--limit", "0"), self.printed("sessions", "--limit", "0")
         assert self.get_all("runs", 100) == runs
