@@ -27,7 +27,7 @@ from runtap_consumers.cli.printing import print_report
 from runtap_consumers.errors import KafkaUnavailableError, StoreError
 from runtap_consumers.figures.report import build_report
 from runtap_consumers.figures.runs import describe_run
-from runtap_consumers.figures.sections import Report
+from runtap_consumers.figures.sections import ReportFigures
 from runtap_consumers.kafka.client import client_options, running
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
@@ -292,7 +292,7 @@ class Demo:
         except StoreError:
             return None
 
-    def _report(self) -> Report:
+    def _report(self) -> ReportFigures:
         with closing(open_store(self._settings.database_url)) as store:
             return build_report(store, self._begin_ns, None, None, self._settings.zone(), time.time_ns())
 

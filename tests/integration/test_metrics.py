@@ -246,6 +246,38 @@ def test_the_least_used_names_of_a_service_with_too_many_series_are_other(
     assert found["runtap_metrics_folded"] == {bare(): lost_lines}
 
 
+def test_failures_that_get_a_name_leave_other_and_the_revision_tells(store: Store, tools: WorkerTools) -> None:
+    failed = {"status": "error", "model": None, "usage": None, "usage_source": "none", "error": failure()}
+    log = logged(
+        model_call(START_NS),
+        model_call(START_NS + 1, **failed, request_model="late"),
+        model_call(START_NS + 2, **failed, request_model="alias"),
+    )
+    partition = tools.apply(log)
+
+    def seen() -> tuple[dict[str, float], float]:
+        found = scrape(store)
+        calls = ((dict(key), count) for key, count in found["langchain_llm_calls_total"].items())
+        failures = {key["model"]: count for key, count in calls if key["status"] == "error"}
+        return failures, found["runtap_figures_revision"][bare()]
+
+    found, revision = seen()
+    assert found == {MODEL: 0, "other": 2}
+    # A success of a name itself, of a model that has succeeded before, and one that changes nothing.
+    for number, (event, expected, moves) in enumerate(
+        (
+            (call_of("late", 3), {MODEL: 0, "late": 1, "other": 1}, True),
+            (model_call(START_NS + 4, request_model="alias"), {MODEL: 1, "late": 1}, True),
+            (model_call(START_NS + 5, request_model="alias"), {MODEL: 1, "late": 1}, False),
+        ),
+        start=4,
+    ):
+        log.append(event, "e", number)
+        partition.commit(partition.fold(log.since(partition.next_offset)))
+        before, (found, revision) = revision, seen()
+        assert (found, revision != before) == (expected, moves)
+
+
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "a\\nb", 'a\\"} 1\nx{y="', "é 𝛑 \u202e", "{}", "a\rb\u2028c"])
 def test_hostile_names_come_out_as_they_are(name: str, store: Store, tools: WorkerTools) -> None:
     of = {"service": name, "environment": name}

@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from partition_setting import WorkerTools
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.traces import Trace, build_session, build_trace
+from runtap_consumers.figures.traces import TraceFigures, build_session, build_trace
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.snapshot import open_snapshot
@@ -71,7 +71,7 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     return store
 
 
-def trace(store: Store, text: str) -> Trace:
+def trace(store: Store, text: str) -> TraceFigures:
     with open_snapshot(store) as snapshot:
         return build_trace(snapshot, text, UTC)
 

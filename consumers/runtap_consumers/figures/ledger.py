@@ -54,7 +54,7 @@ class ServiceSums(_Counts):
     lost_by_reason: dict[str, int]
 
 
-class Emitter(LedgerSums):
+class EmitterFigures(LedgerSums):
     """One emitter. `state`: open, closed, silent, vanished, forgotten or struck out."""
 
     emitter: str
@@ -117,7 +117,7 @@ class Ledger(AllSums):
     repeats: int
     projections: list[ProjectionSums]
     services: list[ServiceSums]
-    emitters: list[Emitter]
+    emitters: list[EmitterFigures]
     shared_emitters: list[SharedEmitter]
     forgotten: list[Forgotten]
     incidents: list[Incident]
@@ -161,7 +161,7 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> Ledger:
     }
 
 
-def _describe(books: Books, projection: str, emitter: str, complete: Completeness, zone: ZoneInfo) -> Emitter:
+def _describe(books: Books, projection: str, emitter: str, complete: Completeness, zone: ZoneInfo) -> EmitterFigures:
     known, sums = books.emitters[emitter], work_out_sums(books, projection, emitter)
     keys = [key for key in books.keys_of[emitter] if key in books.heard_ns]
     heard_ns = max((books.heard_ns[key] for key in keys), default=None)
@@ -214,7 +214,7 @@ def _reason_of_others(books: Books, projection: str, keys: list[LaneKey]) -> str
     return next(kinds, UNANNOUNCED)
 
 
-def _sum_services(emitters: list[Emitter]) -> list[ServiceSums]:
+def _sum_services(emitters: list[EmitterFigures]) -> list[ServiceSums]:
     services: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for row in emitters:
         services[row["service"] or "", row["environment"] or ""].append(row)

@@ -19,19 +19,19 @@ from runtap_consumers.figures.completeness import (
     work_out_ledger,
 )
 from runtap_consumers.figures.sections import (
-    Alert,
+    AlertFigures,
     Component,
     CostSection,
-    ErrorGroup,
+    ErrorGroupFigures,
     ErrorSection,
+    LastError,
     ModelCost,
     Performance,
-    RecentError,
-    Report,
+    ReportFigures,
     ServiceCost,
 )
 from runtap_consumers.figures.sessions import describe_session
-from runtap_consumers.figures.shapes import Frame, pick
+from runtap_consumers.figures.shapes import OfRange, pick
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
@@ -62,7 +62,7 @@ RECENT_ERRORS_SHOWN = 10
 SESSIONS_SHOWN = 100
 
 _Components = dict[tuple[str, str, str], ComponentFigures]
-_Shown = TypeVar("_Shown", bound=Frame)
+_Shown = TypeVar("_Shown", bound=OfRange)
 
 
 def build_report(
@@ -72,9 +72,9 @@ def build_report(
     service: str | None,
     zone: ZoneInfo,
     now_ns: int,
-) -> Report:
+) -> ReportFigures:
     """All of the report; arguments as `build_sections` takes them."""
-    return build_sections(Report, store, since, until, service, zone, now_ns)
+    return build_sections(ReportFigures, store, since, until, service, zone, now_ns)
 
 
 def build_sections(
@@ -144,9 +144,11 @@ def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Complet
     return work_out_completeness(read_books(snapshot), projections)
 
 
-def _alerts_section(snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo) -> list[Alert]:
+def _alerts_section(
+    snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo
+) -> list[AlertFigures]:
     return [
-        {**pick(Alert, vars(alert)), "at": format_instant(alert.at_ns, zone)}
+        {**pick(AlertFigures, vars(alert)), "at": format_instant(alert.at_ns, zone)}
         for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
     ]
 
@@ -275,7 +277,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "groups": [
             {
-                **pick(ErrorGroup, vars(group)),
+                **pick(ErrorGroupFigures, vars(group)),
                 "first_seen": format_instant(group.first_at_ns, zone),
                 "last_seen": format_instant(group.last_at_ns, zone),
             }
@@ -283,7 +285,7 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "recent": [
             {
-                **pick(RecentError, vars(error)),
+                **pick(LastError, vars(error)),
                 "status_code": error.status_code or None,
                 "at": format_instant(error.at_ns, zone),
             }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypedDict
 
 from runtap_consumers.figures.completeness import AllSums
-from runtap_consumers.figures.sessions import Session
-from runtap_consumers.figures.shapes import Dollars, Frame, Instant
+from runtap_consumers.figures.sessions import SessionFigures
+from runtap_consumers.figures.shapes import Dollars, Instant, OfRange
 
 
 class ModelCost(TypedDict):
@@ -98,7 +98,7 @@ class _ErrorFacts(TypedDict):
     service: str | None
 
 
-class ErrorGroup(_ErrorFacts):
+class ErrorGroupFigures(_ErrorFacts):
     """Errors that are alike; seen at any time, counted in the range."""
 
     fingerprint: str
@@ -108,7 +108,7 @@ class ErrorGroup(_ErrorFacts):
     sample_run_id: str
 
 
-class RecentError(_ErrorFacts):
+class LastError(_ErrorFacts):
     """One error, where it arose."""
 
     run_id: str
@@ -121,11 +121,11 @@ class ErrorSection(TypedDict):
 
     total: int
     by_type: list[ErrorType]
-    groups: list[ErrorGroup]
-    recent: list[RecentError]
+    groups: list[ErrorGroupFigures]
+    recent: list[LastError]
 
 
-class Alert(TypedDict):
+class AlertFigures(TypedDict):
     """An alert that fired or was resolved."""
 
     id: str
@@ -135,31 +135,31 @@ class Alert(TypedDict):
     summary: str
 
 
-class Components(Frame):
+class Components(OfRange):
     """How the components' runs went, the slowest in total first."""
 
     performance_by_run_type: dict[str, Performance]
     performance: list[Component]
 
 
-class Errors(Frame):
+class Errors(OfRange):
     """Errors of a range."""
 
     errors: ErrorSection
 
 
-class Alerts(Frame):
+class Alerts(OfRange):
     """Alerts of a range, newest first."""
 
-    alerts: list[Alert]
+    alerts: list[AlertFigures]
 
 
-class Report(Components, Errors, Alerts):
+class ReportFigures(Components, Errors, Alerts):
     """Every figure of a range. `sessions`: the newest of the `session_count` that there are."""
 
     cost: CostSection
     session_count: int
-    sessions: list[Session]
+    sessions: list[SessionFigures]
     ledger: AllSums
 
 
@@ -202,7 +202,7 @@ class Month(_MonthBegin):
     method: str | None
 
 
-class Costs(Frame):
+class Costs(OfRange):
     """Costs of a range. A row also has each name of `by`: null is for calls without it. `source`: rollups, or runs."""
 
     timezone: str

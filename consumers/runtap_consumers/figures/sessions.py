@@ -16,7 +16,7 @@ PROJECTION = "sessions"
 Status = Literal["open", "idle", "ended"]
 
 
-class Session(TypedDict):
+class SessionFigures(TypedDict):
     """What one session was. `ended_at` is known only where the service said that it ended; `duration_seconds` is from
     its first event to its last.
     """
@@ -36,12 +36,12 @@ class Session(TypedDict):
     cost_usd: Dollars | None
 
 
-def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo) -> Session:
+def describe_session(row: SessionRow, complete_to_ns: int | None, zone: ZoneInfo) -> SessionFigures:
     """One session in the report's shape."""
     status = status_of(row, complete_to_ns)
     is_unknown = row.calls > 0 and row.priced_calls == 0
     return {
-        **pick(Session, row.counts),
+        **pick(SessionFigures, row.counts),
         "session_id": row.session_id,
         "user_ids": list(row.user_ids),
         "status": status,

@@ -14,7 +14,7 @@ Range = TypedDict("Range", {"from": Instant, "to": Instant})
 Shape = TypeVar("Shape")
 
 
-class Frame(TypedDict):
+class OfRange(TypedDict):
     """What every answer about a range of time begins with. `complete_to`: before it nothing is missing that is not
     counted.
     """

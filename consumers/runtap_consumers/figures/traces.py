@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.figures.runs import PROJECTION, Run, abandoned_before, describe_run
-from runtap_consumers.figures.sessions import Session, describe_session
+from runtap_consumers.figures.sessions import SessionFigures, describe_session
 from runtap_consumers.figures.shapes import Dollars, Instant, pick
 from runtap_consumers.instants import dollars, seconds
 from runtap_consumers.store.read.sessions import read_session
@@ -49,7 +49,7 @@ class TraceTokens(TypedDict):
     reasoning_tokens: int
 
 
-class Trace(TraceTokens):
+class TraceFigures(TraceTokens):
     """A trace: facts of its root, sums of its runs, and these, each below its parent."""
 
     trace_id: str
@@ -70,13 +70,13 @@ class Trace(TraceTokens):
     runs: list[TraceRun]
 
 
-class SessionTraces(Session):
+class SessionTraces(SessionFigures):
     """A session and its traces, as far as their runs are kept, the oldest first."""
 
-    kept_traces: list[Trace]
+    kept_traces: list[TraceFigures]
 
 
-def build_trace(snapshot: Snapshot, text: str, zone: ZoneInfo, *, with_content: bool = True) -> Trace:
+def build_trace(snapshot: Snapshot, text: str, zone: ZoneInfo, *, with_content: bool = True) -> TraceFigures:
     """The trace of an id, or of the beginning of a run's.
 
     Raises:
@@ -114,7 +114,7 @@ def build_session(
     }
 
 
-def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_content: bool) -> Trace:
+def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_content: bool) -> TraceFigures:
     rows = read_trace(snapshot, trace_id, MAX_RUNS + 1)
     boundary = abandoned_before(read_completeness(snapshot, (PROJECTION,)).at_ns)
     contents = read_contents(snapshot, [row["run_id"] for row in rows]) if with_content else {}
@@ -136,7 +136,7 @@ def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_cont
     calls = [row for row in rows if row["run_type"] == "llm" and row.get("status") is not None]
     priced = [row["cost_picodollars"] for row in calls if row["cost_picodollars"] is not None]
     return {
-        **pick(Trace, root),
+        **pick(TraceFigures, root),
         "trace_id": trace_id,
         "duration_seconds": seconds(ended_ns - began_ns),
         "run_count": len(runs),

@@ -10,7 +10,7 @@ from runtap_consumers.instants import format_instant, seconds
 from runtap_consumers.store.read.snapshot import Snapshot
 
 
-class Position(TypedDict):
+class PositionFigures(TypedDict):
     """Where a projection is in a partition. `read_to`: all that was appended before that it has read; `behind_seconds`:
     how long ago that is.
     """
@@ -27,12 +27,12 @@ class Workers(TypedDict):
     """Each projection's position in each partition."""
 
     generated_at: Instant
-    positions: list[Position]
+    positions: list[PositionFigures]
 
 
 def describe_workers(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> Workers:
     """How far each projection is, as of now."""
-    rows: list[Position] = []
+    rows: list[PositionFigures] = []
     for at in snapshot.positions:
         read_to_ns = max(at.log_time_ns, at.caught_up_at_ns) or None
         rows.append(

@@ -23,10 +23,10 @@ from runtap_consumers.figures.changes import Changes, build_changes
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
-from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, Report
-from runtap_consumers.figures.sessions import PROJECTION, Session, describe_session
-from runtap_consumers.figures.shapes import Frame, Instant, pick
-from runtap_consumers.figures.traces import SessionTraces, Trace, build_session, build_trace
+from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, ReportFigures
+from runtap_consumers.figures.sessions import PROJECTION, SessionFigures, describe_session
+from runtap_consumers.figures.shapes import Instant, OfRange, pick
+from runtap_consumers.figures.traces import SessionTraces, TraceFigures, build_session, build_trace
 from runtap_consumers.figures.workers import Workers, describe_workers
 from runtap_consumers.serve.guard import refuse
 from runtap_consumers.serve.query import MOST_TRACES, Query, Question, Source, write_cursor
@@ -60,7 +60,7 @@ def _at(path: str, *takes: str) -> Callable[[_Answer[_Answered]], _Answer[_Answe
     return register
 
 
-class Series(Frame):
+class Series(OfRange):
     """A figure over time, a series for each value of `by`. A point: its begin, and the figure."""
 
     timezone: str
@@ -89,11 +89,11 @@ class Runs(TypedDict):
 class Sessions(TypedDict):
     """A page of sessions, the one with the newest event first."""
 
-    sessions: list[Session]
+    sessions: list[SessionFigures]
     cursor: str | None
 
 
-_Shown = TypeVar("_Shown", bound=Frame)
+_Shown = TypeVar("_Shown", bound=OfRange)
 
 
 def _sections(query: Query, shape: type[_Shown]) -> _Shown:
@@ -104,9 +104,9 @@ def _sections(query: Query, shape: type[_Shown]) -> _Shown:
 
 
 @_at("report", *_SPAN, "service")
-def _report(query: Query) -> Report:
+def _report(query: Query) -> ReportFigures:
     """Every figure of a range of time, as `runtap report --json` prints it."""
-    return _sections(query, Report)
+    return _sections(query, ReportFigures)
 
 
 @_at("components", *_SPAN, "service")
@@ -230,7 +230,7 @@ def _session(query: Query) -> SessionTraces:
 
 
 @_at("traces/{id}")
-def _trace(query: Query) -> Trace:
+def _trace(query: Query) -> TraceFigures:
     """The trace of an id: its own, or a run's, or how a run's begins."""
     with open_snapshot(query.source.store) as snapshot:
         return build_trace(snapshot, query.path["id"], query.source.settings.zone())

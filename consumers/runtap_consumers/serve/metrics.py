@@ -6,6 +6,7 @@ counter fall. Models and tools have their names only where a run of theirs succe
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,9 @@ COMPLETE_TO = _gauge(
     "runtap_complete_to_timestamp_seconds", "Before it no event is missing that is not counted.", unit=SECOND_NS
 )
 REVISION = _gauge(
-    "runtap_figures_revision", "Grows when figures are priced again or rebuilt, and when another worker takes over."
+    "runtap_figures_revision",
+    "Changes when a counter may fall: figures were priced again or rebuilt, another worker took over, a name first "
+    "succeeded.",
 )
 FOLDED = _gauge("runtap_metrics_folded", "Series of the least used names that are summed in those named other.")
 FAMILIES = (
@@ -174,6 +177,8 @@ def collect_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     _add_open_calls(page, snapshot, books, names)
     page.fold(MAX_SERIES_A_SERVICE)
     _add_pipeline(page, snapshot, books)
+    # A name that first succeeds takes with it what `other` had of it.
+    page.add(REVISION, (), read_revision(snapshot) + names.digest)
     made = {family: family.kind(family.name, family.documentation, labels=family.labels) for family in FAMILIES}
     for (family, labels), values in sorted(page.series.items(), key=lambda item: item[0][1]):
         _add_to(made[family], family, labels, values)
@@ -198,6 +203,11 @@ class _Names:
         named = ((row.run_type, row.model if row.run_type == "llm" else row.name) for row in outcomes if row.ok)
         self._succeeded = {name for name in named if name[1] != CAPPED}
         self._answering = {asked: model for asked, model, _ in model_names}
+
+    @property
+    def digest(self) -> int:
+        """Another number where a name is shown that was not, or calls that failed count under another one."""
+        return zlib.crc32(repr((sorted(self._succeeded), sorted(self._answering.items()))).encode())
 
     def model_of(self, model: str) -> str:
         # Calls that failed count under the model that others answered as which asked for the same.
@@ -273,7 +283,6 @@ def _add_pipeline(page: _Page, snapshot: Snapshot, books: Books) -> None:
     if complete_ns is not None:
         page.add(COMPLETE_TO, (), complete_ns)
     page.add(SESSIONS, (), count_sessions(snapshot))
-    page.add(REVISION, (), read_revision(snapshot))
 
 
 class _OfSnapshot(Collector):
