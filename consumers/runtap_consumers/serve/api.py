@@ -33,13 +33,15 @@ from runtap_consumers.serve.guard import refuse
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.runs import RunFilter
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 
 _prices = threading.Lock()
 MAX_ROWS = 1_000
 _DEFAULT_ROWS = 50
+# Runs that few have in common are found part by part: whoever waits sees that it goes on.
+_SEARCH_SECONDS = 1.0
 _METRICS = ("cost_usd", "calls", "unpriced_calls", "input_tokens", "output_tokens")
 _RUN_FILTERS = {
     "session": "session_id",
@@ -142,23 +144,11 @@ def _runs(query: Query) -> dict[str, Any]:
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=None if cursor is None else _read_cursor(cursor),
     )
-    rows: list[Mapping[str, Any]] = []
-    boundary: int | None = None
-    is_complete = True
-    try:
-        with open_snapshot(query.source.store) as snapshot:
-            boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
-            with closing(stream_runs(snapshot, filtered, boundary, limit + 1)) as found:
-                for row in found:
-                    rows.append(row)
-    except QueryTimeoutError:
-        is_complete = False
-    shown = rows[:limit]
-    more = len(rows) > limit or (not is_complete and shown)
+    page = run_rows.read_page(query.source.store, filtered, limit, min(query.source.seconds, _SEARCH_SECONDS))
     return {
-        "runs": [run_rows.describe_run(row, boundary, zone) for row in shown],
-        "complete": is_complete,
-        "cursor": _cursor(shown[-1]["started_at_ns"], shown[-1]["run_id"]) if more else None,
+        "runs": [run_rows.describe_run(row, page.abandoned_before_ns, zone) for row in page.rows],
+        "complete": page.is_complete,
+        "cursor": None if page.after is None else _cursor(*page.after),
     }
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, func, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
@@ -52,20 +52,11 @@ def read_sessions(
         user_id: only those in which this user was.
         session_id: only that one.
     """
+    if limit is not None and to_ns is None and user_id is None and session_id is None:
+        yield from _read_newest(snapshot, from_ns, limit, service)
+        return
     table = tables.metadata.tables["sessions"]
-    last_at = func.max(table.c.last_at_ns)
-    statement = (
-        select(
-            table.c.session_id,
-            func.min(table.c.first_at_ns).label("first_at_ns"),
-            last_at.label("last_at_ns"),
-            *(func.sum(table.c[name]).label(name) for name in _SUMMED),
-        )
-        .where(snapshot.is_live(table))
-        .group_by(table.c.session_id)
-        .order_by(last_at.desc(), table.c.session_id)
-        .limit(limit)
-    )
+    statement = _added_up(snapshot).limit(limit)
     if from_ns:
         recent = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
         statement = statement.where(table.c.session_id.in_(recent))
@@ -81,6 +72,45 @@ def read_sessions(
     with closing(result):
         for rows in result.partitions():
             yield from _complete(snapshot, rows)
+
+
+def _read_newest(snapshot: Snapshot, from_ns: int, limit: int, service: str | None) -> Iterator[SessionRow]:
+    """The newest sessions by the index on their newest events: those of all would have to be added up to be sorted."""
+    table = tables.metadata.tables["sessions"]
+    statement = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
+    if service is not None:
+        own = table.alias()
+        is_its = own.c.session_id == table.c.session_id
+        has_it = select(own.c.session_id).where(is_its, own.c.service == service, snapshot.is_live(table, own))
+        statement = statement.where(has_it.exists())
+    newest_first = statement.order_by(table.c.last_at_ns.desc(), table.c.session_id)
+    ids = dict[str, None]()
+    result = snapshot.connection.execute(newest_first, execution_options={"yield_per": _IDS_A_STATEMENT})
+    with closing(result):
+        for (session_id,) in result:
+            ids[session_id] = None
+            if len(ids) == limit:
+                break
+    for first in range(0, len(ids), _IDS_A_STATEMENT):
+        chosen = list(ids)[first : first + _IDS_A_STATEMENT]
+        rows = snapshot.connection.execute(_added_up(snapshot).where(table.c.session_id.in_(chosen))).all()
+        yield from _complete(snapshot, rows)
+
+
+def _added_up(snapshot: Snapshot) -> Select[Any]:
+    table = tables.metadata.tables["sessions"]
+    last_at = func.max(table.c.last_at_ns)
+    return (
+        select(
+            table.c.session_id,
+            func.min(table.c.first_at_ns).label("first_at_ns"),
+            last_at.label("last_at_ns"),
+            *(func.sum(table.c[name]).label(name) for name in _SUMMED),
+        )
+        .where(snapshot.is_live(table))
+        .group_by(table.c.session_id)
+        .order_by(last_at.desc(), table.c.session_id)
+    )
 
 
 def read_session(snapshot: Snapshot, session_id: str) -> SessionRow | None:
