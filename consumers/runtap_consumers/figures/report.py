@@ -30,6 +30,7 @@ from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
     CostRow,
+    is_service,
     read_components,
     read_costs,
     read_ended_roots,
@@ -107,8 +108,9 @@ def build_report(
 
 def check_service(snapshot: Snapshot, service: str | None) -> None:
     """Raises `InputError` where there is no such service, with the names of those that there are."""
-    known = [] if service is None else read_services(snapshot)
-    if known and service not in known:
+    if service is None or is_service(snapshot, service):
+        return
+    if known := read_services(snapshot):
         raise InputError(f"there is no service {service!r}: expected any of {', '.join(known)}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, func, select, union
+from sqlalchemy import ColumnElement, Table, func, select, union
 
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOKEN_CLASSES
 from runtap_consumers.store import tables
@@ -59,17 +59,20 @@ def read_attributes(snapshot: Snapshot) -> list[str]:
 
 def is_attribute(snapshot: Snapshot, name: str) -> bool:
     """Whether costs were ever attributed to that, as far as days are kept."""
-    return any(snapshot.connection.execute(_with_attribute(table, name)).scalar() for table in _attribute_tables("day"))
+    return any(_read_buckets(snapshot, table, name, 0, 2**63 - 1) for table in _attribute_tables("day"))
 
 
-def _with_attribute(table: Table, name: str) -> Select[Any]:
-    # From bucket to bucket, in each of which the key goes on with the attribute: of millions of rows some hundred.
+def _read_buckets(snapshot: Snapshot, table: Table, attribute: str, from_ns: int, to_ns: int) -> list[int]:
+    """The buckets of a range with costs of an attribute, one after the other: in each the key goes on with it, so that
+    of all the rows, nearly one a call by user, but one a bucket is looked at.
+    """
     bucket = table.c.bucket_ns
-    buckets = select(func.min(bucket).label("bucket_ns")).cte("buckets", recursive=True)
+    buckets = select(func.min(bucket).label("bucket_ns")).where(bucket >= from_ns).cte("buckets", recursive=True)
     following = select(func.min(bucket)).where(bucket > buckets.c.bucket_ns).scalar_subquery()
-    buckets = buckets.union_all(select(following).where(buckets.c.bucket_ns.is_not(None)))
-    has_row = select(table.c.attribute).where(bucket == buckets.c.bucket_ns, table.c.attribute == name).exists()
-    return select(buckets.c.bucket_ns).where(has_row).limit(1)
+    buckets = buckets.union_all(select(following).where(buckets.c.bucket_ns < to_ns))
+    has_row = select(table.c.attribute).where(bucket == buckets.c.bucket_ns, table.c.attribute == attribute).exists()
+    statement = select(buckets.c.bucket_ns).where(buckets.c.bucket_ns < to_ns, has_row)
+    return list(snapshot.connection.execute(statement).scalars())
 
 
 def read_cuts(
@@ -110,8 +113,9 @@ def _read(
 ) -> Iterator[CostCut]:
     key = [table.c[name] for name in names]
     apart = [table.c.bucket_ns, table.c.provider, table.c.model, table.c.price_class]
-    chosen = [table.c[name] == value for name, value in where.items()]
-    for row, sums in _sum_up(snapshot, table, segment, [*apart, *key], chosen):
+    within = (table.c.bucket_ns >= segment.from_ns, table.c.bucket_ns < segment.to_ns)
+    chosen = [*within, *(table.c[name] == value for name, value in where.items())]
+    for row, sums in _sum_up(snapshot, table, [*apart, *key], chosen):
         bucket_ns, provider, model, price_class, *values = row
         yield CostCut(bucket_ns, tuple(values), provider, model, price_class, sums, segment.grain)
 
@@ -125,29 +129,28 @@ def _read_attribute(
     where: Mapping[str, str],
 ) -> Iterator[CostCut]:
     keys = tables.cost_keys
-    chosen = select(keys).where(*(keys.c[name] == value for name, value in where.items()))
-    facts = {row.id: row for row in snapshot.connection.execute(chosen)}
-    # In the order of the table's key: what is grouped needs no sorting.
-    grouped = [table.c.bucket_ns, table.c.value, table.c.cost_key]
-    for row, sums in _sum_up(snapshot, table, segment, grouped, [table.c.attribute == attribute]):
-        bucket_ns, value, number = row
-        if number in facts:
-            fact = facts[number]
-            key = (value, *(getattr(fact, name) for name in names))
-            yield CostCut(bucket_ns, key, fact.provider, fact.model, fact.price_class, sums, segment.grain)
+    of_facts = select(keys).where(*(keys.c[name] == value for name, value in where.items()))
+    facts = {row.id: row for row in snapshot.connection.execute(of_facts)}
+    # In the order of the table's key: what is grouped needs no sorting, and no row of another attribute is read.
+    grouped = [table.c.value, table.c.cost_key]
+    for bucket_ns in _read_buckets(snapshot, table, attribute, segment.from_ns, segment.to_ns):
+        chosen = [table.c.bucket_ns == bucket_ns, table.c.attribute == attribute]
+        for (value, number), sums in _sum_up(snapshot, table, grouped, chosen):
+            if number in facts:
+                fact = facts[number]
+                key = (value, *(getattr(fact, name) for name in names))
+                yield CostCut(bucket_ns, key, fact.provider, fact.model, fact.price_class, sums, segment.grain)
 
 
 def _sum_up(
     snapshot: Snapshot,
     table: Table,
-    segment: Segment,
     grouped: Sequence[ColumnElement[Any]],
     chosen: Sequence[ColumnElement[bool]],
 ) -> Iterator[tuple[Sequence[Any], CostSums]]:
-    bucket, counted = table.c.bucket_ns, len(grouped)
+    counted = len(grouped)
     statement = select(*grouped, *(func.sum(table.c[name]) for name in COUNTS), *cost_sum(table))
-    within = (bucket >= segment.from_ns, bucket < segment.to_ns, snapshot.is_live(table))
-    for row in snapshot.connection.execute(statement.where(*within, *chosen).group_by(*grouped)):
+    for row in snapshot.connection.execute(statement.where(snapshot.is_live(table), *chosen).group_by(*grouped)):
         counts = dict(zip(COUNTS, map(int, row[counted : counted + len(COUNTS)]), strict=True))
         yield row[:counted], CostSums(counts, cost_of(row))
 
