@@ -7,6 +7,7 @@
 #   make size            the lines of each room, beside the most that it may have
 #   make bench           handler cost and worker throughput, as ratios; the cost of pricing a call
 #   make bench-worker    events a second and core of a worker, its stages, how late figures are (ARGS="--seconds 0")
+#   make bench-reads     how long the questions of a page take on a month of traffic (ARGS="--runs 50000 --stores SQLite")
 #   make bench-start     how long `runtap report --help` and the import of the collector take
 #   make bench-emitter   what tapping costs beside LangSmith, Langfuse, OpenInference and OpenLLMetry (ARGS="--modes a")
 #   make soak            ten minutes without Kafka at 1,000 events a second (ARGS="--seconds 60")
@@ -24,7 +25,7 @@ TESTS ?= tests
 SIDE_BY_SIDE ?= 4
 ARGS ?=
 
-.PHONY: demo test test-long lint size bench bench-worker bench-start bench-emitter soak mutants chaos-short chaos fuzz kafka clean
+.PHONY: demo test test-long lint size bench bench-worker bench-reads bench-start bench-emitter soak mutants chaos-short chaos fuzz kafka clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -61,6 +62,9 @@ bench: $(INSTALLED)
 
 bench-worker: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_worker.py $(ARGS)
+
+bench-reads: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/bench_reads.py $(ARGS)
 
 bench-start: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_start.py $(ARGS)

@@ -21,7 +21,7 @@ from runtap_consumers.serve.openapi import make_document
 from runtap_consumers.serve.query import Query, Source
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import stream_runs
+from runtap_consumers.store.read import runs as read_runs
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import Event, Usage
 from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report, run_start, session_start
@@ -213,17 +213,28 @@ def test_a_query_that_takes_too_long_is_given_up(filled: Store) -> None:
         connection.exec_driver_sql("SELECT 1")
 
 
-def test_runs_that_were_found_before_the_time_was_up_are_shown(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = stream_runs
+def test_runs_are_found_in_parts_where_time_is_up(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a part has none of those that are looked for: the next one goes on behind it."""
+    looks = 0
 
-    def stream(*arguments: Any) -> Iterator[Any]:
-        for number, row in enumerate(whole(*arguments)):
-            if number == 2:
-                raise QueryTimeoutError("reading the store takes too long")
-            yield row
+    def look(_: object) -> None:
+        nonlocal looks
+        looks += 1
+        if looks % 4 == 0:
+            raise QueryTimeoutError("reading the store takes too long")
 
-    monkeypatch.setattr(api, "stream_runs", stream)
+    monkeypatch.setattr(read_runs, "keep_limit", look)
+    for name in ("_FIRST_STRETCH_NS", "_LONGEST_STRETCH_NS"):
+        monkeypatch.setattr(read_runs, name, SECOND_NS)
     settings = ConsumerSettings.load()
     source = Source(filled, settings, PriceSource(settings))
-    found = api.ANSWERS["runs"].answer(Query(source, {}, {}, START_NS))
-    assert (len(found["runs"]), found["complete"], found["cursor"] is not None) == (2, False, True)
+    for parameters, wanted in (({}, RUNS + 1), ({"name": ["RunnableSequence"]}, 1), ({"user": ["nobody"]}, 0)):
+        found, cursor, parts = list[str](), None, 0
+        while parts == 0 or cursor is not None:
+            asked = {**parameters, **({"cursor": [cursor]} if cursor else {})}
+            page = api.ANSWERS["runs"].answer(Query(source, asked, {}, START_NS))
+            found += [run["run_id"] for run in page["runs"]]
+            assert page["complete"] is (page["cursor"] is None)
+            cursor, parts = page["cursor"], parts + 1
+        assert parts > 1
+        assert len(found) == len(set(found)) == wanted

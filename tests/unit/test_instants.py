@@ -136,7 +136,8 @@ def test_hours_answer_where_minutes_are_gone() -> None:
 
 
 def test_days_of_the_zone_answer_beyond_a_week() -> None:
-    assert snap_range(NOON_NS - 7 * DAY_NS, NOON_NS + MINUTE_NS, NOON_NS, BERLIN).segments[0].grain == "hour"
+    grains = [one.grain for one in snap_range(NOON_NS - 7 * DAY_NS, NOON_NS + MINUTE_NS, NOON_NS, BERLIN).segments]
+    assert grains == ["hour", "day", "hour"]
     found = snap_range(NOON_NS - 8 * DAY_NS, NOON_NS, NOON_NS, BERLIN)
     assert [segment.grain for segment in found.segments] == ["day"]
     assert format_instant(found.from_ns, BERLIN) == "2025-06-12T00:00:00.000000+02:00"

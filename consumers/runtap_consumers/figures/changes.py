@@ -27,7 +27,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.correct.price_terms import cost_of, find_terms, metered_calls
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
-from runtap_consumers.figures.shapes import Dollars, Frame, Range
+from runtap_consumers.figures.shapes import Dollars, OfRange, Range
 from runtap_consumers.instants import dollars, format_instant
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
@@ -67,7 +67,7 @@ class ModelChange(Change):
     model: str | None
 
 
-class Changes(Frame, Change):
+class Changes(OfRange, Change):
     """Of all models. Those with the largest difference come first."""
 
     before: Range

@@ -23,8 +23,16 @@ from runtap_consumers.instants import day_start_ns, dollars, format_instant, hou
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.costs import CostCut, CostSums, read_attributes, read_cuts, stream_called_runs
-from runtap_consumers.store.read.ranges import DEFAULT_NS, Segment, snap_range
+from runtap_consumers.store.read.costs import (
+    CostCut,
+    CostSums,
+    is_attribute,
+    read_attributes,
+    read_cuts,
+    read_days,
+    stream_called_runs,
+)
+from runtap_consumers.store.read.ranges import DEFAULT_NS, MOST_HOURS, Segment, snap_range
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS
 
@@ -34,8 +42,6 @@ ATTRIBUTES = ("user", "root")
 OF_RUNS = ("name", "tag")
 METADATA = "metadata."
 FILTERS = ("service", "environment", "provider", "model")
-# More points say no more in a line of blocks, or a chart as wide as a thumb.
-_MOST_POINTS = 60
 _MOST_DAYS = 400
 _LEAST_DAYS = 3
 METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
@@ -75,7 +81,7 @@ def build_costs(
     """
     from_ns, to_ns = asked.span(now_ns)
     with open_snapshot(store) as snapshot:
-        by = _checked(asked.by, {*configured, *read_attributes(snapshot)} - set(ATTRIBUTES))
+        by = _checked(snapshot, asked.by, configured)
         attribute = next((name for name in by if name not in (*TIMES, *FACTS, *OF_RUNS)), None)
         is_of_runs = any(name in OF_RUNS or name.startswith(METADATA) for name in by)
         where = asked.where
@@ -88,7 +94,7 @@ def build_costs(
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
             cuts = _cut_rollups(snapshot, by, attribute, where, segments)
         grain = _series_grain(segments)
-        options = (prices, grain, segments[0].grain, store.zone)
+        options = (prices, grain, store.zone)
         table = whole = _Table(cuts, *options)
         if is_of_runs:
             whole = _Table(all_cuts, *options)
@@ -144,19 +150,16 @@ class _Row:
 
 
 class _Table:
-    def __init__(
-        self, cuts: Iterable[CostCut], prices: PriceTable, grain: str, kept_grain: str, zone: ZoneInfo
-    ) -> None:
-        """`grain`: of the points over time; `kept_grain`: of the rows that are read."""
+    def __init__(self, cuts: Iterable[CostCut], prices: PriceTable, grain: str, zone: ZoneInfo) -> None:
+        """`grain`: of the points over time."""
         self._prices, self._grain, self._zone = prices, grain, zone
-        self._span_ns = DAY_NS if kept_grain == "day" else HOUR_NS
         self._starts: dict[int, int] = {}
         self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
-        self.total = _Row()
         for cut in cuts:
-            saved, bucket_ns = self._saved(cut), self._start(cut.bucket_ns)
-            self.rows[cut.key].add(cut.sums, saved, bucket_ns)
-            self.total.add(cut.sums, saved, bucket_ns)
+            self.rows[cut.key].add(cut.sums, self._saved(cut), self._start(cut.bucket_ns))
+        self.total = _Row()
+        for row in self.rows.values():
+            self.total.add_row(row)
 
     def add_rest(self, whole: _Table, place: int) -> None:
         """Adds rows, of no value at a place of the key, with what the others leave of the whole."""
@@ -190,23 +193,26 @@ class _Table:
         if not any(cached.values()):
             return 0
         key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
-        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + self._span_ns))
+        span_ns = DAY_NS if cut.grain == "day" else HOUR_NS
+        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + span_ns))
         if terms is None or terms.rates is None:
             return None
         dearer = [count * int(getattr(terms.rates, name)) for name, count in cached.items()]
         return -sum(dearer)
 
 
-def _checked(by: Sequence[str], attributes: Iterable[str]) -> tuple[str, ...]:
-    known = (*TIMES, *FACTS, *ATTRIBUTES, *sorted(attributes), *OF_RUNS)
+def _checked(snapshot: Snapshot, by: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
+    known = (*TIMES, *FACTS, *ATTRIBUTES, *configured, *OF_RUNS)
     names = []
     for name in by:
         short = name.removeprefix(METADATA)
-        if name in known or (short in known and name.startswith(METADATA)):
-            names.append(short if name.startswith(METADATA) else name)
-        elif name.startswith(METADATA) and short:
+        if short in known or is_attribute(snapshot, short):
+            names.append(short)
+        elif name != short and short:
             names.append(name)
         else:
+            others = sorted({*configured, *read_attributes(snapshot)} - {*ATTRIBUTES})
+            known = (*TIMES, *FACTS, *ATTRIBUTES, *others, *OF_RUNS)
             raise InputError(
                 f"there are no costs by {name!r}: expected {', '.join(known)}, or metadata.KEY of single runs; "
                 "RUNTAP_COST_BY names up to three metadata keys for workers"
@@ -255,7 +261,8 @@ def _cut_rollups(
         of_attribute = next(values) if attribute is not None else ""
         facts = dict(zip(names, values, strict=True))
         key = tuple(str(cut.bucket_ns) if name in TIMES else facts.get(name, of_attribute) for name in by)
-        yield CostCut(cut.bucket_ns, key, cut.provider, cut.model, cut.price_class, cut.sums)
+        # Not `replace`, which takes as long as all the rest.
+        yield CostCut(cut.bucket_ns, key, cut.provider, cut.model, cut.price_class, cut.sums, cut.grain)
 
 
 def _cut_runs(
@@ -285,7 +292,7 @@ def _values_of(name: str, stored: str | None) -> list[str]:
 
 def _series_grain(segments: Sequence[Segment]) -> str:
     hours = (segments[-1].to_ns - segments[0].from_ns) / HOUR_NS
-    return "day" if segments[0].grain == "day" or hours > _MOST_POINTS else "hour"
+    return "day" if segments[0].grain == "day" or hours > MOST_HOURS else "hour"
 
 
 def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo, called: Collection[int]) -> list[int]:
@@ -326,9 +333,7 @@ def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> Month:
     today = local_time(now_ns, zone).date()
     today_ns = day_start_ns(now_ns, zone)
     begin_ns = day_start_ns(now_ns, zone, days_later=1 - today.day)
-    days: dict[int, int] = defaultdict(int)
-    for cut in read_cuts(snapshot, (Segment("day", begin_ns, today_ns + 2 * DAY_NS),), (), {}):
-        days[cut.bucket_ns] += cut.sums.cost_picodollars
+    days = read_days(snapshot, begin_ns, today_ns + 2 * DAY_NS)
     whole = [days.get(day_start_ns(begin_ns, zone, days_later=number), 0) for number in range(today.day - 1)]
     # Before its first call nobody knew of this store.
     while whole and not whole[0]:

@@ -41,6 +41,7 @@ from runtap_consumers.store.read.costs import COUNTS
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
     CostRow,
+    is_service,
     read_components,
     read_costs,
     read_ended_roots,
@@ -134,8 +135,9 @@ def build_sections(
 
 def check_service(snapshot: Snapshot, service: str | None) -> None:
     """Raises `InputError` where there is no such service, with the names of those that there are."""
-    known = [] if service is None else read_services(snapshot)
-    if known and service not in known:
+    if service is None or is_service(snapshot, service):
+        return
+    if known := read_services(snapshot):
         raise InputError(f"there is no service {service!r}: expected any of {', '.join(known)}")
 
 

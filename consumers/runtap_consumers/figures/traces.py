@@ -116,7 +116,9 @@ def build_session(
 
 def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_content: bool) -> TraceFigures:
     rows = read_trace(snapshot, trace_id, MAX_RUNS + 1)
-    boundary = abandoned_before(read_completeness(snapshot, (PROJECTION,)).at_ns)
+    # Only what has not ended may be abandoned.
+    is_open = any(row.get("status") is None for row in rows)
+    boundary = abandoned_before(read_completeness(snapshot, (PROJECTION,)).at_ns) if is_open else None
     contents = read_contents(snapshot, [row["run_id"] for row in rows]) if with_content else {}
     began_ns = min(row["started_at_ns"] for row in rows)
     ended_ns = max(_end_ns(row) for row in rows)

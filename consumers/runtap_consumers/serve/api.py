@@ -31,11 +31,13 @@ from runtap_consumers.figures.workers import Workers, describe_workers
 from runtap_consumers.serve.guard import refuse
 from runtap_consumers.serve.query import MOST_TRACES, Query, Question, Source, write_cursor
 from runtap_consumers.store import tables
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.runs import RunFilter
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 
 _prices = threading.Lock()
+# Runs that few have in common are found part by part: whoever waits sees that it goes on.
+_SEARCH_SECONDS = 1.0
 _RUN_FILTERS = {
     "session": "session_id",
     "trace": "trace_id",
@@ -184,23 +186,11 @@ def _runs(query: Query) -> Runs:
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=query.after(),
     )
-    rows: list[Mapping[str, Any]] = []
-    boundary: int | None = None
-    is_complete = True
-    try:
-        with open_snapshot(query.source.store) as snapshot:
-            boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
-            with closing(stream_runs(snapshot, filtered, boundary, limit + 1)) as found:
-                for row in found:
-                    rows.append(row)
-    except QueryTimeoutError:
-        is_complete = False
-    shown = rows[:limit]
-    more = len(rows) > limit or (not is_complete and shown)
+    page = run_rows.read_page(query.source.store, filtered, limit, min(query.source.seconds, _SEARCH_SECONDS))
     return {
-        "runs": [run_rows.describe_run(row, boundary, zone) for row in shown],
-        "complete": is_complete,
-        "cursor": write_cursor(shown[-1]["started_at_ns"], shown[-1]["run_id"]) if more else None,
+        "runs": [run_rows.describe_run(row, page.abandoned_before_ns, zone) for row in page.rows],
+        "complete": page.is_complete,
+        "cursor": None if page.after is None else write_cursor(*page.after),
     }
 
 

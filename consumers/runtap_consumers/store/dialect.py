@@ -73,8 +73,7 @@ class Dialect:
     def limited(self, connection: Connection, deadline: float) -> Iterator[None]:
         """Has the database give up what it works on at a time of `time.monotonic()`."""
         if self is POSTGRES:
-            milliseconds = max(int((deadline - time.monotonic()) * 1_000), 1)
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+            self.limit_next(connection, deadline)
             yield
             return
         raw: Any = connection.connection.dbapi_connection
@@ -83,6 +82,12 @@ class Dialect:
             yield
         finally:
             raw.set_progress_handler(None, 0)
+
+    def limit_next(self, connection: Connection, deadline: float) -> None:
+        """Within `limited`, which PostgreSQL counts for each statement anew: has the next ones end at that time."""
+        if self is POSTGRES:
+            milliseconds = max(int((deadline - time.monotonic()) * 1_000), 1)
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
 
     def set_local(self, settings: Mapping[str, str]) -> list[str]:
         """PostgreSQL's settings, for this transaction; SQLite has none."""

@@ -57,12 +57,14 @@ class Store:
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
-        """Lets what this thread reads meanwhile take so long together, and no longer."""
-        _limits.deadline = time.monotonic() + seconds
+        """Lets what this thread reads meanwhile take so long together, and no longer; nor than a limit around it."""
+        outer: float | None = getattr(_limits, "deadline", None)
+        deadline = time.monotonic() + seconds
+        _limits.deadline = deadline if outer is None else min(deadline, outer)
         try:
             yield
         finally:
-            del _limits.deadline
+            _limits.deadline = outer
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -110,6 +112,13 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def keep_limit(connection: Connection) -> None:
+    """Between two statements of one reading: lets the next take what is left of its `limit`, and no longer."""
+    deadline: float | None = getattr(_limits, "deadline", None)
+    if deadline is not None:
+        dialect_of(connection.engine.url).limit_next(connection, deadline)
 
 
 def open_store(database_url: str, events_topic: str | None = None, timezone: str | None = None) -> Store:

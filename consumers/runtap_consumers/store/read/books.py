@@ -27,8 +27,8 @@ SILENCE_NS = 60 * 10**9
 # Emitters report every 10 s. Log time over which nobody reported was an outage, which ages nobody.
 _OUTAGE_NS = 30 * 10**9
 _TENTH_NS = 10 * 10**9
-# After an emitter's end: enough for a minute of reports, nearly always.
-_MINUTES_READ = 60
+# After an emitter's end: enough for a minute of reports where others report all the time, and nearly always.
+_MINUTES_READ = (4, 60)
 
 Range = tuple[int, int]
 # Partition and emitter. Of one that was given up and never met nobody knows the partition: NOWHERE.
@@ -242,12 +242,13 @@ class _Reports:
 
     def watched_since(self, heard_ns: int) -> int | None:
         """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
-        tenths = self._read(heard_ns, _MINUTES_READ)
-        found = _minute_later(tenths, _steps(tenths), heard_ns)
-        if found is None and len({tenth // MINUTE_NS for tenth in tenths}) >= _MINUTES_READ:
-            # A job that runs for a moment now and then, as at night, is no minute of reports.
-            found = _minute_later(*self._all, heard_ns)
-        return found
+        for minutes in _MINUTES_READ:
+            tenths = self._read(heard_ns, minutes)
+            found = _minute_later(tenths, _steps(tenths), heard_ns)
+            if found is not None or len({tenth // MINUTE_NS for tenth in tenths}) < minutes:
+                return found
+        # A job that runs for a moment now and then, as at night, is no minute of reports.
+        return _minute_later(*self._all, heard_ns)
 
     @cached_property
     def _all(self) -> tuple[list[int], list[int]]:

@@ -48,12 +48,31 @@ class CostCut:
     model: str
     price_class: str
     sums: CostSums
+    grain: str = "hour"
 
 
 def read_attributes(snapshot: Snapshot) -> list[str]:
-    """The attributes that costs were ever attributed to, as far as days are kept."""
+    """The attributes that costs were ever attributed to, as far as days are kept: out of all rows."""
     selected = [select(table.c.attribute) for table in _attribute_tables("day")]
     return list(snapshot.connection.execute(union(*selected)).scalars())
+
+
+def is_attribute(snapshot: Snapshot, name: str) -> bool:
+    """Whether costs were ever attributed to that, as far as days are kept."""
+    return any(_read_buckets(snapshot, table, name, 0, 2**63 - 1) for table in _attribute_tables("day"))
+
+
+def _read_buckets(snapshot: Snapshot, table: Table, attribute: str, from_ns: int, to_ns: int) -> list[int]:
+    """The buckets of a range with costs of an attribute, one after the other: in each the key goes on with it, so that
+    of all the rows, nearly one a call by user, but one a bucket is looked at.
+    """
+    bucket = table.c.bucket_ns
+    buckets = select(func.min(bucket).label("bucket_ns")).where(bucket >= from_ns).cte("buckets", recursive=True)
+    following = select(func.min(bucket)).where(bucket > buckets.c.bucket_ns).scalar_subquery()
+    buckets = buckets.union_all(select(following).where(buckets.c.bucket_ns < to_ns))
+    has_row = select(table.c.attribute).where(bucket == buckets.c.bucket_ns, table.c.attribute == attribute).exists()
+    statement = select(buckets.c.bucket_ns).where(buckets.c.bucket_ns < to_ns, has_row)
+    return list(snapshot.connection.execute(statement).scalars())
 
 
 def read_cuts(
@@ -75,43 +94,65 @@ def read_cuts(
     for segment in segments:
         if attribute is None:
             table = tables.metadata.tables[f"cost_{segment.grain}"]
-            yield from _read(snapshot, table, table.c, segment, names, where, [], [])
+            yield from _read(snapshot, table, segment, names, where)
             continue
-        keys = tables.cost_keys
         for table in _attribute_tables(segment.grain):
-            conditions = [table.c.attribute == attribute, table.c.cost_key == keys.c.id]
-            yield from _read(snapshot, table, keys.c, segment, names, where, [table.c.value], conditions)
+            yield from _read_attribute(snapshot, table, attribute, segment, names, where)
+
+
+def read_days(snapshot: Snapshot, from_ns: int, to_ns: int) -> dict[int, int]:
+    """What each day of a range cost, picodollars, by its begin."""
+    table = tables.metadata.tables["cost_day"]
+    bucket = table.c.bucket_ns
+    statement = select(bucket, *cost_sum(table)).where(bucket >= from_ns, bucket < to_ns, snapshot.is_live(table))
+    return {row.bucket_ns: cost_of(row) for row in snapshot.connection.execute(statement.group_by(bucket))}
 
 
 def _read(
+    snapshot: Snapshot, table: Table, segment: Segment, names: Sequence[str], where: Mapping[str, str]
+) -> Iterator[CostCut]:
+    key = [table.c[name] for name in names]
+    apart = [table.c.bucket_ns, table.c.provider, table.c.model, table.c.price_class]
+    within = (table.c.bucket_ns >= segment.from_ns, table.c.bucket_ns < segment.to_ns)
+    chosen = [*within, *(table.c[name] == value for name, value in where.items())]
+    for row, sums in _sum_up(snapshot, table, [*apart, *key], chosen):
+        bucket_ns, provider, model, price_class, *values = row
+        yield CostCut(bucket_ns, tuple(values), provider, model, price_class, sums, segment.grain)
+
+
+def _read_attribute(
     snapshot: Snapshot,
-    table: Any,
-    facts: Any,
+    table: Table,
+    attribute: str,
     segment: Segment,
     names: Sequence[str],
     where: Mapping[str, str],
-    before: list[ColumnElement[Any]],
-    conditions: list[ColumnElement[bool]],
 ) -> Iterator[CostCut]:
-    key = [*before, *(facts[name] for name in names)]
-    apart = [table.c.bucket_ns, facts.provider, facts.model, facts.price_class]
-    statement = (
-        select(*apart, *key, *(func.sum(table.c[name]).label(f"sum_{name}") for name in COUNTS), *cost_sum(table))
-        .where(
-            table.c.bucket_ns >= segment.from_ns,
-            table.c.bucket_ns < segment.to_ns,
-            snapshot.is_live(table),
-            *conditions,
-            *(facts[name] == value for name, value in where.items()),
-        )
-        .group_by(*apart, *key)
-    )
-    for row in snapshot.connection.execute(statement):
-        bucket_ns, provider, model, price_class = row[:4]
-        values = row[4 : 4 + len(key)]
-        counts = dict(zip(COUNTS, map(int, row[4 + len(key) : 4 + len(key) + len(COUNTS)]), strict=True))
-        sums = CostSums(counts, cost_of(row))
-        yield CostCut(bucket_ns, tuple(values), provider, model, price_class, sums)
+    keys = tables.cost_keys
+    of_facts = select(keys).where(*(keys.c[name] == value for name, value in where.items()))
+    facts = {row.id: row for row in snapshot.connection.execute(of_facts)}
+    # In the order of the table's key: what is grouped needs no sorting, and no row of another attribute is read.
+    grouped = [table.c.value, table.c.cost_key]
+    for bucket_ns in _read_buckets(snapshot, table, attribute, segment.from_ns, segment.to_ns):
+        chosen = [table.c.bucket_ns == bucket_ns, table.c.attribute == attribute]
+        for (value, number), sums in _sum_up(snapshot, table, grouped, chosen):
+            if number in facts:
+                fact = facts[number]
+                key = (value, *(getattr(fact, name) for name in names))
+                yield CostCut(bucket_ns, key, fact.provider, fact.model, fact.price_class, sums, segment.grain)
+
+
+def _sum_up(
+    snapshot: Snapshot,
+    table: Table,
+    grouped: Sequence[ColumnElement[Any]],
+    chosen: Sequence[ColumnElement[bool]],
+) -> Iterator[tuple[Sequence[Any], CostSums]]:
+    counted = len(grouped)
+    statement = select(*grouped, *(func.sum(table.c[name]) for name in COUNTS), *cost_sum(table))
+    for row in snapshot.connection.execute(statement.where(snapshot.is_live(table), *chosen).group_by(*grouped)):
+        counts = dict(zip(COUNTS, map(int, row[counted : counted + len(COUNTS)]), strict=True))
+        yield row[:counted], CostSums(counts, cost_of(row))
 
 
 def _attribute_tables(grain: str) -> list[Table]:

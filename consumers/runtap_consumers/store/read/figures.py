@@ -18,6 +18,8 @@ from runtap_consumers.store.read.ranges import TimeRange
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
 from runtap_consumers.units import SECOND_NS
 
+# By what runs counted under, or errors and sessions; the smallest first.
+_OF_SERVICES = ("performance_total", "cost_total", "sessions")
 _CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")
 
 
@@ -181,10 +183,17 @@ def read_model_names(snapshot: Snapshot) -> list[tuple[str, str, int]]:
     return [(asked, model, int(times)) for asked, model, times in snapshot.connection.execute(statement)]
 
 
+def is_service(snapshot: Snapshot, name: str) -> bool:
+    """Whether there is or was a service of that name."""
+    found = (tables.metadata.tables[of].c.service for of in _OF_SERVICES)
+    has_row = (select(service).where(service == name, snapshot.is_live(service.table)).limit(1) for service in found)
+    return any(snapshot.connection.execute(statement).scalar() is not None for statement in has_row)
+
+
 def read_services(snapshot: Snapshot) -> list[str]:
-    """All services that there ever were, by what their runs counted under, or their errors and sessions."""
+    """All services that there ever were."""
     found: set[str] = set()
-    for name in ("performance_total", "cost_total", "sessions"):
+    for name in _OF_SERVICES:
         table = tables.metadata.tables[name]
         statement = select(table.c.service).where(snapshot.is_live(table)).distinct()
         found.update(service for service in snapshot.connection.execute(statement).scalars() if service)

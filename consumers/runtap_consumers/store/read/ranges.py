@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,8 @@ from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 # Longer ranges would be too many rows of hours. The minute more: clocks may be that fast.
 MAX_HOURS_NS = 7 * DAY_NS + SKEW_AHEAD_NS
 DEFAULT_NS = DAY_NS
+# Whole days within longer ones are read as days: nobody looks at so many hours.
+MOST_HOURS = 60
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class TimeRange:
 def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo) -> TimeRange:
     """Snaps a range outward.
 
-    Up to 7 days it is made of hours, with minutes at its ends where these are still kept; beyond, or where hours are
-    no longer kept, of days.
+    Up to 7 days it is made of days and hours, with minutes at its ends where these are still kept; beyond, or where
+    hours are no longer kept, of days alone.
 
     Args:
         from_ns: begin.
@@ -51,14 +54,24 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
     # A bucket is deleted when its start is past retention.
     if from_ns < newest_log_time_ns - RETENTION_NS["minute"] + MINUTE_NS:
         first, last = hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1)
-        return TimeRange(first, last, (Segment("hour", first, last),))
+        return TimeRange(first, last, tuple(_hours(first, last, zone)))
     first, last = from_ns // MINUTE_NS * MINUTE_NS, -(-to_ns // MINUTE_NS) * MINUTE_NS
     hours_from, hours_to = hour_start_ns(first - 1, zone, hours_later=1), hour_start_ns(last, zone)
     if hours_from >= hours_to:
         return TimeRange(first, last, (Segment("minute", first, last),))
     segments = (
         Segment("minute", first, hours_from),
-        Segment("hour", hours_from, hours_to),
+        *_hours(hours_from, hours_to, zone),
         Segment("minute", hours_to, last),
     )
     return TimeRange(first, last, tuple(segment for segment in segments if segment.from_ns < segment.to_ns))
+
+
+def _hours(from_ns: int, to_ns: int, zone: ZoneInfo) -> Iterator[Segment]:
+    """A range of whole hours; of the whole days within it a row each."""
+    days_from, days_to = day_start_ns(from_ns - 1, zone, days_later=1), day_start_ns(to_ns, zone)
+    if to_ns - from_ns <= MOST_HOURS * HOUR_NS or days_from >= days_to:
+        yield Segment("hour", from_ns, to_ns)
+        return
+    ranged = (("hour", from_ns, days_from), ("day", days_from, days_to), ("hour", days_to, to_ns))
+    yield from (Segment(*one) for one in ranged if one[1] < one[2])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Result, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from runtap_consumers.store import tables
+from runtap_consumers.store.engine import keep_limit
 from runtap_consumers.store.read.snapshot import Snapshot
+from runtap_consumers.units import HOUR_NS, MINUTE_NS
 
 _ROWS_A_FETCH = 1_000
+_FIRST_STRETCH_NS = 10 * MINUTE_NS
+_LONGEST_STRETCH_NS = 12 * HOUR_NS
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,62 @@ def stream_runs(
         abandoned_before_ns: an open run that started before it is abandoned; `None`: none is.
         limit: at most so many; `None`: all.
     """
-    selected = []
     is_by_time = wanted.order == "started_at_ns"
-    if wanted.status not in ("open", "abandoned"):
-        selected.append(_select_ended(snapshot, wanted))
-    if wanted.status in (None, "open", "abandoned") and wanted.tag is None and wanted.metadata is None and is_by_time:
-        selected.append(_select_open(snapshot, wanted, abandoned_before_ns))
     with ExitStack() as cursors:
         streams = []
-        for statement in selected:
-            result = snapshot.connection.execute(statement.limit(limit), execution_options={"yield_per": _ROWS_A_FETCH})
-            # Where a limit ends the reading early, the cursor would remain open on the server.
-            cursors.callback(result.close)
-            streams.append(_as_mappings(result))
+        if wanted.status not in ("open", "abandoned"):
+            streams.append(_run(snapshot, _select_ended(snapshot, wanted).limit(limit), cursors))
+        if _may_be_open(wanted) and is_by_time:
+            opened = _select_open(snapshot, wanted, abandoned_before_ns)
+            streams.append(_run(snapshot, opened.limit(limit), cursors))
         yield from islice(
             merge(*streams, key=itemgetter("started_at_ns"), reverse=True) if is_by_time else streams[0], limit
         )
 
 
-def _as_mappings(result: Result[Any]) -> Iterator[dict[str, Any]]:
+def search_runs(
+    snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None, limit: int
+) -> Generator[Mapping[str, Any], None, None]:
+    """What `stream_runs` finds, stretch after stretch of time, so that whoever ends it knows how far it came: after
+    each stretch comes a row without `run_id`, whose `started_at_ns` all runs that follow have, or an earlier one.
+    """
+    with ExitStack() as cursors:
+        streams = []
+        if _may_be_open(wanted):
+            streams.append(_run(snapshot, _select_open(snapshot, wanted, abandoned_before_ns).limit(limit), cursors))
+        if wanted.status not in ("open", "abandoned"):
+            streams.append(_search_ended(snapshot, wanted, limit))
+        yield from merge(*streams, key=itemgetter("started_at_ns"), reverse=True)
+
+
+def _search_ended(snapshot: Snapshot, wanted: RunFilter, limit: int) -> Iterator[dict[str, Any]]:
+    started_at_ns = tables.runs.c.started_at_ns
+    first_ns = snapshot.connection.execute(select(func.min(started_at_ns))).scalar()
+    last_ns = snapshot.connection.execute(select(func.max(started_at_ns))).scalar()
+    if first_ns is None or last_ns is None:
+        return
+    oldest_ns = max(first_ns, wanted.since_ns or 0)
+    untils = (wanted.until_ns, wanted.after[0] + 1 if wanted.after else None, last_ns + 1)
+    until_ns = min(one for one in untils if one is not None)
+    stretch_ns = _FIRST_STRETCH_NS
+    while until_ns > oldest_ns:
+        since_ns = max(until_ns - stretch_ns, oldest_ns)
+        with ExitStack() as cursors:
+            keep_limit(snapshot.connection)
+            statement = _select_ended(snapshot, replace(wanted, since_ns=since_ns, until_ns=until_ns))
+            yield from _run(snapshot, statement.limit(limit), cursors)
+        until_ns, stretch_ns = since_ns, min(2 * stretch_ns, _LONGEST_STRETCH_NS)
+        yield {"started_at_ns": until_ns - 1}
+
+
+def _may_be_open(wanted: RunFilter) -> bool:
+    return wanted.status in (None, "open", "abandoned") and wanted.tag is None and wanted.metadata is None
+
+
+def _run(snapshot: Snapshot, statement: Select[Any], cursors: ExitStack) -> Iterator[dict[str, Any]]:
+    result = snapshot.connection.execute(statement, execution_options={"yield_per": _ROWS_A_FETCH})
+    # Where a limit ends the reading early, the cursor would remain open on the server.
+    cursors.callback(result.close)
     names = tuple(result.keys())
     return (dict(zip(names, row, strict=True)) for row in result)
 

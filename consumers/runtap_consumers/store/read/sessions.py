@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, not_, or_, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
@@ -54,19 +54,13 @@ def read_sessions(
         limit: at most so many; `None`: all.
         after: newest event and id of the last session that was seen: those that follow it.
     """
+    if limit is not None and to_ns is None and user_id is None and session_id is None:
+        yield from _read_newest(snapshot, from_ns, limit, service, after)
+        return
     table = tables.metadata.tables["sessions"]
-    last_at = func.max(table.c.last_at_ns)
-    columns = (
-        func.min(table.c.first_at_ns).label("first_at_ns"),
-        last_at.label("last_at_ns"),
-        *(func.sum(table.c[name]).label(name) for name in _SUMMED),
-    )
-    statement = _select_sessions(snapshot, from_ns, to_ns, service, user_id, session_id).add_columns(*columns)
+    statement = _added_up(_select_sessions(snapshot, from_ns, to_ns, service, user_id, session_id)).limit(limit)
     if after is not None:
-        last_at_ns, last_id = after
-        is_later = and_(last_at == last_at_ns, table.c.session_id > last_id)
-        statement = statement.having(or_(last_at < last_at_ns, is_later))
-    statement = statement.order_by(last_at.desc(), table.c.session_id).limit(limit)
+        statement = statement.having(_follows(func.max(table.c.last_at_ns), table.c.session_id, after))
     result = snapshot.connection.execute(statement, execution_options={"yield_per": _IDS_A_STATEMENT})
     with closing(result):
         for rows in result.partitions():
@@ -81,9 +75,9 @@ def count_sessions(snapshot: Snapshot, from_ns: int = 0, to_ns: int | None = Non
 
 def _select_sessions(
     snapshot: Snapshot,
-    from_ns: int,
-    to_ns: int | None,
-    service: str | None,
+    from_ns: int = 0,
+    to_ns: int | None = None,
+    service: str | None = None,
     user_id: str | None = None,
     session_id: str | None = None,
 ) -> Select[Any]:
@@ -101,6 +95,49 @@ def _select_sessions(
     if session_id is not None:
         statement = statement.where(table.c.session_id == session_id)
     return statement
+
+
+def _read_newest(
+    snapshot: Snapshot, from_ns: int, limit: int, service: str | None, after: tuple[int, str] | None
+) -> Iterator[SessionRow]:
+    """The newest sessions by the index on their newest events: those of all would have to be added up to be sorted."""
+    table = tables.metadata.tables["sessions"]
+    own = table.alias()
+    rows_of_it = select(own.c.session_id).where(own.c.session_id == table.c.session_id, snapshot.is_live(table, own))
+    statement = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
+    if service is not None:
+        statement = statement.where(rows_of_it.where(own.c.service == service).exists())
+    if after is not None:
+        seen = rows_of_it.where(not_(_follows(own.c.last_at_ns, own.c.session_id, after)))
+        statement = statement.where(table.c.last_at_ns <= after[0], ~seen.exists())
+    newest_first = statement.order_by(table.c.last_at_ns.desc(), table.c.session_id)
+    ids = dict[str, None]()
+    result = snapshot.connection.execute(newest_first, execution_options={"yield_per": _IDS_A_STATEMENT})
+    with closing(result):
+        for (session_id,) in result:
+            ids[session_id] = None
+            if len(ids) == limit:
+                break
+    for first in range(0, len(ids), _IDS_A_STATEMENT):
+        chosen = table.c.session_id.in_(list(ids)[first : first + _IDS_A_STATEMENT])
+        statement = _added_up(_select_sessions(snapshot).where(chosen))
+        yield from _complete(snapshot, snapshot.connection.execute(statement).all())
+
+
+def _follows(last_at_ns: ColumnElement[int], session_id: ColumnElement[str], after: tuple[int, str]) -> Any:
+    """Whether a session comes after one that was seen, the one with the newest event first."""
+    return or_(last_at_ns < after[0], and_(last_at_ns == after[0], session_id > after[1]))
+
+
+def _added_up(sessions: Select[Any]) -> Select[Any]:
+    table = tables.metadata.tables["sessions"]
+    last_at = func.max(table.c.last_at_ns)
+    columns = (
+        func.min(table.c.first_at_ns).label("first_at_ns"),
+        last_at.label("last_at_ns"),
+        *(func.sum(table.c[name]).label(name) for name in _SUMMED),
+    )
+    return sessions.add_columns(*columns).order_by(last_at.desc(), table.c.session_id)
 
 
 def read_session(snapshot: Snapshot, session_id: str) -> SessionRow | None:

@@ -75,15 +75,18 @@ class Snapshot:
         """The lane marks of the projections."""
         return select(tables.lane_marks).where(tables.lane_marks.c.projection.in_(PROJECTIONS))
 
-    def is_live(self, table: Table) -> ColumnElement[bool]:
-        """The condition for rows of a table to count: of the live generation of their partition."""
+    def is_live(self, table: Table, alias: FromClause | None = None) -> ColumnElement[bool]:
+        """The condition for rows of a table, or of it by another name, to count: of the live generation of their
+        partition.
+        """
+        columns = (table if alias is None else alias).c
         generations = self.generations.get(owner_of(table), {})
         if len(generations) == 1:
-            return table.c.generation == next(iter(generations))
+            return columns.generation == next(iter(generations))
         return or_(
             false(),
             *(
-                and_(table.c.generation == generation, table.c.partition.in_(partitions))
+                and_(columns.generation == generation, columns.partition.in_(partitions))
                 for generation, partitions in generations.items()
             ),
         )
