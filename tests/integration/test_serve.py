@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from runtap_consumers.errors import QueryTimeoutError
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve import api
 from runtap_consumers.serve.api import ANSWERS
+from runtap_consumers.serve.app import make_app
+from runtap_consumers.serve.guard import Guard
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import stream_runs
@@ -27,6 +30,18 @@ from worker_process import WorkerSetting
 
 SPAN = "since=2026-03-02&until=2026-03-03"
 RUNS = 7
+_SCRIPTS = ("address", "api", "charts", "dom", "figures", "main", "parts", "waterfall", "words")
+_VIEWS = ("alerts", "costs", "errors", "overview", "performance", "pipeline", "sessions", "traces")
+# What is given without a token: the page, which holds no figure.
+PAGE_FILES = {
+    "/": "text/html",
+    "/icon.svg": "image/svg+xml",
+    "/style.css": "text/css",
+    **{f"/{name}.js": "text/javascript" for name in (*_SCRIPTS, *(f"views/{view}" for view in _VIEWS))},
+    "/vendor/uPlot.LICENSE.txt": "text/plain",
+    "/vendor/uPlot.iife.min.js": "text/javascript",
+    "/vendor/uPlot.min.css": "text/css",
+}
 
 
 @pytest.fixture
@@ -121,8 +136,51 @@ def test_every_route_answers_with_what_the_commands_print(filled: Store, store_u
         assert headers["content-type"].startswith("text/plain; version=0.0.4")
         called = next(line for line in body.decode().splitlines() if 'status="success"' in line and "llm_calls" in line)
         assert float(called.rpartition(" ")[2]) == RUNS == report["cost"]["calls"]
+        unpriced = [json.loads(line) for line in setting.run("prices", "unmatched", "--json").stdout.splitlines()]
+        assert server.get("unpriced") == {"models": unpriced}
+        letters = [json.loads(line) for line in setting.run("dead-letters", "list", "--json").stdout.splitlines()]
+        assert server.get("dead-letters") == {"dead_letters": letters}
+        assert_overview_is_as_the_report(server.get(f"overview?{SPAN}"), report)
+        whole = [run for run in runs if run["parent_run_id"] is None]
+        assert whole
+        assert server.get("runs?roots=true")["runs"] == whole
     # Nothing was left out.
-    assert len(ANSWERS) == 12
+    assert len(ANSWERS) == 15
+
+
+def assert_overview_is_as_the_report(found: dict[str, Any], report: dict[str, Any]) -> None:
+    figures, calls = found["figures"], report["performance_by_run_type"]["llm"]
+    for name in ("cost_usd", "calls", "unpriced_calls", "unmetered_calls", "total_tokens"):
+        assert figures[name] == report["cost"][name], name
+    for name in ("p50_seconds", "p95_seconds", "first_token_p95_seconds"):
+        assert figures[name] == calls[name], name
+    assert figures["sessions"] == len(report["sessions"])
+    assert (figures["traces"], figures["failed_traces"], figures["error_rate"]) == (1, 1, 1.0)
+    assert (found["range"], found["complete_to"], found["ledger"]) == (
+        report["range"],
+        report["complete_to"],
+        report["ledger"],
+    )
+    # The points over time are the whole, in parts.
+    assert sum(filter(None, found["series"]["calls"])) == figures["calls"]
+    assert sum(map(Decimal, filter(None, found["series"]["cost_usd"]))) == Decimal(figures["cost_usd"])
+    assert found["before_range"]["to"] == found["range"]["from"]
+    assert found["before"]["calls"] == 0
+
+
+def test_components_are_told_by_their_own_time_and_errors_over_time(filled: Store, store_url: str) -> None:
+    with served(store_url) as server:
+        found = server.get(f"components?{SPAN}")["self_times"]
+        by_type = {row["run_type"]: row["self_seconds"] for row in found["components"]}
+        # Calls of two seconds each, of other traces' parents, and a chain of three.
+        assert (found["runs"], found["is_cut_off"], by_type) == (RUNS + 1, False, {"llm": 2.0 * RUNS, "chain": 3.0})
+        trend = server.get(f"errors?{SPAN}")["trend"]
+        assert [(group["service"], group["fingerprint"], sum(group["counts"])) for group in trend["groups"]] == [
+            ("checkout", "f1", 1)
+        ]
+        assert len(trend["buckets"]) == len(trend["groups"][0]["counts"]) == 24
+        within = server.get("overview?since=2026-03-02T10:00:00Z&until=2026-03-02T10:30:00Z")
+        assert (within["grain"], len(within["buckets"]), within["figures"]["calls"]) == ("minute", 30, RUNS)
 
 
 def test_runs_come_in_pages_without_a_gap_or_a_repeat(filled: Store, store_url: str) -> None:
@@ -180,12 +238,18 @@ def test_what_is_wrong_is_named(filled: Store, store_url: str, path: str, status
 
 def test_every_route_wants_the_token_but_those_of_health(filled: Store, store_url: str) -> None:
     with served(store_url, RUNTAP_SERVE_TOKEN="let-me-in") as server:
-        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), "/", "/metrics", "/api/v1/nothing"):
+        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), "/metrics", "/api/v1/nothing"):
             assert server.ask(path)[0] == 401, path
             for wrong in ("Bearer no", "Bearer let-me-in2", "Basic let-me-in", "let-me-in", "Bearer "):
                 assert server.ask(path, Authorization=wrong)[0] == 401, (path, wrong)
         assert [server.ask(path)[0] for path in ("/livez", "/readyz")] == [200, 200]
         assert server.ask("/api/v1/ledger", Authorization="Bearer let-me-in")[0] == 200
+        for path, opened in PAGE_FILES.items():
+            assert (server.ask(path)[0], server.ask(path)[1]["content-type"].partition(";")[0]) == (200, opened), path
+    # Whatever else there is wants it.
+    app = make_app(api.Source(filled, ConsumerSettings.load(), PriceSource(ConsumerSettings.load())), (), "let-me-in")
+    assert isinstance(app, Guard)
+    assert app.open_paths == {"/livez", "/readyz", *PAGE_FILES}
 
 
 def test_only_its_own_names_and_only_reading(filled: Store, store_url: str) -> None:

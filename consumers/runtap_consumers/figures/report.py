@@ -95,7 +95,7 @@ def build_report(
                 for row in read_sessions(snapshot, time_range.from_ns, time_range.to_ns, service)
             ],
             "alerts": lambda: _alerts_section(snapshot, time_range, service, zone),
-            "ledger": lambda: _ledger_section(books, snapshot),
+            "ledger": lambda: ledger_section(books, snapshot),
         }
         return {
             "generated_at": format_instant(now_ns, zone),
@@ -201,7 +201,7 @@ def _performance_section(
             "model": model or None,
             # What calls of this model asked for, where that has another name.
             "request_models": sorted(asked[model]) if model else [],
-            **_describe_figures(figures, minutes),
+            **describe_figures(figures, minutes),
         }
         for (run_type, name, model), figures in slowest_first
     ]
@@ -211,10 +211,11 @@ def _run_types_section(components: Components, minutes: float) -> dict[str, Any]
     by_type: dict[str, list[tuple[Any, ...]]] = {run_type: [] for run_type in RUN_TYPES}
     for (run_type, _, _), figures in components.items():
         by_type.setdefault(run_type, []).append(astuple(figures))
-    return {run_type: _describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
+    return {run_type: describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
 
 
-def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, Any]:
+def describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, Any]:
+    """How runs went that took `minutes` on the clock."""
     judged, outputs_ns = figures.ok + figures.errors, figures.output_duration_ns
     p50, p95, p99 = quantiles_ns(figures.sketch, (0.5, 0.95, 0.99))
     first_p50, first_p95 = quantiles_ns(figures.first_token_sketch, (0.5, 0.95))
@@ -278,7 +279,8 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
     }
 
 
-def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
+def ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
+    """Where captured events are, by the projection that shows the fewest."""
     ledger = work_out_ledger(books, snapshot.projections)
     worst = worst_projection(ledger)
     return {**describe_sums(Sums() if worst is None else ledger[worst]), **books.strays}

@@ -19,9 +19,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runtap_consumers.correct.unpriced import advise, list_unpriced
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
+from runtap_consumers.figures import overview
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
+from runtap_consumers.figures.dead_letters import describe_letter
 from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.report import SECTIONS, build_report, check_service, read_completeness
 from runtap_consumers.figures.sessions import PROJECTION, describe_session
@@ -33,6 +36,7 @@ from runtap_consumers.serve.guard import refuse
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
+from runtap_consumers.store.read.dead_letters import list_dead_letters
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
@@ -103,14 +107,34 @@ def _report(*sections: str) -> Answer:
     return answer
 
 
+def _asked(query: Query, by: tuple[str, ...] = ()) -> CostQuestion:
+    where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
+    return CostQuestion(by, query.instant("since"), query.instant("until"), where)
+
+
+def _overview(query: Query) -> dict[str, Any]:
+    settings = query.source.settings
+    attributes = settings.cost_attributes
+    return overview.build_overview(query.source.store, _asked(query), attributes, settings.zone(), query.now_ns)
+
+
+def _components(query: Query) -> dict[str, Any]:
+    found = _report("performance_by_run_type", "performance")(query)
+    return {**found, "self_times": overview.build_self_times(query.source.store, _asked(query), query.now_ns)}
+
+
+def _errors(query: Query) -> dict[str, Any]:
+    store, zone = query.source.store, query.source.settings.zone()
+    return {**_report("errors")(query), "trend": overview.build_error_trend(store, _asked(query), zone, query.now_ns)}
+
+
 def _costs(query: Query) -> dict[str, Any]:
     return _asked_costs(query, tuple(query.parameters.get("by", ["model"])))
 
 
 def _asked_costs(query: Query, by: tuple[str, ...]) -> dict[str, Any]:
     source = query.source
-    where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
-    asked = CostQuestion(by, query.instant("since"), query.instant("until"), where)
+    asked = _asked(query, by)
     attributes, zone = source.settings.cost_attributes, source.settings.zone()
     # A table of prices is for one thread at a time.
     with _prices:
@@ -139,6 +163,7 @@ def _runs(query: Query) -> dict[str, Any]:
         **wanted,
         since_ns=query.instant("since"),
         until_ns=query.instant("until"),
+        roots=query.one("roots") == "true",
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=None if cursor is None else _read_cursor(cursor),
     )
@@ -193,19 +218,35 @@ def _workers(query: Query) -> dict[str, Any]:
         return describe_workers(snapshot, query.source.settings.zone(), query.now_ns)
 
 
+def _dead_letters(query: Query) -> dict[str, Any]:
+    zone = query.source.settings.zone()
+    with open_snapshot(query.source.store) as snapshot:
+        return {"dead_letters": [describe_letter(row, zone) for row in list_dead_letters(snapshot, query.rows())]}
+
+
+def _unpriced(query: Query) -> dict[str, Any]:
+    with _prices, open_snapshot(query.source.store) as snapshot:
+        query.source.prices.refresh()
+        rows = list_unpriced(snapshot, query.source.prices.table)
+    return {"models": [{**row, "advice": advise(row)} for row in rows]}
+
+
 ANSWERS: dict[str, Answer] = {
+    "overview": _overview,
     "report": _report(),
     "costs": _costs,
     "series": _series,
-    "components": _report("performance_by_run_type", "performance"),
+    "components": _components,
     "runs": _runs,
     "traces/{id}": _trace,
     "sessions": _sessions,
     "sessions/{id}": _session,
-    "errors": _report("errors"),
+    "errors": _errors,
     "alerts": _report("alerts"),
     "ledger": _ledger,
     "workers": _workers,
+    "dead-letters": _dead_letters,
+    "unpriced": _unpriced,
 }
 _NOT_FOUND = ("traces/{id}", "sessions/{id}")
 

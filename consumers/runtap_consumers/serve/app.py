@@ -20,6 +20,7 @@ from runtap_consumers.errors import InputError, StoreError
 from runtap_consumers.serve.api import Source, api_routes
 from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
 from runtap_consumers.serve.metrics import CONTENT_TYPE, exposition
+from runtap_consumers.serve.page_files import page_routes
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -54,9 +55,11 @@ def make_app(source: Source, hosts: Collection[str], token: str | None) -> ASGIA
             return refuse(503, str(error))
         return Response(found, headers={"content-type": CONTENT_TYPE})
 
-    open_routes = [Route("/livez", live), Route("/readyz", ready)]
+    # Health is asked by whoever restarts the process, and the page asks for the token itself.
+    open_routes = [Route("/livez", live), Route("/readyz", ready), *page_routes()]
     routes = [*open_routes, Route("/metrics", metrics), *api_routes(source)]
-    return Guard(Starlette(routes=routes), {*LOOPBACK, *(host.lower() for host in hosts)}, token)
+    names = {*LOOPBACK, *(host.lower() for host in hosts)}
+    return Guard(Starlette(routes=routes), names, token, [route.path for route in open_routes])
 
 
 def check_address(host: str, token: str | None) -> None:
