@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -24,8 +20,8 @@ from runtap_consumers.serve.guard import Guard
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import stream_runs
-from runtap_demo.kafka.ports import free_ports
 from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report
+from serve_process import served
 from worker_process import WorkerSetting
 
 SPAN = "since=2026-03-02&until=2026-03-03"
@@ -54,47 +50,6 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     log.append(report(START_NS + 10 * SECOND_NS), "e", RUNS + 2)
     tools.apply(log)
     return store
-
-
-class Server:
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, dict(answer.headers), answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
-
-    def get(self, path: str) -> Any:
-        status, _, body = self.ask(f"/api/v1/{path}")
-        assert status == 200, body
-        return json.loads(body)
-
-
-@contextmanager
-def served(store_url: str, arguments: Sequence[str] = (), **variables: str) -> Iterator[Server]:
-    (port,) = free_ports(1)
-    setting = WorkerSetting("127.0.0.1:1", "runtap", store_url, variables)
-    process = subprocess.Popen(setting.command("serve", "--port", str(port), *arguments), env=setting.environment())
-    server = Server(port)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                assert server.ask("/livez")[0] == 200
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
 
 
 def test_every_route_answers_with_what_the_commands_print(filled: Store, store_url: str) -> None:

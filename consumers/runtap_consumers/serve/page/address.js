@@ -7,13 +7,16 @@ export const DEFAULT_SINCE = "24h";
 /** `path`: the view and what it is of; `get`: a parameter. */
 export function readAddress() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  const parts = path.split("/").filter(Boolean).map((part) => {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      return part;
-    }
-  });
+  const parts = path
+    .split("/")
+    .filter(Boolean)
+    .map((part) => {
+      try {
+        return decodeURIComponent(part);
+      } catch {
+        return part;
+      }
+    });
   const parameters = new URLSearchParams(query ?? "");
   return { view: parts[0] || "overview", id: parts.slice(1).join("/"), parameters };
 }

@@ -27,20 +27,31 @@ export async function ask(route, parameters = {}) {
     for (const value of [values].flat()) if (value) query.append(name, value);
   }
   const url = `api/v1/${route}${query.size ? `?${query}` : ""}`;
-  const before = kept.get(url), token = sessionStorage.getItem(TOKEN);
+  const before = kept.get(url),
+    token = sessionStorage.getItem(TOKEN);
   const headers = { ...(before && { "If-None-Match": before.etag }), ...(token && { Authorization: `Bearer ${token}` }) };
-  let answer;
+  let answer, text;
   try {
     answer = await fetch(url, { headers, cache: "no-store" });
+    // Of an unchanged one, too: the browser takes an answer that nobody reads to its end for given up.
+    text = await answer.text();
   } catch {
     throw new Refused(0, "");
   }
   if (answer.status === 304 && before) return before.body;
-  const body = await answer.json().catch(() => null);
+  const body = parsed(text);
   if (!answer.ok || body === null) throw new Refused(answer.status, body?.error ?? answer.statusText);
   changes += 1;
   kept.delete(url);
   kept.set(url, { etag: answer.headers.get("etag"), body });
   if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
   return body;
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }

@@ -4,8 +4,7 @@ const SVG = new Set(["svg", "path", "rect", "line", "g", "title"]);
 
 /** An element. Children: nodes, text, numbers, lists of these; null and false are left out. */
 export function h(name, properties, ...children) {
-  const element = SVG.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name)
-    : document.createElement(name);
+  const element = SVG.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(properties ?? {})) set(element, key, value);
   append(element, children);
   return element;
@@ -38,7 +37,9 @@ function asText(value) {
 
 /** Makes what is shown like what was made anew, so that focus, selection and scrolling stay where they are. */
 export function update(element, children) {
-  const wanted = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false)
+  const wanted = children
+    .flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false)
     .map((child) => (child instanceof Node ? child : asText(child)));
   wanted.forEach((child, place) => {
     const shown = element.childNodes[place];

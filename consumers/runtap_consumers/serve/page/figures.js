@@ -15,7 +15,8 @@ export function picodollars(text) {
 /** Dollars: two places from $100 on, else six; as the commands round. */
 export function money(text) {
   if (text === null || text === undefined) return UNKNOWN;
-  const amount = picodollars(text), size = amount < 0n ? -amount : amount;
+  const amount = picodollars(text),
+    size = amount < 0n ? -amount : amount;
   const places = size >= 100n * 10n ** BigInt(PLACES) || size === 0n ? 2 : 6;
   const unit = 10n ** BigInt(PLACES - places);
   let rounded = size / unit;
@@ -45,7 +46,9 @@ export function duration(seconds) {
   if (seconds < 0.0995) return `${Number((1000 * seconds).toPrecision(3))} ms`;
   if (seconds < 1) return `${(1000 * seconds).toFixed(0)} ms`;
   if (seconds < 120) return `${seconds.toFixed(2)} s`;
-  const whole = Math.round(seconds), minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
+  const whole = Math.round(seconds),
+    minutes = Math.floor(whole / 60),
+    hours = Math.floor(minutes / 60);
   const two = (value) => String(value).padStart(2, "0");
   return hours ? `${separated(String(hours))} h ${two(minutes % 60)} m` : `${minutes} m ${two(whole % 60)} s`;
 }
@@ -56,8 +59,14 @@ function parts(instant, zone) {
   let clock = clocks.get(zone);
   if (!clock) {
     clock = new Intl.DateTimeFormat("en-CA", {
-      timeZone: zone, year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit",
-      second: "2-digit", hourCycle: "h23",
+      timeZone: zone,
+      year: "numeric",
+      month: "2-digit",
+      day: "2-digit",
+      hour: "2-digit",
+      minute: "2-digit",
+      second: "2-digit",
+      hourCycle: "h23",
     });
     clocks.set(zone, clock);
   }
@@ -90,8 +99,7 @@ export function bucket(text, grain, zone) {
 /** How long ago, roughly. */
 export function ago(text) {
   const seconds = Math.max(0, (Date.now() - new Date(text)) / 1000);
-  const [size, unit] = seconds < 120 ? [1, "second"] : seconds < 7200 ? [60, "minute"]
-    : seconds < 172800 ? [3600, "hour"] : [86400, "day"];
+  const [size, unit] = seconds < 120 ? [1, "second"] : seconds < 7200 ? [60, "minute"] : seconds < 172800 ? [3600, "hour"] : [86400, "day"];
   return new Intl.RelativeTimeFormat(language(), { style: "short" }).format(-Math.round(seconds / size), unit);
 }
 

@@ -1,6 +1,6 @@
 // What views are put together from.
 
-import { here, readAddress, to } from "./address.js";
+import { here, to } from "./address.js";
 import { bar, sparkline } from "./charts.js";
 import { h } from "./dom.js";
 import { ago, count, duration, growth, instant, money, readersZone, share, UNKNOWN } from "./figures.js";
@@ -15,6 +15,11 @@ export function hint(...children) {
   return h("p", { class: "hint" }, children);
 }
 
+/** Whose days, or whose clock, a chart or a trend goes by. */
+export function zoneHint(grain, zone) {
+  return hint(grain === "day" ? say("zone.store", zone) : say("zone.reader", readersZone));
+}
+
 export function empty(name) {
   return hint(say(`empty.${name}`));
 }
@@ -24,14 +29,34 @@ export function empty(name) {
  * `sort`: the name by which the address sorts.
  */
 export function table(columns, rows, { sorted, foot, rowClass } = {}) {
-  const head = columns.map(({ label, is, sort, title }) => h("th", {
-    class: is, scope: "col", title, "aria-sort": sort && sort === sorted ? "descending" : null,
-  }, sort ? h("a", { href: here({ sort }), title: say("sorted_by", label) }, label) : label));
+  const head = columns.map(({ label, is, sort, title }) =>
+    h(
+      "th",
+      {
+        class: is,
+        scope: "col",
+        title,
+        "aria-sort": sort && sort === sorted ? "descending" : null,
+      },
+      sort ? h("a", { href: here({ sort }), title: say("sorted_by", label) }, label) : label,
+    ),
+  );
   const cells = (row, made) => columns.map(({ is, ...column }) => h("td", { class: is }, column[made]?.(row)));
-  return h("div", { class: "scroll", tabindex: "0" }, h("table", {},
-    h("thead", {}, h("tr", {}, head)),
-    h("tbody", {}, rows.map((row) => h("tr", { class: rowClass?.(row) }, cells(row, "cell")))),
-    foot ? h("tfoot", {}, h("tr", {}, cells(foot, columns.some(({ foot: own }) => own) ? "foot" : "cell"))) : null));
+  return h(
+    "div",
+    { class: "scroll", tabindex: "0" },
+    h(
+      "table",
+      {},
+      h("thead", {}, h("tr", {}, head)),
+      h(
+        "tbody",
+        {},
+        rows.map((row) => h("tr", { class: rowClass?.(row) }, cells(row, "cell"))),
+      ),
+      foot ? h("tfoot", {}, h("tr", {}, cells(foot, columns.some(({ foot: own }) => own) ? "foot" : "cell"))) : null,
+    ),
+  );
 }
 
 /** A figure that leads to what it is made of. */
@@ -55,10 +80,14 @@ export function weighed(text, value, most) {
 
 /** How a figure changed against the range before. `isBad`: more of it is worse. */
 export function change(value, before, isBad, showBefore, range, inPoints = false) {
-  const title = range && before !== null && before !== undefined
-    ? say("before", showBefore(before), instant(range.from), instant(range.to)) : say("nothing_before");
+  const title =
+    range && before !== null && before !== undefined
+      ? say("before", showBefore(before), instant(range.from), instant(range.to))
+      : say("nothing_before");
   const steps = inPoints
-    ? (typeof value === "number" && typeof before === "number" ? Math.round(1000 * (value - before)) : null)
+    ? typeof value === "number" && typeof before === "number"
+      ? Math.round(1000 * (value - before))
+      : null
     : growth(value, before);
   if (steps === null) return h("span", { class: "change", title }, UNKNOWN);
   if (steps === 0) return h("span", { class: "change", title }, say("no_change"));
@@ -69,16 +98,33 @@ export function change(value, before, isBad, showBefore, range, inPoints = false
 
 /** A figure, its change, and how it went. */
 export function card({ label, text, note, href, changed, series }) {
-  return h("a", { class: "card", href }, h("span", { class: "label" }, label), h("strong", {}, text),
+  return h(
+    "a",
+    { class: "card", href },
+    h("span", { class: "label" }, label),
+    h("strong", {}, text),
     h("span", { class: "beside" }, changed, note ? h("span", { class: "note" }, note) : null),
-    sparkline(series, label));
+    sparkline(series, label),
+  );
 }
 
 /** A choice whose value goes to an address. */
 export function choice(label, options, chosen, address) {
-  return h("label", { class: "choice" }, h("span", {}, label), h("select", {
-    "aria-label": label, onchange: (event) => { location.hash = address(event.target.value); },
-  }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))));
+  return h(
+    "label",
+    { class: "choice" },
+    h("span", {}, label),
+    h(
+      "select",
+      {
+        "aria-label": label,
+        onchange: (event) => {
+          location.hash = address(event.target.value);
+        },
+      },
+      options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)),
+    ),
+  );
 }
 
 /** What runs of a component, a model or an error are. */
@@ -96,37 +142,69 @@ export function statusStrip(found) {
   const dropped = Object.values(ledger.dropped).reduce((sum, one) => sum + one, 0);
   const item = (name, value, href, isBad) => link(href, h("span", { class: value && isBad ? "bad" : "" }, say(name, count(value))));
   const complete = found.complete_to
-    ? h("span", { title: `${found.complete_to}. ${say("complete_to.title")}` }, say("complete_to", instant(found.complete_to)),
-      h("span", { class: "dim" }, ` (${ago(found.complete_to)})`))
+    ? h(
+        "span",
+        { title: `${found.complete_to}. ${say("complete_to.title")}` },
+        say("complete_to", instant(found.complete_to)),
+        h("span", { class: "dim" }, ` (${ago(found.complete_to)})`),
+      )
     : say("complete_to.unknown");
   return [
-    link(to("pipeline"), complete), item("lost", ledger.lost, to("pipeline"), true), item("dropped", dropped, to("pipeline"), true),
-    item("quarantined", ledger.quarantined, to("pipeline"), true), item("in_flight", ledger.in_flight, to("pipeline"), false),
-    item("unpriced", figures.unpriced_calls, to("costs"), true), item("unmetered", figures.unmetered_calls, to("costs"), false),
-    h("span", { class: "dim zones" }, `${say("shown", instant(found.range.from), instant(found.range.to))} · ${
-      say("zone.reader", readersZone)} · ${say("zone.store", found.timezone)}`),
+    link(to("pipeline"), complete),
+    item("lost", ledger.lost, to("pipeline"), true),
+    item("dropped", dropped, to("pipeline"), true),
+    item("quarantined", ledger.quarantined, to("pipeline"), true),
+    item("in_flight", ledger.in_flight, to("pipeline"), false),
+    item("unpriced", figures.unpriced_calls, to("costs"), true),
+    item("unmetered", figures.unmetered_calls, to("costs"), false),
+    h(
+      "span",
+      { class: "dim zones" },
+      `${say("shown", instant(found.range.from), instant(found.range.to))} · ${say(
+        "zone.reader",
+        readersZone,
+      )} · ${say("zone.store", found.timezone)}`,
+    ),
   ];
 }
 
 /** What went wrong, and what to do next. */
-export function wrong(refused) {
+export function wrong(refused, href) {
   const name = [0, 400, 404, 503].includes(refused.status) ? `wrong.${refused.status}` : "wrong.other";
-  return h("section", { class: "panel wrong", role: "alert" }, h("h2", {}, say("wrong.title")),
-    refused.message ? h("p", {}, refused.message) : null, h("p", {}, say(name)),
-    h("p", {}, h("a", { class: "button", href: `#/${encodeURIComponent(readAddress().view)}` }, say("begin_anew"))));
+  return h(
+    "section",
+    { class: "panel wrong", role: "alert" },
+    h("h2", {}, say("wrong.title")),
+    refused.message ? h("p", {}, refused.message) : null,
+    h("p", {}, say(name)),
+    h("p", {}, h("a", { class: "button", href }, say("begin_anew"))),
+  );
 }
 
 /** Asks for the token; `given` is called with it. */
 export function tokenForm(wasWrong, given) {
-  const field = h("input", { type: "password", name: "token", autocomplete: "current-password", "aria-label": say("token"), required: true });
-  return h("form", {
-    class: "panel token",
-    onsubmit: (event) => {
-      event.preventDefault();
-      given(event.target.elements.token.value.trim());
+  const field = h("input", {
+    type: "password",
+    name: "token",
+    autocomplete: "current-password",
+    "aria-label": say("token"),
+    required: true,
+  });
+  return h(
+    "form",
+    {
+      class: "panel token",
+      onsubmit: (event) => {
+        event.preventDefault();
+        given(event.target.elements.token.value.trim());
+      },
     },
-  }, h("h2", {}, say("token")), h("p", {}, say("token.ask")), wasWrong ? h("p", { class: "bad", role: "alert" }, say("token.wrong")) : null,
-  field, h("button", {}, say("token.go")));
+    h("h2", {}, say("token")),
+    h("p", {}, say("token.ask")),
+    wasWrong ? h("p", { class: "bad", role: "alert" }, say("token.wrong")) : null,
+    field,
+    h("button", {}, say("token.go")),
+  );
 }
 
 /** Sums of costs as columns: of a cut, of a total. */
@@ -138,23 +216,42 @@ export function costColumns() {
     output: { label: say("output_tokens"), is: "n w", cell: (row) => count(row.output_tokens) },
     cached: { label: say("cached_share"), is: "n", cell: (row) => share(row.cached_share) },
     saved: { label: say("saved_usd"), is: "n w", cell: (row) => money(row.saved_usd) },
-    share: { label: say("share"), is: "n w", cell: (row) => weighed(share(row.share), row.share, 1) },
+    share: { label: say("share"), is: "n w", cell: (row) => (row.cost_usd === null ? UNKNOWN : weighed(share(row.share), row.share, 1)) },
     cost: { label: say("cost"), is: "n strong", cell: (row) => money(row.cost_usd) },
   };
 }
 
-/** Runs as a table: what `runtap runs` tells of them. */
-export function runsTable(runs) {
-  return table([
+/** Runs as a table: what `runtap runs` tells of them. `areRoots`: without what only model calls have. */
+export function runsTable(runs, areRoots) {
+  const columns = [
     { label: say("started_at"), cell: (run) => time(run.started_at) },
     { label: say("run_type"), is: "w", cell: (run) => run.run_type },
     { label: say("name"), cell: (run) => link(to(["trace", run.run_id]), run.name ?? idOf(run.run_id)) },
-    { label: say("model"), is: "w", cell: (run) => (run.model ?? run.request_model ? link(here({ model: run.model ?? run.request_model, runs: "all" }), run.model ?? run.request_model) : UNKNOWN) },
-    { label: say("status"), cell: (run) => [status(run.status), run.error_type ? h("span", { class: "dim w" }, ` ${run.error_type}`) : null] },
+    !areRoots && {
+      label: say("model"),
+      is: "w",
+      cell: (run) =>
+        (run.model ?? run.request_model)
+          ? link(here({ model: run.model ?? run.request_model, runs: "all" }), run.model ?? run.request_model)
+          : UNKNOWN,
+    },
+    {
+      label: say("status"),
+      cell: (run) => [status(run.status), run.error_type ? h("span", { class: "dim w" }, ` ${run.error_type}`) : null],
+    },
     { label: say("duration_seconds"), is: "n", cell: (run) => duration(run.duration_seconds) },
-    { label: say("tokens"), is: "n w", cell: (run) => (run.input_tokens === null ? UNKNOWN : `${count(run.input_tokens)} / ${count(run.output_tokens)}`) },
-    { label: say("cost"), is: "n", cell: (run) => (run.run_type === "llm" ? money(run.cost_usd) : "") },
-    { label: say("session"), is: "w", cell: (run) => (run.session_id ? link(to(["session", run.session_id]), idOf(run.session_id)) : UNKNOWN) },
+    !areRoots && {
+      label: say("tokens"),
+      is: "n w",
+      cell: (run) => (run.input_tokens === null ? UNKNOWN : `${count(run.input_tokens)} / ${count(run.output_tokens)}`),
+    },
+    !areRoots && { label: say("cost"), is: "n", cell: (run) => (run.run_type === "llm" ? money(run.cost_usd) : "") },
+    {
+      label: say("session"),
+      is: "w",
+      cell: (run) => (run.session_id ? link(to(["session", run.session_id]), idOf(run.session_id)) : UNKNOWN),
+    },
     { label: say("user"), is: "w", cell: (run) => (run.user_id ? link(here({ user: run.user_id }), run.user_id) : UNKNOWN) },
-  ], runs);
+  ];
+  return table(columns.filter(Boolean), runs);
 }

@@ -16,13 +16,30 @@ export async function costs({ asked, overview: first, parameters }) {
   const where = Object.fromEntries(FILTERS.map((name) => [name, parameters.get(name)]));
   const [found, whole, unpriced] = await Promise.all([ask("costs", { ...asked, ...where, by }), first, ask("unpriced")]);
   return [
-    panel(null,
-      h("div", { class: "title" }, h("h1", {}, say("costs_by")), cuts(whole.cuts, by),
-        FILTERS.filter((name) => where[name]).map((name) => h("a", { class: "chip", href: here({ [name]: null }), "aria-label": say("filter.remove", name) },
-          `${known("cut", name)}: ${where[name]} ✕`))),
+    panel(
+      null,
+      h(
+        "div",
+        { class: "title" },
+        h("h1", {}, say("costs_by")),
+        cuts(whole.cuts, by),
+        FILTERS.filter((name) => where[name]).map((name) =>
+          h(
+            "a",
+            { class: "chip", href: here({ [name]: null }), "aria-label": say("filter.remove", name) },
+            `${known("cut", name)}: ${where[name]} ✕`,
+          ),
+        ),
+      ),
       found.rows.length ? [costChart(found, by[0], whole.grain), costTable(found, by)] : empty("costs"),
-      found.source === "runs" ? hint(say("costs.runs")) : null),
-    h("div", { class: "two" }, found.month ? panel(say("month"), month(found)) : null, panel(say("unpriced.title"), withoutPrice(unpriced))),
+      found.source === "runs" ? hint(say("costs.runs")) : null,
+    ),
+    h(
+      "div",
+      { class: "two" },
+      found.month ? panel(say("month"), month(found)) : null,
+      panel(say("unpriced.title"), withoutPrice(unpriced)),
+    ),
   ];
 }
 
@@ -31,7 +48,9 @@ function cuts(names, by) {
   const texts = options.map((name) => [name, known("cut", name)]);
   return [
     choice(say("costs_by"), texts, by[0], (name) => here({ by: name, by2: null })),
-    choice(say("and_by"), [["", say("cut.nothing")], ...texts.filter(([name]) => name !== by[0])], by[1] ?? "", (name) => here({ by2: name })),
+    choice(say("and_by"), [["", say("cut.nothing")], ...texts.filter(([name]) => name !== by[0])], by[1] ?? "", (name) =>
+      here({ by2: name }),
+    ),
   ];
 }
 
@@ -48,10 +67,20 @@ function costTable(found, by) {
   const isOverTime = TIMES.includes(by[0]);
   const columns = [
     ...by.map((name) => ({ label: known("cut", name), is: "text", cell: (row) => named(name, row) })),
-    cost, share, calls, unpriced, input, output, cached, saved,
+    cost,
+    share,
+    calls,
+    unpriced,
+    input,
+    output,
+    cached,
+    saved,
     ...(isOverTime ? [] : [{ label: say("over_time"), is: "w", cell: (row) => sparkline(row.series_usd, say("over_time")) }]),
   ];
-  const foot = columns.map((column, place) => ({ ...column, foot: place === 0 ? () => say("total") : place < by.length ? () => "" : column.cell }));
+  const foot = columns.map((column, place) => ({
+    ...column,
+    foot: place === 0 ? () => say("total") : place < by.length ? () => "" : column.cell,
+  }));
   return table(foot, found.rows, { foot: found.total });
 }
 
@@ -65,12 +94,20 @@ function following(value, name) {
 }
 
 function month(found) {
-  const { month: at } = found, figure = (text, label) => h("div", { class: "figure" }, h("strong", {}, text), h("span", {}, label));
+  const { month: at } = found,
+    figure = (text, label) => h("div", { class: "figure" }, h("strong", {}, text), h("span", {}, label));
   return [
-    h("div", { class: "figures" },
-      h("a", { href: here({ by: "day", by2: null, since: at.from, until: null }) }, figure(money(at.cost_usd), say("month.so_far", `${date(at.from, found.timezone)} (${found.timezone})`))),
+    h(
+      "div",
+      { class: "figures" },
+      h(
+        "a",
+        { href: here({ by: "day", by2: null, since: at.from, until: null }) },
+        figure(money(at.cost_usd), say("month.so_far", `${date(at.from, found.timezone)} (${found.timezone})`)),
+      ),
       at.forecast_usd === null ? null : figure(`≈ ${money(at.forecast_usd)}`, say("month.forecast")),
-      at.forecast_usd === null ? null : figure("", say("month.between", money(at.least_usd), money(at.most_usd)))),
+      at.forecast_usd === null ? null : figure("", say("month.between", money(at.least_usd), money(at.most_usd))),
+    ),
     hint(say(at.forecast_usd === null ? "month.none" : "month.method")),
   ];
 }
@@ -78,12 +115,19 @@ function month(found) {
 function withoutPrice({ models }) {
   if (!models.length) return hint(say("unpriced.none"));
   return [
-    table([
-      { label: say("model"), is: "text", cell: (row) => (row.model ? link(to("traces", { runs: "all", type: "llm", model: row.model }), row.model) : UNKNOWN) },
-      { label: say("provider"), is: "w", cell: (row) => row.provider ?? UNKNOWN },
-      { label: say("of_calls"), is: "n", cell: (row) => count(row.unpriced_calls) },
-      { label: say("advice"), is: "text", cell: (row) => row.advice },
-    ], models),
+    table(
+      [
+        {
+          label: say("model"),
+          is: "text",
+          cell: (row) => (row.model ? link(to("traces", { runs: "all", type: "llm", model: row.model }), row.model) : UNKNOWN),
+        },
+        { label: say("provider"), is: "w", cell: (row) => row.provider ?? UNKNOWN },
+        { label: say("of_calls"), is: "n", cell: (row) => count(row.unpriced_calls) },
+        { label: say("advice"), is: "text", cell: (row) => row.advice },
+      ],
+      models,
+    ),
     hint(say("unpriced.why")),
   ];
 }
