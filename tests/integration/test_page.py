@@ -270,6 +270,30 @@ def test_an_error_leads_to_its_trace_and_a_run_to_its_content(browser: Browser, 
         page.wait_for_selector("main[data-shown^='#/trace/call-0-1']:not(.waiting) .detail")
 
 
+def test_everything_is_reached_by_keyboard(browser: Browser, server: Server) -> None:
+    with a_page(browser, server) as page:
+        show(page, f"#/sessions?{RANGE}")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        # The first stop skips the menu; what is shown stays.
+        assert page.evaluate("document.activeElement.id") == "main"
+        for _ in range(2):
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("main[data-shown^='#/session/s-0']:not(.waiting)")
+        page.focus("nav a:text('Traces')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("main[data-shown^='#/traces']:not(.waiting)")
+        # What has the focus keeps it when the page is asked again.
+        page.focus(".search input")
+        page.keyboard.type("wide")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for_timeout(500)
+        page.keyboard.type("-0")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("main[data-shown^='#/trace/wide-0']:not(.waiting)")
+
+
 def test_what_is_not_there_or_wrong_says_what_to_do_next(browser: Browser, server: Server) -> None:
     with a_page(browser, server) as page:
         assert "no run or trace 'nobody'" in show(page, "#/trace/nobody")
@@ -310,20 +334,34 @@ def test_a_visible_tab_asks_with_its_etag_and_a_hidden_one_not_at_all(browser: B
         assert len(asked) == 4
 
 
-def test_the_token_is_asked_for_once_a_tab(browser: Browser, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'runtap.db'}"
+def test_the_token_is_asked_for_once_a_tab_and_an_empty_store_says_what_to_do_next(
+    browser: Browser, tmp_path: Path
+) -> None:
+    url, complaints = f"sqlite:///{tmp_path / 'runtap.db'}", list[str]()
     with (
-        serving(url, fill_with_ordinary_runs, RUNTAP_SERVE_TOKEN="let-me-in") as server,
-        a_page(browser, server) as page,
+        serving(url, lambda _: None, RUNTAP_SERVE_TOKEN="let-me-in") as server,
+        a_page(browser, server, complaints) as page,
     ):
-        assert "This server wants its token" in show(page, f"#/costs?{RANGE}")
-        for given, then in (("let-me-out", "text=That is not its token"), ("let-me-in", "tfoot")):
+        assert "This server wants its token" in show(page, "#/overview")
+        for given, then in (("let-me-out", "That is not its token"), ("let-me-in", "runtap demo --keep")):
             page.fill("input[type=password]", given)
             page.press("input[type=password]", "Enter")
-            page.wait_for_selector(then)
+            page.wait_for_selector(f"text={then}")
         page.reload()
-        page.wait_for_selector("tfoot")
+        page.wait_for_selector("text=Nothing here yet")
         assert page.locator("input[type=password]").count() == 0
+        complaints.clear()
+        for view, said in {
+            "costs": "No model call",
+            "performance": "Nothing ran",
+            "errors": "Nothing broke",
+            "sessions": "No session",
+            "traces": "No run",
+            "alerts": "No alert",
+            "pipeline": "`runtap worker` starts one",
+        }.items():
+            assert said in show(page, f"#/{view}")
+    assert complaints == []
 
 
 def hostile_texts() -> list[str]:

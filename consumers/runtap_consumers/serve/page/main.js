@@ -191,6 +191,11 @@ addEventListener("hashchange", () => {
   show();
   if (!readAddress().parameters.has("run")) scrollTo(0, 0);
 });
+// Not by its address, which is for views.
+part("skip").onclick = (event) => {
+  event.preventDefault();
+  part("main").focus();
+};
 // A hidden tab never asks.
 document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);

@@ -23,7 +23,6 @@ export function factsOf(facts) {
 /** A row a run; `chosen`: the id of the run whose facts and content are shown. */
 export function waterfall(trace, chosen) {
   const whole = trace.duration_seconds || 1e-9;
-  const columns = matchMedia("(max-width: 760px)").matches ? 3 : 6;
   const children = new Map(trace.runs.map((run) => [run.run_id, []]));
   for (const run of trace.runs) if (run.parent_run_id !== run.run_id) children.get(run.parent_run_id)?.push(run);
   for (const each of children.values()) each.sort((one, other) => one.offset_seconds - other.offset_seconds);
@@ -55,7 +54,7 @@ export function waterfall(trace, chosen) {
           const isChosen = run.run_id === chosen;
           return [
             row(run, whole, isChosen, children.get(run.run_id)),
-            isChosen ? h("tr", { class: "detail", key: `of ${run.run_id}` }, h("td", { colspan: String(columns) }, detail(run))) : [],
+            isChosen ? h("tr", { class: "detail", key: `of ${run.run_id}` }, h("td", { colspan: "6" }, detail(run))) : [],
           ];
         }),
       ),

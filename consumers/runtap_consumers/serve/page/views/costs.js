@@ -7,7 +7,7 @@ import { choice, costColumns, empty, hint, link, panel, table } from "../parts.j
 import { known, say } from "../words.js";
 import { costChart, madeOf } from "./overview.js";
 
-const TIMES = ["minute", "hour", "day"];
+const TIMES = ["hour", "day"];
 const FILTERS = ["provider", "model", "environment"];
 
 /** Costs by one or two names; where the month is going; what has no price. */
@@ -86,7 +86,7 @@ function costTable(found, by) {
 
 /** When an hour or a day ends that begins then: a day later by the calendar, so that a day of 25 hours is whole. */
 function following(value, name) {
-  if (name !== "day") return new Date(Date.parse(value) + (name === "hour" ? 3.6e6 : 6e4)).toISOString();
+  if (name !== "day") return new Date(Date.parse(value) + 3.6e6).toISOString();
   const [, day, clock] = /^(\d{4}-\d\d-\d\d)(.*)$/.exec(value);
   const next = new Date(`${day}T00:00:00Z`);
   next.setUTCDate(next.getUTCDate() + 1);

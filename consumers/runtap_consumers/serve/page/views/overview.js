@@ -29,7 +29,7 @@ export async function overview({ asked, overview: first, parameters }) {
           h("h2", {}, say("cost_over_time")),
           choice(
             say("stacked_by"),
-            found.cuts.filter((cut) => !["hour", "day", "minute", "name", "tag"].includes(cut)).map((cut) => [cut, known("cut", cut)]),
+            found.cuts.filter((cut) => !["hour", "day", "name", "tag"].includes(cut)).map((cut) => [cut, known("cut", cut)]),
             stack,
             (cut) => here({ stack: cut }),
           ),
@@ -101,7 +101,7 @@ function cards(found) {
 
 /** Cost over time, stacked; what a row is made of is a click away. Also of the costs' view. */
 export function costChart(costs, cut, grain) {
-  const isOverTime = ["minute", "hour", "day"].includes(cut);
+  const isOverTime = ["hour", "day"].includes(cut);
   const rows = isOverTime ? [costs.total] : costs.rows.filter((row) => row.cost_usd !== null && picodollars(row.cost_usd) > 0n);
   const shown = rows.slice(0, rows.length > COLOURS ? COLOURS - 1 : COLOURS),
     rest = rows.slice(shown.length);
