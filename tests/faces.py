@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -64,23 +62,6 @@ def check_answer(path: str, status: int, body: bytes) -> str:
     return str(route)
 
 
-class Server:
-    """A server of this machine."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of an answer."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, dict(answer.headers), answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
-
-
 class Faces:
     """A server and the commands of one store."""
 
@@ -114,7 +95,11 @@ class Faces:
         """The lines, or the one object, of a command."""
         done = self._run(*arguments, "--json", *(["-"] if arguments[0] == "report" else []))
         assert done.returncode == 0, done.stderr
-        texts = done.stdout.splitlines() if arguments[0] in ("runs", "sessions") else [done.stdout]
+        texts = (
+            [done.stdout]
+            if arguments[0] in ("report", "costs", "trace", "session", "ledger")
+            else done.stdout.splitlines()
+        )
         return [json.loads(text) for text in texts]
 
     def scrape(self) -> Iterator[tuple[str, Labels, float]]:
@@ -135,6 +120,8 @@ class Faces:
             assert _still(self.get("report", service=service, **self._span)) == _still(of_service)
         for route in ("components", "errors", "alerts"):
             found = _still(self.get(route, **self._span))
+            for more in ("self_times", "trend"):
+                found.pop(more, None)
             assert found == {name: report[name] for name in found}
         for by in CUTS:
             words = [word for name in by for word in ("--by", name)]
@@ -149,8 +136,15 @@ class Faces:
             == sum(Decimal(row["difference_usd"]) for row in changes["models"])
         )
         self._compare_series()
+        self._compare_overview(report)
+        assert self.get("unpriced")["models"] == self.printed("prices", "unmatched")
+        letters = [{**row, "value_bytes": None} for row in self.printed("dead-letters", "list")]
+        assert [{**row, "value_bytes": None} for row in self.get("dead-letters")["dead_letters"]] == letters
         runs, sessions = self.printed("runs", "--limit", "0"), self.printed("sessions", "--limit", "0")
         assert self.get_all("runs", 100) == runs
+        assert self.get("runs", roots="true", limit=1_000)["runs"] == [
+            run for run in runs if run["parent_run_id"] is None
+        ]
         assert self.get_all("sessions", 7) == sessions
         assert len(sessions) == report["session_count"]
         assert report["sessions"] == sessions[: len(report["sessions"])]
@@ -170,6 +164,19 @@ class Faces:
             points = {(one["value"], at): figure for one in series for at, figure in one["points"]}
             rows = self.get("costs", by=("day", "model"), **self._span)["rows"]
             assert points == {(row["model"], row["day"]): row[metric] for row in rows}
+
+    def _compare_overview(self, report: dict[str, Any]) -> None:
+        found = self.get("overview", **self._span)
+        figures, calls = found["figures"], report["performance_by_run_type"]["llm"]
+        for name in ("cost_usd", "calls", "unpriced_calls", "unmetered_calls", "total_tokens"):
+            assert figures[name] == report["cost"][name], name
+        for name in ("p50_seconds", "p95_seconds", "first_token_p95_seconds"):
+            assert figures[name] == calls[name], name
+        assert (figures["sessions"], found["ledger"]) == (report["session_count"], report["ledger"])
+        assert found["before_range"]["to"] == found["range"]["from"] == report["range"]["from"]
+        # The points over time are the whole, in parts.
+        assert sum(filter(None, found["series"]["calls"])) == figures["calls"]
+        assert sum(map(Decimal, filter(None, found["series"]["cost_usd"]))) == Decimal(figures["cost_usd"] or 0)
 
     def _compare_metrics(self, report: dict[str, Any]) -> None:
         """Sums of whole numbers are equal, durations to the nanosecond; of money the float is the one nearest to it."""

@@ -9,7 +9,7 @@ from typing import overload
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.units import HOUR_NS, PICODOLLARS
+from runtap_consumers.units import HOUR_NS, MINUTE_NS, PICODOLLARS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Nanoseconds after April 2262 do not fit into 64 bits.
@@ -76,6 +76,11 @@ def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
     day_ns = day_start_ns(instant_ns, zone)
     hour_ns = day_ns + ((instant_ns - day_ns) // HOUR_NS + hours_later) * HOUR_NS
     return min(hour_ns, day_start_ns(instant_ns, zone, days_later=1))
+
+
+def minute_start_ns(instant_ns: int, _zone: ZoneInfo, minutes_later: int = 0) -> int:
+    """First moment of the minute that holds an instant, or of a later one; the same in every zone."""
+    return (instant_ns // MINUTE_NS + minutes_later) * MINUTE_NS
 
 
 @overload

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from command_line import call_command
-from faces import Faces, Server
+from faces import Faces
 from process_tree import are_gone, command_lines, descendants, wait_until_gone
+from serve_process import Server
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from faces import Server
 from process_tree import descendants, wait_until_gone
 from runtap_demo.kafka.ports import free_ports
+from serve_process import Server
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),

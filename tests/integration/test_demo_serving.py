@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from faces import Server
 from runtap_consumers.store.engine import open_store
 from runtap_demo import serving
 from runtap_demo.errors import ChildEndedError
 from runtap_demo.kafka.child_processes import end
 from runtap_demo.kafka.ports import free_ports
+from serve_process import Server
 
 
 def test_it_listens_elsewhere_where_its_port_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

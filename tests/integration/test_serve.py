@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from faces import Faces, Server, check_answer
+from faces import Faces, check_answer
 from partition_setting import WorkerTools
 from runtap_consumers.errors import QueryTimeoutError
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve import api
 from runtap_consumers.serve.api import ANSWERS
+from runtap_consumers.serve.app import make_app
+from runtap_consumers.serve.guard import Guard
 from runtap_consumers.serve.openapi import make_document
 from runtap_consumers.serve.query import Query, Source
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read import runs as read_runs
-from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import Event, Usage
 from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report, run_start, session_start
+from serve_process import served
 from worker_process import WorkerSetting
 
-OTHERS = ("/", "/metrics", "/api/v1/openapi.json", "/api/v1/nothing")
+OTHERS = ("/metrics", "/api/v1/openapi.json", "/api/v1/nothing")
 SPAN = "since=2026-03-02&until=2026-03-03"
 RUNS = 7
 SESSIONS = 20
 EVENTS = RUNS + 5 + SESSIONS - 1
 COMPLETE_TO = "2026-03-02T10:00:10.000000Z"
+_SCRIPTS = ("address", "api", "charts", "dom", "figures", "main", "parts", "waterfall", "words")
+_VIEWS = ("alerts", "costs", "errors", "overview", "performance", "pipeline", "sessions", "traces")
+# What is given without a token: the page, which holds no figure.
+PAGE_FILES = {
+    "/": "text/html",
+    "/icon.svg": "image/svg+xml",
+    "/style.css": "text/css",
+    **{f"/{name}.js": "text/javascript" for name in (*_SCRIPTS, *(f"views/{view}" for view in _VIEWS))},
+    "/vendor/uPlot.LICENSE.txt": "text/plain",
+    "/vendor/uPlot.iife.min.js": "text/javascript",
+    "/vendor/uPlot.min.css": "text/css",
+}
 
 
 @pytest.fixture
@@ -55,36 +67,6 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     return store
 
 
-class Api(Server):
-    def get(self, path: str) -> Any:
-        status, _, body = self.ask(f"/api/v1/{path}")
-        assert status == 200, body
-        check_answer(f"/api/v1/{path}", status, body)
-        return json.loads(body)
-
-
-@contextmanager
-def served(store_url: str, arguments: Sequence[str] = (), **variables: str) -> Iterator[Api]:
-    (port,) = free_ports(1)
-    setting = WorkerSetting("127.0.0.1:1", "runtap", store_url, variables)
-    process = subprocess.Popen(setting.command("serve", "--port", str(port), *arguments), env=setting.environment())
-    server = Api(port)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                assert server.ask("/livez")[0] == 200
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
-
-
 def test_every_face_shows_the_same_figures(filled: Store, store_url: str) -> None:
     setting = WorkerSetting("127.0.0.1:1", "runtap", store_url)
     with served(store_url) as server:
@@ -100,6 +82,21 @@ def test_every_face_shows_the_same_figures(filled: Store, store_url: str) -> Non
         assert server.ask("/readyz")[0] == 200
     # Nothing was left out.
     assert faces.routes == {f"/api/v1/{path}" for path in ANSWERS}
+
+
+def test_components_are_told_by_their_own_time_and_errors_over_time(filled: Store, store_url: str) -> None:
+    with served(store_url) as server:
+        found = server.get(f"components?{SPAN}")["self_times"]
+        by_type = {row["run_type"]: row["self_seconds"] for row in found["components"]}
+        # Calls of two seconds each, of other traces' parents, and a chain of three.
+        assert (found["runs"], found["is_cut_off"], by_type) == (RUNS + 1, False, {"llm": 2.0 * RUNS, "chain": 3.0})
+        trend = server.get(f"errors?{SPAN}")["trend"]
+        assert [(group["service"], group["fingerprint"], sum(group["counts"])) for group in trend["groups"]] == [
+            ("checkout", "f1", 1)
+        ]
+        assert len(trend["buckets"]) == len(trend["groups"][0]["counts"]) == 24
+        within = server.get("overview?since=2026-03-02T10:00:00Z&until=2026-03-02T10:30:00Z")
+        assert (within["grain"], len(within["buckets"]), within["figures"]["calls"]) == ("minute", 30, RUNS)
 
 
 def test_runs_come_in_pages_without_a_gap_or_a_repeat(filled: Store, store_url: str) -> None:
@@ -169,6 +166,12 @@ def test_every_route_wants_the_token_but_those_of_health(filled: Store, store_ur
                 assert server.ask(path, Authorization=wrong)[0] == 401, (path, wrong)
         assert [server.ask(path)[0] for path in ("/livez", "/readyz")] == [200, 200]
         assert server.ask("/api/v1/ledger", Authorization="Bearer let-me-in")[0] == 200
+        for path, opened in PAGE_FILES.items():
+            assert (server.ask(path)[0], server.ask(path)[1]["content-type"].partition(";")[0]) == (200, opened), path
+    # Whatever else there is wants it.
+    app = make_app(Source(filled, ConsumerSettings.load(), PriceSource(ConsumerSettings.load())), (), "let-me-in")
+    assert isinstance(app, Guard)
+    assert app.open_paths == {"/livez", "/readyz", *PAGE_FILES}
 
 
 def test_only_its_own_names_and_only_reading(filled: Store, store_url: str) -> None:

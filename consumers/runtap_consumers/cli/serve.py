@@ -26,7 +26,7 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="Also called by this name. May be repeated.")
     ] = None,
 ) -> None:
-    """Serves the figures as JSON under /api/v1, for scripts and pages; read-only. SIGTERM ends it."""
+    """Serves a page of the figures, and them as JSON under /api/v1; read-only. SIGTERM ends it."""
     configure_logs(settings.log_level)
     from runtap_consumers.pricing.source import PriceSource
     from runtap_consumers.serve import app
@@ -36,7 +36,7 @@ def serve(
     token = _token(settings)
     app.check_address(host, token)
     with closing(open_store(settings.database_url)) as store:
-        say(f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1/report", err=True)
+        say(f"http://{f'[{host}]' if ':' in host else host}:{port}/", err=True)
         app.serve(Source(store, settings, PriceSource(settings)), host, port, allow_host or (), token)
 
 

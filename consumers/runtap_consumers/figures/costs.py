@@ -19,7 +19,7 @@ from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.figures.sections import CostFigures, Costs, Month
 from runtap_consumers.figures.shapes import pick
-from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time
+from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time, minute_start_ns
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
@@ -44,6 +44,7 @@ METADATA = "metadata."
 FILTERS = ("service", "environment", "provider", "model")
 _MOST_DAYS = 400
 _LEAST_DAYS = 3
+_STARTS = {"minute": minute_start_ns, "hour": hour_start_ns, "day": day_start_ns}
 METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
 
 
@@ -93,7 +94,7 @@ def build_costs(
         else:
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
             cuts = _cut_rollups(snapshot, by, attribute, where, segments)
-        grain = _series_grain(segments)
+        grain = series_grain(segments)
         options = (prices, grain, store.zone)
         table = whole = _Table(cuts, *options)
         if is_of_runs:
@@ -105,7 +106,7 @@ def build_costs(
         complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
         month = None if where or is_of_runs else _month(snapshot, store.zone, now_ns)
     total = whole.total
-    buckets = _buckets(segments, grain, store.zone, total.by_bucket)
+    buckets = bucket_starts(segments, grain, store.zone, total.by_bucket)
     return {
         "generated_at": format_instant(now_ns, zone),
         "range": {
@@ -182,7 +183,7 @@ class _Table:
     def _start(self, bucket_ns: int) -> int:
         start = self._starts.get(bucket_ns)
         if start is None:
-            start = (hour_start_ns if self._grain == "hour" else day_start_ns)(bucket_ns, self._zone)
+            start = _STARTS[self._grain](bucket_ns, self._zone)
             self._starts[bucket_ns] = start
         return start
 
@@ -290,13 +291,22 @@ def _values_of(name: str, stored: str | None) -> list[str]:
     return [stored or ""]
 
 
-def _series_grain(segments: Sequence[Segment]) -> str:
+def series_grain(segments: Sequence[Segment]) -> str:
+    """Of the points over a range: minutes, hours or days, some 60 of them at most."""
     hours = (segments[-1].to_ns - segments[0].from_ns) / HOUR_NS
+    if {segment.grain for segment in segments} == {"minute"} and hours < 2:
+        return "minute"
     return "day" if segments[0].grain == "day" or hours > MOST_HOURS else "hour"
 
 
-def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo, called: Collection[int]) -> list[int]:
-    start = hour_start_ns if grain == "hour" else day_start_ns
+def start_of(grain: str, at_ns: int, zone: ZoneInfo) -> int:
+    """Where the point begins that holds an instant."""
+    return _STARTS[grain](at_ns, zone)
+
+
+def bucket_starts(segments: Sequence[Segment], grain: str, zone: ZoneInfo, called: Collection[int]) -> list[int]:
+    """Where the points over a range begin; of centuries only those between the first and the last that is `called`."""
+    start = _STARTS[grain]
     at_ns, end_ns = start(segments[0].from_ns, zone), segments[-1].to_ns
     if end_ns - at_ns > _MOST_DAYS * DAY_NS:
         # From 1970 to 2261, say: only where there were calls.

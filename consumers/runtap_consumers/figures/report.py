@@ -222,7 +222,7 @@ def _performance_section(
             "model": model or None,
             # What calls of this model asked for, where that has another name.
             "request_models": sorted(asked[model]) if model else [],
-            **_describe_figures(figures, minutes),
+            **describe_figures(figures, minutes),
         }
         for (run_type, name, model), figures in slowest_first
     ]
@@ -232,10 +232,11 @@ def _run_types_section(components: _Components, minutes: float) -> dict[str, Per
     by_type: dict[str, list[tuple[Any, ...]]] = {run_type: [] for run_type in RUN_TYPES}
     for (run_type, _, _), figures in components.items():
         by_type.setdefault(run_type, []).append(astuple(figures))
-    return {run_type: _describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
+    return {run_type: describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
 
 
-def _describe_figures(figures: ComponentFigures, minutes: float) -> Performance:
+def describe_figures(figures: ComponentFigures, minutes: float) -> Performance:
+    """How runs went that took `minutes` on the clock."""
     judged, outputs_ns = figures.ok + figures.errors, figures.output_duration_ns
     p50, p95, p99 = quantiles_ns(figures.sketch, (0.5, 0.95, 0.99))
     first_p50, first_p95 = quantiles_ns(figures.first_token_sketch, (0.5, 0.95))

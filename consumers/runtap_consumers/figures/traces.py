@@ -122,7 +122,7 @@ def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_cont
     contents = read_contents(snapshot, [row["run_id"] for row in rows]) if with_content else {}
     began_ns = min(row["started_at_ns"] for row in rows)
     ended_ns = max(_end_ns(row) for row in rows)
-    selves = _self_times(rows)
+    selves = self_times(rows)
     runs: list[TraceRun] = []
     for row, depth in in_tree_order(rows[:MAX_RUNS]):
         run_id = row["run_id"]
@@ -172,8 +172,8 @@ def in_tree_order(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
     yield from ((row, 0) for row in rows if row["run_id"] not in seen)
 
 
-def _self_times(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How long each run was busy itself: without the time in which some child of it ran."""
+def self_times(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How long each run was busy itself, by its id: without the time in which some child of it ran."""
     spans = defaultdict[str, list[tuple[int, int]]](list)
     for row in rows:
         if row["parent_run_id"]:

@@ -17,10 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runtap_consumers.correct.unpriced import UnpricedModel, list_unpriced
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
+from runtap_consumers.figures import overview
 from runtap_consumers.figures import runs as run_rows
 from runtap_consumers.figures.changes import Changes, build_changes
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
+from runtap_consumers.figures.dead_letters import DeadLetter, describe_letter
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
 from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, ReportFigures
@@ -31,6 +34,7 @@ from runtap_consumers.figures.workers import Workers, describe_workers
 from runtap_consumers.serve.guard import refuse
 from runtap_consumers.serve.query import MOST_TRACES, Query, Question, Source, write_cursor
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.dead_letters import list_dead_letters
 from runtap_consumers.store.read.runs import RunFilter
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
@@ -111,16 +115,56 @@ def _report(query: Query) -> ReportFigures:
     return _sections(query, ReportFigures)
 
 
+class ComponentsInside(Components):
+    """With how long they were busy themselves."""
+
+    self_times: overview.SelfTimes
+
+
+class ErrorsOverTime(Errors):
+    """With how often each group occurred when."""
+
+    trend: overview.ErrorTrend
+
+
+class DeadLetters(TypedDict):
+    """The newest first."""
+
+    dead_letters: list[DeadLetter]
+
+
+class Unpriced(TypedDict):
+    """Models without a price, the most called first."""
+
+    models: list[UnpricedModel]
+
+
+def _asked(query: Query, *by: str) -> CostQuestion:
+    where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
+    return CostQuestion(by, *query.span(), where)
+
+
+@_at("overview", *_SPAN, "service")
+def _overview(query: Query) -> overview.Overview:
+    """What a page shows first: a range beside the one before it, each figure over time."""
+    settings = query.source.settings
+    attributes, zone = settings.cost_attributes, settings.zone()
+    return overview.build_overview(query.source.store, _asked(query), attributes, zone, query.now_ns)
+
+
 @_at("components", *_SPAN, "service")
-def _components(query: Query) -> Components:
+def _components(query: Query) -> ComponentsInside:
     """How long components took, and how often they failed."""
-    return _sections(query, Components)
+    self_times = overview.build_self_times(query.source.store, _asked(query), query.now_ns)
+    return {**_sections(query, Components), "self_times": self_times}
 
 
 @_at("errors", *_SPAN, "service")
-def _errors(query: Query) -> Errors:
+def _errors(query: Query) -> ErrorsOverTime:
     """Errors by type and group, and the last ones."""
-    return _sections(query, Errors)
+    store, zone = query.source.store, query.source.settings.zone()
+    trend = overview.build_error_trend(store, _asked(query), zone, query.now_ns)
+    return {**_sections(query, Errors), "trend": trend}
 
 
 @_at("alerts", *_SPAN, "service")
@@ -137,8 +181,7 @@ def _costs(query: Query) -> Costs:
 
 def _asked_costs(query: Query, by: tuple[str, ...]) -> Costs:
     source = query.source
-    where = {name: value for name in FILTERS if (value := query.one(name)) is not None}
-    asked = CostQuestion(by, *query.span(), where)
+    asked = _asked(query, *by)
     attributes, zone = source.settings.cost_attributes, source.settings.zone()
     # A table of prices is for one thread at a time.
     with _prices:
@@ -174,7 +217,7 @@ def _series(query: Query) -> Series:
     }
 
 
-@_at("runs", *_RUN_FILTERS, "metadata", *_SPAN, *_PAGE)
+@_at("runs", *_RUN_FILTERS, "roots", "metadata", *_SPAN, *_PAGE)
 def _runs(query: Query) -> Runs:
     """Single runs, newest first."""
     limit, zone, (since_ns, until_ns) = query.rows(), query.source.settings.zone(), query.span()
@@ -183,6 +226,7 @@ def _runs(query: Query) -> Runs:
         **wanted,
         since_ns=since_ns,
         until_ns=until_ns,
+        roots=query.one("roots") == "true",
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=query.after(),
     )
@@ -238,6 +282,22 @@ def _workers(query: Query) -> Workers:
     """How far the projections are."""
     with open_snapshot(query.source.store) as snapshot:
         return describe_workers(snapshot, query.source.settings.zone(), query.now_ns)
+
+
+@_at("dead-letters", "limit")
+def _dead_letters(query: Query) -> DeadLetters:
+    """Records and lines of them that could not be read or applied, the newest first."""
+    zone = query.source.settings.zone()
+    with open_snapshot(query.source.store) as snapshot:
+        return {"dead_letters": [describe_letter(row, zone) for row in list_dead_letters(snapshot, query.rows())]}
+
+
+@_at("unpriced")
+def _unpriced(query: Query) -> Unpriced:
+    """Models whose calls have no price, and what to do."""
+    with _prices, open_snapshot(query.source.store) as snapshot:
+        query.source.prices.refresh()
+        return {"models": list_unpriced(snapshot, query.source.prices.table)}
 
 
 _NOT_FOUND = ("traces/{id}", "sessions/{id}")

@@ -22,6 +22,7 @@ from runtap_consumers.serve.api import api_routes
 from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
 from runtap_consumers.serve.metrics import exposition
 from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.page_files import page_routes
 from runtap_consumers.serve.query import Source
 from runtap_consumers.store.read.snapshot import open_snapshot
 
@@ -60,10 +61,12 @@ def make_app(source: Source, hosts: Collection[str], token: str | None) -> ASGIA
     async def openapi(_request: Request) -> Response:
         return JSONResponse(make_document())
 
-    open_routes = [Route("/livez", live), Route("/readyz", ready)]
+    # Health is asked by whoever restarts the process, and the page asks for the token itself.
+    open_routes = [Route("/livez", live), Route("/readyz", ready), *page_routes()]
     described = Route("/api/v1/openapi.json", openapi)
     routes = [*open_routes, Route("/metrics", metrics), described, *api_routes(source)]
-    return Guard(Starlette(routes=routes), {*LOOPBACK, *(host.lower() for host in hosts)}, token)
+    names = {*LOOPBACK, *(host.lower() for host in hosts)}
+    return Guard(Starlette(routes=routes), names, token, [route.path for route in open_routes])
 
 
 def check_address(host: str, token: str | None) -> None:

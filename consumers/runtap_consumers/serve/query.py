@@ -58,6 +58,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "cursor": _text("Where the answer before ended."),
     "metadata": _text("Only ended runs with this metadata: KEY=VALUE.", pattern="="),
     "tag": _text("Only ended runs with this tag."),
+    "roots": _text("Only runs that no other has called.", enum=["true", "false"], default="false"),
     "status": _text("Only runs of this status.", enum=list(STATUSES)),
     "type": _text("Only runs of this type: llm, chain, tool, retriever, …"),
     "name": _text("Only runs of this name."),

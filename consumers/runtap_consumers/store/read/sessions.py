@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, not_, or_, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
+from runtap_consumers.units import MINUTE_NS
 
 # Below the number of variables that any SQLite takes in a statement.
 _IDS_A_STATEMENT = 500
@@ -144,6 +145,21 @@ def read_session(snapshot: Snapshot, session_id: str) -> SessionRow | None:
     """One session; `None`: there is none."""
     with closing(read_sessions(snapshot, session_id=session_id)) as rows:
         return next(rows, None)
+
+
+def count_begun_sessions(snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None) -> list[tuple[int, int]]:
+    """How many sessions had an event in [from_ns, to_ns), by the minute in which they began."""
+    table = tables.metadata.tables["sessions"]
+    statement = select(func.min(table.c.first_at_ns).label("first_at_ns"), table.c.session_id)
+    recent = select(table.c.session_id).where(table.c.last_at_ns >= from_ns, snapshot.is_live(table))
+    statement = statement.where(snapshot.is_live(table), table.c.session_id.in_(recent)).group_by(table.c.session_id)
+    if service is not None:
+        having = select(table.c.session_id).where(table.c.service == service, snapshot.is_live(table))
+        statement = statement.where(table.c.session_id.in_(having))
+    begun = statement.having(func.min(table.c.first_at_ns) < to_ns).subquery()
+    minute = begun.c.first_at_ns - begun.c.first_at_ns % MINUTE_NS
+    counted = select(minute, func.count()).group_by(minute)
+    return [(int(at_ns), int(count)) for at_ns, count in snapshot.connection.execute(counted)]
 
 
 def _complete(snapshot: Snapshot, rows: Sequence[Row[Any]]) -> Iterator[SessionRow]:
