@@ -90,7 +90,8 @@ class RunPage:
 
 def read_page(store: Store, wanted: RunFilter, limit: int, seconds: float) -> RunPage:
     """At most so many runs that a filter chooses, as far as they are found in so many seconds."""
-    page = RunPage(after=wanted.after)
+    # Before the first of them, so that whoever found nothing in time can ask again.
+    page = RunPage(after=wanted.after or (2**63 - 1, ""))
     if wanted.status in ("open", "abandoned"):
         page.abandoned_before_ns = _read_boundary(store)
     try:
