@@ -14,7 +14,12 @@ const FILTERS = ["provider", "model", "environment"];
 export async function costs({ asked, overview: first, parameters }) {
   const by = [parameters.get("by") || "model", parameters.get("by2")].filter(Boolean);
   const where = Object.fromEntries(FILTERS.map((name) => [name, parameters.get(name)]));
-  const [found, whole, unpriced] = await Promise.all([ask("costs", { ...asked, ...where, by }), first, ask("unpriced")]);
+  const [found, whole, unpriced, changes] = await Promise.all([
+    ask("costs", { ...asked, ...where, by }),
+    first,
+    ask("unpriced"),
+    ask("changes", asked),
+  ]);
   return [
     panel(
       null,
@@ -40,6 +45,7 @@ export async function costs({ asked, overview: first, parameters }) {
       found.month ? panel(say("month"), month(found)) : null,
       panel(say("unpriced.title"), withoutPrice(unpriced)),
     ),
+    panel(say("changes"), whyItChanged(changes)),
   ];
 }
 
@@ -110,6 +116,44 @@ function month(found) {
     ),
     hint(say(at.forecast_usd === null ? "month.none" : "month.method")),
   ];
+}
+
+/** The difference from the range before, in parts that add up: of all models, and of each. */
+function whyItChanged(found) {
+  const models = found.models.filter((row) => row.cost_usd !== "0" || row.cost_before_usd !== "0");
+  const range = [instant(found.before.from), instant(found.before.to)];
+  if (!models.length) return hint(say("changes.none", ...range));
+  const parts = Object.keys(found.parts_usd);
+  const amount = (text) => h("span", { class: text === "0" ? "dim" : "" }, text === "0" ? UNKNOWN : signed(text));
+  const columns = [
+    {
+      label: say("model"),
+      is: "text",
+      cell: (row) => link(madeOf("model", row.model), row.model ?? say("none")),
+      foot: () => say("total"),
+    },
+    { label: say("changes.before"), is: "n w", cell: (row) => money(row.cost_before_usd) },
+    { label: say("changes.now"), is: "n w", cell: (row) => money(row.cost_usd) },
+    { label: say("changes.difference"), is: "n", cell: (row) => h("strong", {}, amount(row.difference_usd)) },
+    ...parts.map((part) => ({
+      label: say(`changes.${part}`),
+      title: say(`changes.${part}.title`),
+      is: "n",
+      cell: (row) => amount(row.parts_usd[part]),
+    })),
+  ];
+  return [
+    table(
+      columns.map((column) => ({ ...column, foot: column.foot ?? column.cell })),
+      models,
+      { foot: found },
+    ),
+    hint(say("changes.against", ...range)),
+  ];
+}
+
+function signed(text) {
+  return text.startsWith("-") ? money(text) : `+${money(text)}`;
 }
 
 function withoutPrice({ models }) {
