@@ -12,7 +12,7 @@ import pytest
 
 from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.changes import PARTS, Changes, build_changes
+from runtap_consumers.figures.changes import PARTS, CostChanges, build_changes
 from runtap_consumers.figures.costs import CostQuestion, build_costs
 from runtap_consumers.figures.words import Row
 from runtap_consumers.pricing import PriceTable
@@ -208,7 +208,7 @@ def test_what_caching_saved_is_what_the_tokens_would_have_cost_more(store: Store
     assert [one for one in total["series_usd"] if one != "0"] == ["0.000585"]
 
 
-def why(store: Store, now: Span, before: Span, prices: PriceTable) -> Changes:
+def why(store: Store, now: Span, before: Span, prices: PriceTable) -> CostChanges:
     return build_changes(store, prices, now, before, None, UTC, START_NS + HOUR_NS)
 
 

@@ -25,7 +25,7 @@ class _Unpriced(TypedDict):
     nearest: list[str]
 
 
-class UnpricedModel(_Unpriced):
+class ModelWithoutPrice(_Unpriced):
     """A model with calls that have no price. `impossible_calls`: those whose parts exceed their totals; `nearest`:
     models with a price that are called alike; `advice`: what to do.
     """
@@ -33,7 +33,7 @@ class UnpricedModel(_Unpriced):
     advice: str
 
 
-def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[UnpricedModel]:
+def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[ModelWithoutPrice]:
     """Models with calls that have usage and no price, the most called first. `repriceable_calls`: those that
     `runtap reprice` would price with these prices, by the same rule.
     """

@@ -67,7 +67,7 @@ class ModelChange(Change):
     model: str | None
 
 
-class Changes(OfRange, Change):
+class CostChanges(OfRange, Change):
     """Of all models. Those with the largest difference come first."""
 
     before: Range
@@ -209,7 +209,7 @@ def build_changes(
     service: str | None,
     zone: ZoneInfo,
     now_ns: int,
-) -> Changes:
+) -> CostChanges:
     """Why costs of a range differ from those of another, by model, the largest difference first.
 
     Args:

@@ -9,7 +9,7 @@ from runtap_consumers.figures.shapes import Instant
 from runtap_consumers.instants import format_instant
 
 
-class DeadLetter(TypedDict):
+class DeadLetterFacts(TypedDict):
     """A record, or `events` lines of one, in a lane from `sequence` on. `published`: whether the topic of dead letters
     has it.
     """
@@ -25,7 +25,7 @@ class DeadLetter(TypedDict):
     published: bool
 
 
-def describe_letter(row: Any, zone: ZoneInfo) -> DeadLetter:
+def describe_letter(row: Any, zone: ZoneInfo) -> DeadLetterFacts:
     """Where a dead letter lay in the log and what was wrong with it, without its bytes."""
     return {
         "id": row.id,

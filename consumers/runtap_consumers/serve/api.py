@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runtap_consumers.correct.unpriced import UnpricedModel, list_unpriced
+from runtap_consumers.correct.unpriced import ModelWithoutPrice, list_unpriced
 from runtap_consumers.errors import InputError, QueryTimeoutError, StoreError
 from runtap_consumers.figures import overview
 from runtap_consumers.figures import runs as run_rows
-from runtap_consumers.figures.changes import Changes, build_changes
+from runtap_consumers.figures.changes import CostChanges, build_changes
 from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
-from runtap_consumers.figures.dead_letters import DeadLetter, describe_letter
+from runtap_consumers.figures.dead_letters import DeadLetterFacts, describe_letter
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
 from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, ReportFigures
@@ -130,13 +130,13 @@ class ErrorsOverTime(Errors):
 class DeadLetters(TypedDict):
     """The newest first."""
 
-    dead_letters: list[DeadLetter]
+    dead_letters: list[DeadLetterFacts]
 
 
 class Unpriced(TypedDict):
     """Models without a price, the most called first."""
 
-    models: list[UnpricedModel]
+    models: list[ModelWithoutPrice]
 
 
 def _asked(query: Query, *by: str) -> CostQuestion:
@@ -190,7 +190,7 @@ def _asked_costs(query: Query, by: tuple[str, ...]) -> Costs:
 
 
 @_at("changes", *_SPAN, "before_since", "before_until", "service")
-def _changes(query: Query) -> Changes:
+def _changes(query: Query) -> CostChanges:
     """Why costs differ from those of a range before; if that is left out, of the one as long just before."""
     source, before = query.source, (query.instant("before_since"), query.instant("before_until"))
     zone, service = source.settings.zone(), query.one("service")
