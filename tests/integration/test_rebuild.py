@@ -115,10 +115,17 @@ def figures(store: Store, *projections: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def named(rows: list[dict[str, Any]], store: Store) -> list[dict[str, Any]]:
-    """With what the numbers of cost keys stand for, which differ from store to store."""
+    """With what the numbers of cost keys stand for, which differ from store to store, and with whole sums."""
     with store.read() as connection:
         keys = {row.id: tuple(row)[1:] for row in connection.execute(tables.cost_keys.select())}
-    return [{**row, "cost_key": keys[row["cost_key"]]} if "cost_key" in row else row for row in rows]
+    rows = [{**row, "cost_key": keys[row["cost_key"]]} if "cost_key" in row else row for row in rows]
+    # How a sum lies in its two columns is a matter of which commits it came in.
+    return [
+        {**row, "total_ns": row["total_seconds"] * 10**9 + row["total_ns"], "total_seconds": 0}
+        if "total_seconds" in row
+        else row
+        for row in rows
+    ]
 
 
 def by_day(rows: list[dict[str, Any]], store: Store) -> list[Any]:

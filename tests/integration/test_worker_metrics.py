@@ -21,6 +21,7 @@ from runtap_consumers.worker.worker import Worker
 from runtap_demo.kafka.ports import free_ports
 from samples import START_NS, Log, model_call
 from simulation import SimulatedClient, World
+from worker_process import wait_until
 
 
 def scrape(health: Health) -> str:
@@ -31,6 +32,8 @@ def scrape(health: Health) -> str:
             assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
             return str(answer.read().decode())
     finally:
+        # Else its loop could end before it has closed the connection.
+        wait_until(lambda: not server.server_state.connections, 5, "the end of the connection")
         server.should_exit = True
 
 

@@ -28,7 +28,7 @@ from runtap_consumers.cli.options import (
 )
 from runtap_consumers.cli.terminal import say, write_json
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures import runs as run_rows
+from runtap_consumers.figures.words import STATUSES
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import alerts_topic, events_topic
 
@@ -89,7 +89,7 @@ def runs(
     model: Annotated[str | None, typer.Option(help="Only runs of this model, as asked for or answered.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only ended runs with this tag.")] = None,
     metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only ended runs with this metadata.")] = None,
-    status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(run_rows.STATUSES)}.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = None,
     run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
     since: Since = None,
     until: Until = None,
@@ -100,11 +100,12 @@ def runs(
     json: JsonLines = False,
 ) -> None:
     """The single calls, newest first."""
+    from runtap_consumers.figures import runs as run_rows
     from runtap_consumers.figures.report import check_service, read_completeness
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
     from runtap_consumers.store.read.snapshot import open_reader
 
-    check_known("status", [status] if status else [], run_rows.STATUSES)
+    check_known("status", [status] if status else [], STATUSES)
     check_known("order", [sort], SORTS)
     now_ns = time.time_ns()
     wanted = RunFilter(

@@ -19,7 +19,6 @@ from runtap_consumers.store.read.runs import RunFilter, search_runs
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 ABANDONED_NS = 3600 * 10**9
-STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")
 PROJECTION = "runs"
 
 

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 UNKNOWN = "–"
+# What may have become of a run.
+STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")
 # What an error is told by.
 ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
 

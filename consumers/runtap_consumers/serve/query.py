@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.runs import STATUSES
+from runtap_consumers.figures.words import STATUSES
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.settings import ConsumerSettings
