@@ -22,7 +22,7 @@ ROOMS = {
     "alerts": (None, [f"{WORKERS}/alerts/**/*.py"]),
     "serve": (900, [f"{WORKERS}/serve/**/*.py"]),
     "cli": (1_400, [f"{WORKERS}/cli/**/*.py", f"{WORKERS}/__main__.py"]),
-    "figures": (1_000, [f"{WORKERS}/figures/**/*.py"]),
+    "figures": (1_100, [f"{WORKERS}/figures/**/*.py"]),
     "store/read": (None, [f"{WORKERS}/store/read/**/*.py"]),
 }
 CORE = {

@@ -55,6 +55,9 @@ def test_the_wheel_holds_four_typed_packages_and_their_files(wheel: Path) -> Non
     assert "runtap_consumers/store/migrations/env.py" in names
     assert "runtap_consumers/pricing/corrections.toml" in names
     assert "runtap_demo/kafka_jars.txt" in names
+    page = {name for name in names if name.startswith("runtap_consumers/serve/page/")}
+    folder = ROOT / "consumers/runtap_consumers/serve/page"
+    assert {f"runtap_consumers/serve/page/{path.relative_to(folder)}" for path in folder.rglob("*.*")} == page
     assert {name.split("/")[0] for name in names if not name.startswith("runtap-")} == {
         "runtap_schemas",
         "runtap_collector",

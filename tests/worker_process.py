@@ -75,6 +75,14 @@ def ask_health(port: int, path: str = "readyz") -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
+def ask_metrics(port: int) -> dict[str, float]:
+    """What a worker's /metrics has, by series."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {series: float(value) for series, value in samples}
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30, what: str = "the condition") -> None:
     """Waits for something that other processes bring about."""
     deadline = time.monotonic() + seconds

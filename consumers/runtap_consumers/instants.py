@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from typing import overload
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.units import HOUR_NS, PICODOLLARS
+from runtap_consumers.units import HOUR_NS, MINUTE_NS, PICODOLLARS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Nanoseconds after April 2262 do not fit into 64 bits.
@@ -47,6 +48,10 @@ def datetime_ns(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
 
 
+@overload
+def format_instant(instant_ns: int, zone: ZoneInfo) -> str: ...
+@overload
+def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None: ...
 def format_instant(instant_ns: int | None, zone: ZoneInfo) -> str | None:
     """RFC 3339 with microseconds (cut off, not rounded) and the zone's offset; `None` for an unknown instant."""
     if instant_ns is None:
@@ -73,17 +78,30 @@ def hour_start_ns(instant_ns: int, zone: ZoneInfo, hours_later: int = 0) -> int:
     return min(hour_ns, day_start_ns(instant_ns, zone, days_later=1))
 
 
+def minute_start_ns(instant_ns: int, _zone: ZoneInfo, minutes_later: int = 0) -> int:
+    """First moment of the minute that holds an instant, or of a later one; the same in every zone."""
+    return (instant_ns // MINUTE_NS + minutes_later) * MINUTE_NS
+
+
+@overload
+def seconds(duration_ns: float) -> float: ...
+@overload
+def seconds(duration_ns: float | None) -> float | None: ...
 def seconds(duration_ns: float | None) -> float | None:
     """A duration in seconds; `None` remains unknown."""
     return None if duration_ns is None else duration_ns / 1e9
 
 
+@overload
+def dollars(picodollars: int) -> str: ...
+@overload
+def dollars(picodollars: int | None) -> str | None: ...
 def dollars(picodollars: int | None) -> str | None:
     """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:
         return None
-    whole, part = divmod(picodollars, PICODOLLARS)
-    return f"{whole}.{part:012d}".rstrip("0").rstrip(".")
+    whole, part = divmod(abs(picodollars), PICODOLLARS)
+    return ("-" if picodollars < 0 else "") + f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 
 
 def average_dollars(picodollars: int, calls: int) -> str | None:

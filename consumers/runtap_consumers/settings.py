@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from runtap_consumers.private_files import read_secret
 from runtap_schemas import ConnectionSettings
 
 
@@ -17,6 +18,10 @@ class ConsumerSettings(ConnectionSettings):
     # A `.env` may hold variables of other programs, too: those are no mistakes.
     model_config = SettingsConfigDict(env_file=".env", dotenv_filtering="only_existing")
 
+    database_password_file: str | None = Field(
+        None, description="file whose first line is the password of the store's user"
+    )
+    # After that file, whose password it gets.
     database_url: str = Field(
         "sqlite:///.runtap/runtap.db",
         repr=False,
@@ -67,7 +72,7 @@ class ConsumerSettings(ConnectionSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _check_url(cls, value: str) -> str:
+    def _check_url(cls, value: str, info: ValidationInfo) -> str:
         # Loading SQLAlchemy would double the time that the help of a command takes.
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
@@ -83,7 +88,17 @@ class ConsumerSettings(ConnectionSettings):
             raise ValueError("expected no @ but that before the host: in a password, / : and @ are %2F %3A %40")
         if file_of(url) is not None and (url.database in (None, "", ":memory:") or url.host or url.username):
             raise ValueError("expected a file, as in sqlite:///path: workers cannot share a store in memory")
-        return value
+        password_file = info.data.get("database_password_file")
+        if password_file is None or not url.username:
+            return value
+        try:
+            password = read_secret(password_file)
+        except ValueError as error:
+            raise ValueError(f"RUNTAP_DATABASE_PASSWORD_FILE={password_file!r} {error}") from error
+        # The same where a process hands its settings to another.
+        if url.password and url.password != password:
+            raise ValueError("it has another password than RUNTAP_DATABASE_PASSWORD_FILE: leave one out")
+        return url.set(password=password).render_as_string(hide_password=False)
 
     @field_validator("timezone")
     @classmethod

@@ -27,6 +27,7 @@ from runtap_consumers.cli.printing import print_report
 from runtap_consumers.errors import KafkaUnavailableError, StoreError
 from runtap_consumers.figures.report import build_report
 from runtap_consumers.figures.runs import describe_run
+from runtap_consumers.figures.sections import ReportFigures
 from runtap_consumers.kafka.client import client_options, running
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
@@ -38,12 +39,12 @@ from runtap_demo.errors import DemoError
 from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_demo.kafka.child_processes import Child, end, spawn
 from runtap_demo.kafka.ports import free_ports
+from runtap_demo.serving import start_serve, wait_until_it_answers
 from runtap_schemas import ConnectionSettings
 from runtap_schemas.topics import all_topics
 
 _PARTITIONS = 6
 _SERVICE_TIMEOUT_SECONDS = 180.0
-_READY_TIMEOUT_SECONDS = 20.0
 _DRAIN_TIMEOUT_SECONDS = 60.0
 _STOP_TIMEOUT_SECONDS = 5.0
 _DELETE_TIMEOUT_SECONDS = 10.0
@@ -123,6 +124,7 @@ class Demo:
         self._settings: ConsumerSettings
         self._environment: dict[str, str] = {}
         self._worker: Child
+        self._server: Child | None = None
         self._model_server: Child | None = None
         self._model_server_url = ""
         self._begin_ns = time.time_ns()
@@ -178,17 +180,7 @@ class Demo:
         command = [sys.executable, "-m", "runtap_demo.model_server", "--port", str(port)]
         self._model_server_url = f"http://127.0.0.1:{port}"
         self._model_server = self._spawn("model server", [*command, "--seed", str(self._options.seed)])
-        deadline = time.monotonic() + _READY_TIMEOUT_SECONDS
-        while True:
-            self._model_server.check()
-            try:
-                self._served_totals()
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise DemoError(f"The model server did not answer within {_READY_TIMEOUT_SECONDS:.0f} s") from error
-                time.sleep(0.05)
-            else:
-                return
+        wait_until_it_answers(self._model_server, f"{self._model_server_url}/totals")
 
     def serve(self) -> None:
         """Runs the sample service to its end, and shows how far everybody is."""
@@ -255,7 +247,11 @@ class Demo:
     def keep_running(self) -> None:
         """Keeps everything up until Ctrl-C or a signal."""
         self._worker = self._spawn("worker", [sys.executable, "-m", "runtap_consumers", "worker"])
-        self._console.print("\nStaying up until Ctrl-C. In another terminal, to look and to send:", highlight=False)
+        self._server, address = start_serve(self._folder / "serve.log", self._environment)
+        self._stack.callback(end, [self._server.process], _STOP_TIMEOUT_SECONDS)
+        wait_until_it_answers(self._server, f"{address}livez")
+        self._console.print(f"\nStaying up until Ctrl-C. Page and API: {address}", highlight=False, soft_wrap=True)
+        self._console.print("In another terminal, to look and to send:", highlight=False)
         for name, value in self._environment.items():
             if name != "RUNTAP_SASL_PASSWORD":
                 self._console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
@@ -281,9 +277,9 @@ class Demo:
     def _check_parts(self) -> None:
         if self._kafka is not None:
             self._kafka.check()
-        self._worker.check()
-        if self._model_server is not None:
-            self._model_server.check()
+        for child in (self._worker, self._model_server, self._server):
+            if child is not None:
+                child.check()
 
     def _served_totals(self) -> Any:
         with urllib.request.urlopen(f"{self._model_server_url}/totals", timeout=5) as response:
@@ -296,7 +292,7 @@ class Demo:
         except StoreError:
             return None
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self) -> ReportFigures:
         with closing(open_store(self._settings.database_url)) as store:
             return build_report(store, self._begin_ns, None, None, self._settings.zone(), time.time_ns())
 

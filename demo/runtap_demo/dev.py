@@ -12,14 +12,17 @@ from rich.console import Console
 
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store.engine import open_store
 from runtap_demo.kafka.broker import EmbeddedKafka
 from runtap_demo.kafka.child_processes import Child, end, spawn
+from runtap_demo.serving import start_serve, wait_until_it_answers
+from runtap_schemas.topics import events_topic
 
 FOLDER = Path(".runtap")
 DEFAULT_PORT = 9092
 
 _PARTITIONS = 6
-_WORKER_STOP_SECONDS = 5.0
+_STOP_SECONDS = 5.0
 _LOOK_SECONDS = 0.25
 
 
@@ -36,13 +39,19 @@ def run_dev(port: int, console: Console) -> None:
         kafka = stack.enter_context(EmbeddedKafka(FOLDER / "kafka", port=port, console=console))
         with console.status("Starting the workers"):
             asyncio.run(create_topics(settings, _PARTITIONS, replication_factor=1))
+            # The server reads a store that is there.
+            open_store(settings.database_url, events_topic(settings.topic_prefix), settings.timezone).close()
             worker = _start_worker(settings)
-            stack.callback(end, [worker.process], _WORKER_STOP_SECONDS)
-        _explain(settings, port, console)
+            stack.callback(end, [worker.process], _STOP_SECONDS)
+            server, address = start_serve(FOLDER / "serve.log", {})
+            stack.callback(end, [server.process], _STOP_SECONDS)
+            wait_until_it_answers(server, f"{address}livez")
+        _explain(settings, port, address, console)
         try:
             while True:
                 kafka.check()
                 worker.check()
+                server.check()
                 time.sleep(_LOOK_SECONDS)
         except KeyboardInterrupt:
             console.print("Ending; log and figures stay.")
@@ -58,13 +67,14 @@ def _start_worker(settings: ConsumerSettings) -> Child:
     return Child("The worker", spawn(command, log=log, environment=environment), log)
 
 
-def _explain(settings: ConsumerSettings, port: int, console: Console) -> None:
+def _explain(settings: ConsumerSettings, port: int, address: str, console: Console) -> None:
     """Says what runs where, what to do next, and what this is not for."""
     lines = [
         f"Kafka listens on {settings.bootstrap_servers}; topics {settings.topic_prefix}.*; log in {FOLDER / 'kafka'}",
         f"Workers write to {settings.database_url}; their log is {FOLDER / 'worker.log'}",
+        f"Page and API are at {address}",
         "",
-        "Attach RunTapHandler() to your app, run it, then in this folder: runtap report, runtap tail",
+        "Attach RunTapHandler() to your app, run it, then look there, or in this folder: runtap report, runtap tail",
     ]
     if port != DEFAULT_PORT:
         lines.append(f"For your app and those commands: export RUNTAP_BOOTSTRAP_SERVERS={settings.bootstrap_servers}")

@@ -13,12 +13,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import call_command
+from faces import Faces
 from process_tree import are_gone, command_lines, descendants, wait_until_gone
+from serve_process import Server
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),
@@ -69,7 +73,7 @@ def test_report_equals_what_the_model_server_counted_and_keep_stays_up_until_it_
         output = ""
         for line in process.stdout:
             output += line
-            if "RUNTAP_SECURITY_PROTOCOL" in line:
+            if "where every event is" in line:
                 break
         assert "Every figure is the same" in output
         # Downloaded by the fixture.
@@ -77,6 +81,8 @@ def test_report_equals_what_the_model_server_counted_and_keep_stays_up_until_it_
         lines = command_lines(descendants(process.pid))
         assert "kafka.Kafka" in lines
         assert "runtap_consumers worker" in lines
+        _compare_faces(output)
+        pids |= descendants(process.pid)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0, output
@@ -90,6 +96,16 @@ def test_report_equals_what_the_model_server_counted_and_keep_stays_up_until_it_
     assert len(report["sessions"]) == 24
     assert report["performance_by_run_type"]["tool"]["errors"] > 0
     assert os.listdir(tmp_path / "scratch") == []
+
+
+def _compare_faces(output: str) -> None:
+    """Asks every figure of the demo's run everywhere."""
+    environment = {**os.environ, **dict(re.findall(r"export (\w+)=(.*)", output))}
+    (address,) = re.findall(r"Page and API: http://127\.0\.0\.1:(\d+)/", output)
+    now = datetime.now(UTC)
+    span = {"since": (now - timedelta(hours=1)).isoformat(), "until": now.isoformat()}
+    faces = Faces(Server(int(address)).ask, lambda *words: call_command(words, environment), **span)
+    assert faces.compare()["cost"]["calls"] > 100
 
 
 def test_one_answer_that_the_report_does_not_know_ends_the_demo_as_failed(kafka: str, tmp_path: Path) -> None:

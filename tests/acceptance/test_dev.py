@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from process_tree import descendants, wait_until_gone
 from runtap_demo.kafka.ports import free_ports
+from serve_process import Server
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc"),
@@ -47,7 +49,7 @@ class Developer:
         self._environment["RUNTAP_BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self.port}"
 
     @contextmanager
-    def dev(self) -> Iterator[None]:
+    def dev(self) -> Iterator[Server]:
         """Runs `runtap dev` for the block, ends it by Ctrl-C, and expects that nothing is left running."""
         process = subprocess.Popen(
             [sys.executable, "-m", "runtap_consumers", "dev", "--port", str(self.port)],
@@ -68,7 +70,8 @@ class Developer:
                 pytest.fail("".join(said))
             assert any("development only" in line for line in said)
             pids = descendants(process.pid)
-            yield
+            (port,) = re.findall(r"Page and API are at http://127\.0\.0\.1:(\d+)/", "".join(said))
+            yield Server(int(port))
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 0, process.stdout.read()
             wait_until_gone(pids)
@@ -112,9 +115,11 @@ class Developer:
 
 def test_figures_of_all_times_are_there_once_also_when_the_log_was_thrown_away(tmp_path: Path) -> None:
     developer = Developer(tmp_path)
-    with developer.dev():
+    with developer.dev() as server:
         developer.use_app(5)
-        developer.expect_calls(5)
+        report = developer.expect_calls(5)
+        status, _, body = server.ask("/api/v1/report")
+        assert (status, json.loads(body)["cost"]) == (200, report["cost"])
     with developer.dev():
         developer.expect_calls(5)
         developer.use_app(3)

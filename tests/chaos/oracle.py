@@ -28,8 +28,8 @@ ATTRIBUTED = (
 )
 # What was worked out -> the store's tables of it, their keys, their figures.
 QUESTIONS = [
-    ("cost", "cost_{grain}", "model, service", COST),
-    ("user", ATTRIBUTED, "value, model, service", COST),
+    ("cost", f"cost_{{grain}}; {ATTRIBUTED} WHERE attribute = 'root'", "model, service", COST),
+    ("user", f"{ATTRIBUTED} WHERE attribute <> 'root'", "value, model, service", COST),
     ("session cost", "session_costs", "session_id", COST),
     ("performance", "performance_{grain}", "service, run_type, name, model", COUNTS),
     ("roots", "roots_{grain}", "service", "sum(ok), sum(errors)"),

@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from partition_setting import WorkerTools
-from runtap_consumers.figures.ledger import build_ledger
+from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_schemas import LaneAbandoned, SkippedRange
@@ -24,7 +23,7 @@ from samples import SECOND_NS, START_NS, Log, framed, id_of, model_call, report
 UTC = ZoneInfo("UTC")
 
 
-def ledger_of(store: Store) -> dict[str, Any]:
+def ledger_of(store: Store) -> Ledger:
     with open_snapshot(store) as snapshot:
         return build_ledger(snapshot, UTC)
 

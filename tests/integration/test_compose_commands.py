@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +34,48 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
-def _environment(service: str, kafka: str, prefix: str, database: str) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RUNTAP_", "PG"))}
-    ours = {
-        key: value.replace("${RUNTAP_TIMEZONE:-UTC}", "UTC") for key, value in SERVICES[service]["environment"].items()
-    }
-    del ours["PGPASSWORD"]
-    addresses = {"RUNTAP_BOOTSTRAP_SERVERS": kafka, "RUNTAP_DATABASE_URL": database, "RUNTAP_TOPIC_PREFIX": prefix}
-    assert addresses.keys() - ours.keys() == {"RUNTAP_TOPIC_PREFIX"}
-    return {**inherited, **ours, **addresses}
+@dataclass
+class Deployment:
+    """Where the services of this test find each other, and what was started."""
 
+    kafka: str
+    prefix: str
+    database: str
+    folder: Path
+    processes: list[subprocess.Popen[bytes]]
 
-def _runtap(words: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "runtap_consumers", *words],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    def start(self, service: str, port: int | None = None) -> subprocess.Popen[bytes]:
+        """A service's command line with its settings; `port`: of this machine, in the place of the container's."""
+        words = [f"127.0.0.1:{port}" if word == "0.0.0.0:8080" else word for word in SERVICES[service]["command"]]
+        if words[0] == "serve":
+            words = ["127.0.0.1" if word == "0.0.0.0" else word for word in [*words, "--port", str(port)]]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runtap_consumers", *words],
+            env=self._environment(service),
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self.processes.append(process)
+        return process
+
+    def _environment(self, service: str) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RUNTAP_", "PG"))}
+        ours = {}
+        for key, value in SERVICES[service]["environment"].items():
+            ours[key] = value.replace("${RUNTAP_TIMEZONE:-UTC}", "UTC")
+            if key.endswith("_FILE"):
+                secret = value.removeprefix("/run/secrets/")
+                assert secret in SERVICES[service]["secrets"]
+                ours[key] = str(self.folder / secret)
+                (self.folder / secret).write_text("let-me-in\n")
+        addresses = {
+            "RUNTAP_BOOTSTRAP_SERVERS": self.kafka,
+            "RUNTAP_DATABASE_URL": self.database,
+            "RUNTAP_TOPIC_PREFIX": self.prefix,
+        }
+        assert addresses.keys() - ours.keys() == {"RUNTAP_TOPIC_PREFIX"}
+        return {**inherited, **ours, **addresses}
 
 
 def _free_port() -> int:
@@ -86,26 +111,12 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_services_start_report_health_and_end_within_their_grace(
     kafka: str, topic_prefix: str, postgres_database: str, tmp_path: Path, processes: list[subprocess.Popen[bytes]]
 ) -> None:
-    topics = _runtap(
-        SERVICES["topics"]["command"], _environment("topics", kafka, topic_prefix, postgres_database), tmp_path
-    )
-    processes.append(topics)
-    assert topics.wait(timeout=30) == 0
-    ports = {}
-    for name in (*PROJECTIONS, "alerts"):
-        ports[name] = _free_port()
-        words = [str(ports[name]) if word == "8080" else word for word in SERVICES[name]["command"]]
-        processes.append(_runtap(words, _environment(name, kafka, topic_prefix, postgres_database), tmp_path))
-    deadline = time.monotonic() + 60
-    waiting = set(ports)
-    while waiting:
-        assert time.monotonic() < deadline, f"not healthy: {waiting}"
-        time.sleep(0.2)
-        for name in sorted(waiting):
-            status, body = ask_health(ports[name])
-            if status == 200 and (name == "alerts" or len(body["partitions"]) == 6):
-                assert body["status"] == "healthy"
-                waiting.discard(name)
+    deployment = Deployment(kafka, topic_prefix, postgres_database, tmp_path, processes)
+    assert [deployment.start(name).wait(timeout=30) for name in ("topics", "migrate")] == [0, 0]
+    ports = {name: _free_port() for name in (*PROJECTIONS, "alerts", "serve")}
+    running = [deployment.start(name, port) for name, port in ports.items()]
+    _await_health(ports)
+    _scrape_figures(ports["serve"])
     store = open_store(postgres_database, f"{topic_prefix}.events")
     assert store.zone.key == "UTC"
     store.close()
@@ -113,9 +124,39 @@ def test_services_start_report_health_and_end_within_their_grace(
     assert (alert.rule, alert.state, alert.service) == ("error_rate", "firing", "checkout")
     assert alert.rate is not None
     assert alert.rate > 0.1
-    for process in processes[1:]:
+    _end(running)
+    # All of them in one process, in their place.
+    port = _free_port()
+    running = [deployment.start("all", port)]
+    _await_health({"all": port})
+    _end(running)
+
+
+def _await_health(ports: dict[str, int]) -> None:
+    deadline = time.monotonic() + 60
+    waiting = set(ports)
+    while waiting:
+        assert time.monotonic() < deadline, f"not healthy: {waiting}"
+        time.sleep(0.2)
+        for name in sorted(waiting):
+            status, body = ask_health(ports[name])
+            if status == 200 and (name in ("alerts", "serve") or len(body["partitions"]) == 6):
+                assert body["status"] == "healthy"
+                waiting.discard(name)
+
+
+def _scrape_figures(port: int) -> None:
+    """As Prometheus does: by the name of the service, with the token."""
+    headers = {"Host": "serve:8484", "Authorization": "Bearer let-me-in"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert b"langchain_llm_calls_total" in answer.read()
+    assert ask_health(port, "metrics")[0] == 401
+
+
+def _end(running: list[subprocess.Popen[bytes]]) -> None:
+    for process in running:
         process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    codes = [process.wait(timeout=10) for process in processes[1:]]
-    assert codes == [0] * 8
+    assert [process.wait(timeout=10) for process in running] == [0] * len(running)
     assert time.monotonic() - began < 10

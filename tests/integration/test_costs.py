@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,7 +12,9 @@ import pytest
 
 from partition_setting import pass_hours_on, rows
 from runtap_consumers.errors import InputError
+from runtap_consumers.figures.changes import PARTS, CostChanges, build_changes
 from runtap_consumers.figures.costs import CostQuestion, build_costs
+from runtap_consumers.figures.words import Row
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.grains import Calendar
@@ -21,10 +24,12 @@ from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS
 from runtap_consumers.worker.partition import Partition, Tools
+from runtap_schemas import Usage
 from samples import START_NS, Log, model_call
 from worker_process import WorkerSetting
 
 UTC = ZoneInfo("UTC")
+Span = tuple[int | None, int | None]
 CALLS: list[dict[str, Any]] = [
     {"metadata": {"team": "red"}, "user_id": "ann", "tags": ["a", "b"], "root_name": "answer"},
     {"metadata": {"team": "red"}},
@@ -51,7 +56,7 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> dict[str, Any]:
+def ask(store: Store, *by: str, since: int = START_NS, end: int = START_NS + HOUR_NS, **where: str) -> Row:
     return build_costs(store, PriceTable.load(), CostQuestion(by, since, end, where), ("feature",), UTC, end)
 
 
@@ -134,7 +139,12 @@ def test_an_attribute_that_nobody_asked_for_is_refused_with_those_there_are(stor
             ask(store, *by, since=START_NS - 30 * DAY_NS)
 
 
-def by_key(figures: dict[str, Any]) -> dict[tuple[Any, ...], tuple[int, str | None]]:
+def test_a_range_of_centuries_has_points_only_where_there_were_calls(store: Store) -> None:
+    buckets = ask(store, "model", since=0, end=9 * 10**18)["buckets"]
+    assert [bucket[:10] for bucket in buckets] == ["2026-02-27", "2026-02-28", "2026-03-01", "2026-03-02"]
+
+
+def by_key(figures: Row) -> dict[tuple[Any, ...], tuple[int, str | None]]:
     """Calls and cost of each row."""
     return {tuple(row[name] for name in figures["by"]): (row["calls"], row["cost_usd"]) for row in figures["rows"]}
 
@@ -193,7 +203,48 @@ def test_what_caching_saved_is_what_the_tokens_would_have_cost_more(store: Store
     total = ask(store, "model")["total"]
     # Of the model without a price nobody knows.
     assert total["saved_usd"] is None
-    assert total["series_usd"] == ["0.000585"]
+    # An hour is shown by the minute.
+    assert len(total["series_usd"]) == 60
+    assert [one for one in total["series_usd"] if one != "0"] == ["0.000585"]
+
+
+def why(store: Store, now: Span, before: Span, prices: PriceTable) -> CostChanges:
+    return build_changes(store, prices, now, before, None, UTC, START_NS + HOUR_NS)
+
+
+def test_why_costs_changed_is_told_by_parts_that_add_up(store: Store) -> None:
+    earlier = (START_NS - 2 * HOUR_NS, START_NS - HOUR_NS)
+    found = why(store, (START_NS, START_NS + HOUR_NS), earlier, PriceTable.load())
+    assert (found["cost_before_usd"], found["cost_usd"], found["difference_usd"]) == ("0.000195", "0.000585", "0.00039")
+    nothing = dict.fromkeys(PARTS, "0")
+    assert found["parts_usd"] == nothing | {"volume": "0.00039"}
+    assert {row["model"]: (row["listed_calls_before"], row["listed_calls"]) for row in found["models"]} == {
+        "gpt-4o-mini-2024-07-18": (1, 3),
+        "unheard-of": (0, 0),
+    }
+    # Without a range to compare with, the one as long before it.
+    found = why(store, (START_NS, START_NS + HOUR_NS), (None, None), PriceTable.load())
+    assert found["before"] == {"from": "2026-03-02T09:00:00.000000Z", "to": "2026-03-02T10:00:00.000000Z"}
+    assert found["parts_usd"] == nothing | {"mix": "0.000585"}
+    # What these prices do not explain is none of theirs.
+    dearer = PriceTable([], "other prices")
+    assert why(store, (START_NS, START_NS + HOUR_NS), earlier, dearer)["parts_usd"] == nothing | {"other": "0.00039"}
+    with pytest.raises(InputError, match="has no length"):
+        why(store, (START_NS, START_NS), earlier, dearer)
+
+
+def test_bills_and_searches_are_a_part_of_their_own(store_url: str) -> None:
+    searched = Usage(input_tokens=1_000, output_tokens=100, cache_read_tokens=200, web_searches=2)
+    log = Log()
+    log.append(model_call(START_NS, model="gpt-5-mini", usage=searched), "e1", 1)
+    log.append(model_call(START_NS + 1, reported_cost_usd="0.25"), "e1", 2)
+    with closing(open_store(store_url, "runtap.events", "UTC")) as store, Writer.of(store) as writer:
+        partition = Partition(0, ("cost",), Tools.of(store, writer, PriceTable.load(), ConsumerSettings.load()))
+        partition.load(0)
+        partition.commit(partition.fold(log.since(0)))
+        found = why(store, (START_NS, START_NS + HOUR_NS), (None, None), PriceTable.load())
+    # Two searches of ten dollars a thousand, and the bill; the tokens at 0.25, 0.025 cached and 2 dollars a million.
+    assert found["parts_usd"] == dict.fromkeys(PARTS, "0") | {"mix": "0.000405", "other": "0.27"}
 
 
 def test_the_month_goes_on_as_its_whole_days_did(store: Store) -> None:
@@ -221,3 +272,8 @@ def test_the_command_prints_it(store: Store, store_url: str) -> None:
     assert head.startswith("user,calls,priced_calls,unpriced_calls")
     assert [line.split(",")[:2] for line in lines] == [["ann", "2"], ["ben", "1"], ["", "2"]]
     assert json.loads(setting.run("costs", "--json", *span).stdout)["total"]["calls"] == 5
+    done = setting.run("costs", "--why", *span)
+    assert done.returncode == 0, done.stderr
+    assert "$0.00 before, $0.000780 now: $0.000780" in done.stdout
+    done = setting.run("costs", "--why", "--model", "gpt-5", *span)
+    assert (done.returncode, "leave out --model" in done.stderr) == (2, True)

@@ -110,7 +110,7 @@ async def test_two_sets_of_workers_on_one_store_are_slow_and_exact(
 def position(store: Store) -> Commit:
     with store.engine.begin() as connection:
         connection.execute(text("INSERT INTO positions VALUES ('cost', 0, 0, 1, 1, 0, 0, '', 0, 0)"))
-    return Commit(0, [Move("cost", 0, 1, 10, "f", 0, 1, 1)])
+    return Commit(0, [Move("cost", 0, 1, 10, "f", 0, 1, 1, 0)])
 
 
 def hold(url: str, name: str) -> tuple[psycopg.Connection[Any], Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cost_sql import COST
 from partition_setting import WorkerTools, rows
+from prometheus_tools import check_with_promtool
 from runtap_consumers.projections.rollups import DURATION_BOUNDS_NS
 from runtap_consumers.serve import metrics
 from runtap_consumers.serve.metrics import exposition
@@ -21,6 +20,7 @@ from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, re
 
 MODEL = "gpt-4o-mini-2024-07-18"
 Series = dict[frozenset[tuple[str, str]], float]
+BOUNDS = ("0.1", "0.5", "1.0", "2.0", "5.0", "10.0", "30.0", "60.0", "+Inf")
 STATUSES = ("success", "error", "interrupted", "cancelled")
 
 
@@ -73,6 +73,7 @@ def test_a_store_without_figures_has_every_family(store: Store) -> None:
         "langchain_chain_duration_seconds": "histogram",
         "langchain_llm_active_calls": "gauge",
         "langchain_token_usage": "summary",
+        "runtap_time_to_first_token_seconds": "histogram",
         "runtap_cost_dollars_total": "counter",
         "runtap_unpriced_calls_total": "counter",
         "runtap_unmetered_calls_total": "counter",
@@ -129,16 +130,34 @@ def test_durations_fall_into_the_bucket_whose_bound_they_do_not_pass(store: Stor
     # In two commits, the second of which adds to the rows of the first.
     tools.apply(log, at_most=9)
     found = scrape(store)
-    bounds = ("0.1", "0.5", "1.0", "2.0", "5.0", "10.0", "30.0", "60.0", "+Inf")
     assert found["langchain_llm_duration_seconds_bucket"] == {
-        labels(model=MODEL, le=bound): min(2 * n + 1, 16) for n, bound in enumerate(bounds)
+        labels(model=MODEL, le=bound): min(2 * n + 1, 16) for n, bound in enumerate(BOUNDS)
     }
     assert found["langchain_llm_duration_seconds_count"] == {labels(model=MODEL): 16}
     assert found["langchain_llm_duration_seconds_sum"] == {labels(model=MODEL): sum(durations) / SECOND_NS}
     assert found["langchain_chain_duration_seconds_bucket"] == {
-        labels(le=bound): int(n >= 4) for n, bound in enumerate(bounds)
+        labels(le=bound): int(n >= 4) for n, bound in enumerate(BOUNDS)
     }
     assert found["langchain_chain_duration_seconds_sum"] == {labels(): 3.0}
+
+
+def test_time_to_first_token_is_that_of_streamed_calls(store: Store, tools: WorkerTools) -> None:
+    waits = [SECOND_NS // 10, SECOND_NS // 10 + 1, 61 * SECOND_NS, None]
+    tools.apply(
+        logged(
+            *(model_call(START_NS + n, time_to_first_token_ns=wait) for n, wait in enumerate(waits)),
+            call_of("never-streams", 9, time_to_first_token_ns=None),
+        )
+    )
+    found = scrape(store)
+    assert found["runtap_time_to_first_token_seconds_bucket"] == {
+        labels(model=MODEL, le=bound): count
+        for bound, count in {"0.1": 1, **dict.fromkeys(BOUNDS[1:-1], 2), "+Inf": 3}.items()
+    }
+    assert found["runtap_time_to_first_token_seconds_count"] == {labels(model=MODEL): 3}
+    total_ns = sum(filter(None, waits))
+    assert found["runtap_time_to_first_token_seconds_sum"] == {labels(model=MODEL): total_ns / SECOND_NS}
+    assert found["langchain_llm_duration_seconds_count"] == {labels(model=MODEL): 4, labels(model="never-streams"): 1}
 
 
 def test_tokens_and_money_are_those_of_the_store(store: Store, tools: WorkerTools) -> None:
@@ -211,20 +230,52 @@ def test_the_least_used_names_of_a_service_with_too_many_series_are_other(
     events += [tool_end(START_NS + 50 + n, name=f"tool-{n}", service="small") for n in range(3)]
     tools.apply(logged(*events, call_of("rare", 100)))
     whole = scrape(store)
-    monkeypatch.setattr(metrics, "MAX_SERIES_A_SERVICE", 60)
+    monkeypatch.setattr(metrics, "MAX_SERIES_A_SERVICE", 71)
     found = scrape(store)
     calls = found["langchain_tool_calls_total"]
     assert sum(calls.values()) == sum(whole["langchain_tool_calls_total"].values())
     named = {dict(key)["tool_name"] for key in calls if ("service", "checkout") in key}
-    # 60 less 26 for all that may be `other` is room for eight, of the ten that were called twice.
+    # 71 less 37 for all that may be `other` is room for eight, of the ten that were called twice.
     assert named == {*(f"tool-{n}" for n in range(8)), "other"}
     assert {dict(key)["tool_name"] for key in calls if ("service", "small") in key} == {"tool-0", "tool-1", "tool-2"}
     assert {dict(key)["model"] for key in found["langchain_llm_calls_total"]} == {"other"}
     assert found["langchain_llm_duration_seconds_sum"] == {labels(model="other"): 2.0}
     of_service = sum(("service", "checkout") in key for series in found.values() for key in series)
-    assert of_service <= 60
+    assert of_service <= 71
     lost_lines = sum(key not in found[name] for name, series in whole.items() for key in series)
     assert found["runtap_metrics_folded"] == {bare(): lost_lines}
+
+
+def test_failures_that_get_a_name_leave_other_and_the_revision_tells(store: Store, tools: WorkerTools) -> None:
+    failed = {"status": "error", "model": None, "usage": None, "usage_source": "none", "error": failure()}
+    log = logged(
+        model_call(START_NS),
+        model_call(START_NS + 1, **failed, request_model="late"),
+        model_call(START_NS + 2, **failed, request_model="alias"),
+    )
+    partition = tools.apply(log)
+
+    def seen() -> tuple[dict[str, float], float]:
+        found = scrape(store)
+        calls = ((dict(key), count) for key, count in found["langchain_llm_calls_total"].items())
+        failures = {key["model"]: count for key, count in calls if key["status"] == "error"}
+        return failures, found["runtap_figures_revision"][bare()]
+
+    found, revision = seen()
+    assert found == {MODEL: 0, "other": 2}
+    # A success of a name itself, of a model that has succeeded before, and one that changes nothing.
+    for number, (event, expected, moves) in enumerate(
+        (
+            (call_of("late", 3), {MODEL: 0, "late": 1, "other": 1}, True),
+            (model_call(START_NS + 4, request_model="alias"), {MODEL: 1, "late": 1}, True),
+            (model_call(START_NS + 5, request_model="alias"), {MODEL: 1, "late": 1}, False),
+        ),
+        start=4,
+    ):
+        log.append(event, "e", number)
+        partition.commit(partition.fold(log.since(partition.next_offset)))
+        before, (found, revision) = revision, seen()
+        assert (found, revision != before) == (expected, moves)
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "a\\nb", 'a\\"} 1\nx{y="', "é 𝛑 \u202e", "{}", "a\rb\u2028c"])
@@ -238,7 +289,6 @@ def test_hostile_names_come_out_as_they_are(name: str, store: Store, tools: Work
     assert not any(key for series in found.values() for key in series for label in key if label[0] in ("user", "x"))
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing(store: Store, tools: WorkerTools) -> None:
     tools.apply(
         logged(
@@ -249,6 +299,4 @@ def test_promtool_finds_nothing(store: Store, tools: WorkerTools) -> None:
         )
     )
     with open_snapshot(store) as snapshot:
-        text = exposition(snapshot)
-    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+        check_with_promtool(exposition(snapshot))

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from cost_sql import COST, COST_SUM, DURATION_SUM
 from partition_setting import SESSION_COSTS
 from runtap_consumers.errors import FencedError
+from runtap_consumers.figures.ledger import build_ledger
 from runtap_consumers.figures.report import build_report, read_completeness
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
@@ -386,7 +387,7 @@ def test_positions_are_moved_in_the_order_of_their_names(
 
     def watched(statement: str, parameters: Any = ()) -> int:
         if statement.startswith("UPDATE positions"):
-            moved.append(parameters[5])
+            moved.append(parameters[6])
         return execute(statement, parameters)
 
     monkeypatch.setattr(writer, "execute", watched)
@@ -414,6 +415,39 @@ def test_retention_that_overtook_a_worker_is_recorded_with_its_offsets(
     apply(partition, log)
     assert rows(store, "SELECT kind, first_offset, last_offset FROM log_incidents") == [("retention", 3, 6)]
     assert one(store, "SELECT mark, gaps FROM lane_marks") == (10, "[[4,7]]")
+
+
+def test_what_retention_takes_under_a_projection_that_began_late_is_lost_and_not_before(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = Log(first_offset=500)
+    log.append(model_call(START_NS), "e1", 900)
+    for number in range(1, 21):
+        log.append(model_call(START_NS + number), "e2", number)
+    apply(worker(tools, ("cost",), log_start=500), log, 1)
+    # Ten calls of a lane that nobody has met go unread, and ten of them are still there.
+    worker(tools, ("cost",)).skip_lost(511, START_NS)
+    apply(worker(tools, ("cost",), log_start=511), log)
+    assert one(store, "SELECT begun_at FROM positions") == (0,)
+    assert rows(store, "SELECT mark, gaps, before FROM lane_marks ORDER BY mark") == [
+        (20, "[[1,10]]", 0),
+        (900, "[]", 899),
+    ]
+    with open_snapshot(store) as snapshot:
+        ledger = build_ledger(snapshot, store.zone)
+    assert (ledger["captured"], ledger["applied"], ledger["lost"]) == (21, 11, 10)
+
+
+def test_a_projection_that_had_read_nothing_begins_where_retention_has_come_to(
+    store: Store, tools: Callable[[], Tools]
+) -> None:
+    log = Log(first_offset=500)
+    for number in range(900, 920):
+        log.append(model_call(START_NS + number), "e1", number)
+    worker(tools, ("cost",), log_start=500).skip_lost(510, START_NS)
+    apply(worker(tools, ("cost",), log_start=510), log)
+    assert one(store, "SELECT mark, gaps, before FROM lane_marks") == (919, "[]", 909)
+    assert one(store, "SELECT begun_at FROM positions") == (510,)
 
 
 def test_a_clock_that_is_wrong_moves_the_event_to_log_time(store: Store, tools: Callable[[], Tools]) -> None:

@@ -21,7 +21,7 @@ from runtap_consumers.correct import rebuild_statements
 from runtap_consumers.correct.rebuild import FigureDifference, first_whole_day, rebuild
 from runtap_consumers.correct.rebuild_statements import tables_of
 from runtap_consumers.errors import FencedError, RebuildError
-from runtap_consumers.figures.ledger import build_ledger
+from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.pricing import Priced
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.grains import Calendar
@@ -148,7 +148,7 @@ def everything(store: Store) -> dict[str, list[Any]]:
         }
 
 
-def seen(store: Store) -> dict[str, Any]:
+def seen(store: Store) -> Ledger:
     with open_snapshot(store) as snapshot:
         return build_ledger(snapshot, ZoneInfo("UTC"))
 

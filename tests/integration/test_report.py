@@ -10,14 +10,14 @@ import pytest
 from sqlalchemy import select, text
 
 from partition_setting import WorkerTools
-from runtap_consumers.figures.report import build_report, read_completeness
-from runtap_consumers.figures.runs import abandoned_before, describe_run
+from runtap_consumers.figures.report import SESSIONS_SHOWN, build_report, read_completeness
+from runtap_consumers.figures.runs import Run, abandoned_before, describe_run
 from runtap_consumers.instants import day_start_ns, format_instant
 from runtap_consumers.projections.sketch import Sketch, bucket_of
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
-from runtap_consumers.store.read.sessions import read_sessions
+from runtap_consumers.store.read.sessions import count_sessions, read_sessions
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from samples import START_NS, Log, model_call
@@ -109,7 +109,8 @@ def test_a_store_without_figures_reports_nothing_and_claims_nothing(store: Store
     assert list(report["performance_by_run_type"]) == ["llm", "chain", "tool", "retriever"]
     assert report["performance_by_run_type"]["llm"]["success_rate"] is None
     assert report["performance_by_run_type"]["llm"]["avg_seconds"] is None
-    assert report["performance"] == report["sessions"] == report["alerts"] == []
+    assert [report["performance"], report["sessions"], report["alerts"]] == [[], [], []]
+    assert report["session_count"] == 0
     assert report["errors"] == {"total": 0, "by_type": [], "groups": [], "recent": []}
     assert report["ledger"] == {
         "captured": 0,
@@ -137,7 +138,7 @@ def test_costs_add_up_over_partitions_and_price_classes_by_model_and_service(sto
         # A rebuild in the making must not be counted.
         cost_row(NOON_NS, 0, calls=99, cost_picodollars=99) | {"generation": 1},
     )
-    report = build_report(store, None, None, None, UTC, NOW_NS)["cost"]
+    report: dict[str, Any] = {**build_report(store, None, None, None, UTC, NOW_NS)["cost"]}
     by_model, by_service = report.pop("by_model"), report.pop("by_service")
     assert report == {
         "calls": 9,
@@ -278,12 +279,13 @@ def test_components_add_up_and_the_slowest_in_total_comes_first(store: Store) ->
         performance_row(NOON_NS, 0, 500 * SECOND, run_type="chain", name="", model="", ok=0, cancelled=1),
     )
     report = build_report(store, NOW_NS - HOUR_NS, None, None, UTC, NOW_NS)
-    chain, llm, tool = report["performance"]
+    chain, called, tool = report["performance"]
     assert [row["total_seconds"] for row in report["performance"]] == [500, 106, 2]
     assert (chain["name"], chain["model"], chain["success_rate"]) == (None, None, None)
     assert chain["output_tokens_per_second"] is None
     assert (tool["name"], tool["success_rate"], tool["count"], tool["errors"]) == ("weather", 0, 1, 1)
     assert tool["p50_seconds"] == tool["p99_seconds"] == tool["min_seconds"] == 2
+    llm: dict[str, Any] = {**called}
     assert llm.pop("p50_seconds") == pytest.approx(1, rel=0.01)
     assert llm.pop("p95_seconds") == pytest.approx(1, rel=0.01)
     assert llm.pop("p99_seconds") == pytest.approx(3, rel=0.01)
@@ -455,7 +457,9 @@ def test_sessions_add_up_and_their_status_is_measured_against_complete_to(store:
         *({**money, "cost_key": number} for number in (1, 2, 3)),
         {"session_id": "idle", "partition": 0, "cost_key": 4, "calls": 2, "unpriced_calls": 2},
     )
-    sessions = build_report(store, None, None, None, UTC, NOW_NS)["sessions"]
+    found = build_report(store, None, None, None, UTC, NOW_NS)
+    sessions = found["sessions"]
+    assert found["session_count"] == len(sessions)
     assert [(row["session_id"], row["status"], row["cost_usd"]) for row in sessions] == [
         ("ended", "ended", "13835058.055282163712"),
         ("open", "open", "0"),
@@ -482,7 +486,16 @@ def test_sessions_add_up_and_their_status_is_measured_against_complete_to(store:
     assert [(row["session_id"], row["traces"]) for row in served] == [("ended", 2)]
     with open_snapshot(store) as snapshot:
         assert [row.session_id for row in read_sessions(snapshot, limit=2)] == ["ended", "open"]
-        assert len(list(read_sessions(snapshot))) == 5
+        assert len(list(read_sessions(snapshot))) == count_sessions(snapshot) == 5
+
+
+def test_a_report_names_the_newest_sessions_and_says_how_many_there_are(store: Store) -> None:
+    position(store, 0)
+    rows = (session_row(f"s-{number:03}", 0, NOON_NS - number * SECOND) for number in range(SESSIONS_SHOWN + 20))
+    fill(store, "sessions", *rows)
+    report = build_report(store, None, None, None, UTC, NOW_NS)
+    assert [row["session_id"] for row in report["sessions"]] == [f"s-{number:03}" for number in range(SESSIONS_SHOWN)]
+    assert report["session_count"] == SESSIONS_SHOWN + 20
 
 
 def test_alerts_of_the_range_come_newest_first(store: Store) -> None:
@@ -620,14 +633,14 @@ def open_row(run_id: str, started_at_ns: int, **other: Any) -> dict[str, Any]:
     return {"run_id": run_id, "partition": 1, "started_at_ns": started_at_ns, "log_time_ns": NOW_NS, **facts, **other}
 
 
-def listed(store: Store, limit: int | None = None, **wanted: Any) -> list[dict[str, Any]]:
+def listed(store: Store, limit: int | None = None, **wanted: Any) -> list[Run]:
     with open_snapshot(store) as snapshot:
         boundary = abandoned_before(read_completeness(snapshot, ("runs",)).at_ns)
         rows = stream_runs(snapshot, RunFilter(**wanted), boundary, limit)
         return [describe_run(row, boundary, UTC) for row in rows]
 
 
-def ids(rows: list[dict[str, Any]]) -> list[str]:
+def ids(rows: list[Run]) -> list[str]:
     return [row["run_id"] for row in rows]
 
 

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from faces import Faces, check_answer
 from partition_setting import WorkerTools
 from runtap_consumers.errors import QueryTimeoutError
 from runtap_consumers.pricing.source import PriceSource
 from runtap_consumers.serve import api
 from runtap_consumers.serve.api import ANSWERS
+from runtap_consumers.serve.app import make_app
+from runtap_consumers.serve.guard import Guard
+from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.query import Query, Source
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read import runs as read_runs
-from runtap_demo.kafka.ports import free_ports
-from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report
+from runtap_schemas import Event, Usage
+from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report, run_start, session_start
+from serve_process import served
 from worker_process import WorkerSetting
 
+OTHERS = ("/metrics", "/api/v1/openapi.json", "/api/v1/nothing")
 SPAN = "since=2026-03-02&until=2026-03-03"
 RUNS = 7
+SESSIONS = 20
+EVENTS = RUNS + 5 + SESSIONS - 1
+COMPLETE_TO = "2026-03-02T10:00:10.000000Z"
+_SCRIPTS = ("address", "api", "charts", "dom", "figures", "main", "parts", "waterfall", "words")
+_VIEWS = ("alerts", "costs", "errors", "overview", "performance", "pipeline", "sessions", "traces")
+# What is given without a token: the page, which holds no figure.
+PAGE_FILES = {
+    "/": "text/html",
+    "/icon.svg": "image/svg+xml",
+    "/style.css": "text/css",
+    **{f"/{name}.js": "text/javascript" for name in (*_SCRIPTS, *(f"views/{view}" for view in _VIEWS))},
+    "/vendor/uPlot.LICENSE.txt": "text/plain",
+    "/vendor/uPlot.iife.min.js": "text/javascript",
+    "/vendor/uPlot.min.css": "text/css",
+}
 
 
 @pytest.fixture
@@ -35,94 +54,53 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     for number in range(1, RUNS + 1):
         at_ns = START_NS + number * SECOND_NS
         log.append(model_call(at_ns, run_id=f"r-{number}", trace_id="t", session_id="s", user_id="ann"), "e", number)
-    log.append(chain_end(START_NS + 9 * SECOND_NS, status="error", error=failure()), "e", RUNS + 1)
-    log.append(report(START_NS + 10 * SECOND_NS), "e", RUNS + 2)
+    events: list[Event] = [
+        chain_end(START_NS + 9 * SECOND_NS, status="error", error=failure()),
+        chain_end(START_NS + 9 * SECOND_NS, run_type="tool", name="search", run_id="tool-1", is_root=False),
+        model_call(START_NS + 9 * SECOND_NS, model="own", provider="own", usage=Usage(input_tokens=7, output_tokens=3)),
+        run_start(START_NS + 9 * SECOND_NS, run_type="llm", is_root=False, request_model="gpt-4o-mini"),
+        *(session_start(START_NS + 9 * SECOND_NS, session_id=f"s-{n}") for n in range(1, SESSIONS)),
+        report(START_NS + 10 * SECOND_NS, dropped={"buffer_full": {"run.ended": 4}}),
+    ]
+    for number, event in enumerate(events, start=RUNS + 1):
+        log.append(event, "e", number)
     tools.apply(log)
     return store
 
 
-class Server:
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, dict(answer.headers), answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
-
-    def get(self, path: str) -> Any:
-        status, _, body = self.ask(f"/api/v1/{path}")
-        assert status == 200, body
-        return json.loads(body)
-
-
-@contextmanager
-def served(store_url: str, arguments: Sequence[str] = (), **variables: str) -> Iterator[Server]:
-    (port,) = free_ports(1)
-    setting = WorkerSetting("127.0.0.1:1", "runtap", store_url, variables)
-    process = subprocess.Popen(setting.command("serve", "--port", str(port), *arguments), env=setting.environment())
-    server = Server(port)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                assert server.ask("/livez")[0] == 200
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
-
-
-def test_every_route_answers_with_what_the_commands_print(filled: Store, store_url: str) -> None:
+def test_every_face_shows_the_same_figures(filled: Store, store_url: str) -> None:
     setting = WorkerSetting("127.0.0.1:1", "runtap", store_url)
-
-    def printed(*arguments: str) -> Any:
-        done = setting.run(*arguments)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def same(answer: dict[str, Any], other: dict[str, Any]) -> bool:
-        return {**answer, "generated_at": None} == {**other, "generated_at": None}
-
-    span = ("--since", "2026-03-02", "--until", "2026-03-03")
     with served(store_url) as server:
-        report = printed("report", "--json", "-", *span)
-        assert same(server.get(f"report?{SPAN}"), report)
-        of_service = printed("report", "--json", "-", "--service", "checkout", *span)
-        assert same(server.get(f"report?{SPAN}&service=checkout"), of_service)
-        assert server.get(f"components?{SPAN}")["performance"] == report["performance"]
-        assert server.get(f"errors?{SPAN}")["errors"] == report["errors"]
-        assert server.get(f"alerts?{SPAN}")["alerts"] == report["alerts"]
-        by = printed("costs", "--by", "user", "--by", "model", "--json", *span)
-        assert same(server.get(f"costs?{SPAN}&by=user&by=model"), by)
-        assert server.get("traces/r-3") == printed("trace", "r-3", "--json")
-        assert server.get("sessions/s") == printed("session", "s", "--json")
-        assert server.get("sessions?since=2026-03-01")["sessions"] == [printed("sessions", "--json")]
-        assert server.get("ledger") == printed("ledger", "--json")
-        runs = [json.loads(line) for line in setting.run("runs", "--json").stdout.splitlines()]
-        assert server.get("runs") == {"runs": runs, "complete": True, "cursor": None}
-        series = server.get(f"series?{SPAN}&metric=calls&by=model&grain=hour")["series"]
-        assert [(one["value"], one["points"]) for one in series] == [
-            ("gpt-4o-mini-2024-07-18", [["2026-03-02T10:00:00.000000Z", RUNS]])
-        ]
-        positions = server.get("workers")["positions"]
-        assert {row["projection"]: row["next_offset"] for row in positions}["cost"] == RUNS + 2
+        faces = Faces(server.ask, setting.run, since="2026-03-02", until="2026-03-03")
+        report = faces.compare()
+        assert report["cost"]["calls"] == RUNS + 1
+        assert report["session_count"] == SESSIONS
+        assert faces.get("report", since="2026-03-02", until="2026-03-03")["complete_to"] == COMPLETE_TO
+        assert ("runtap_complete_to_timestamp_seconds", {}, START_NS / SECOND_NS + 10) in faces.scrape()
+        positions = faces.get("workers")["positions"]
+        assert {row["projection"]: row["next_offset"] for row in positions}["cost"] == EVENTS
+        assert json.loads(server.ask("/api/v1/openapi.json")[2]) == make_document()
         assert server.ask("/readyz")[0] == 200
-        _, headers, body = server.ask("/metrics")
-        assert headers["content-type"].startswith("text/plain; version=0.0.4")
-        called = next(line for line in body.decode().splitlines() if 'status="success"' in line and "llm_calls" in line)
-        assert float(called.rpartition(" ")[2]) == RUNS == report["cost"]["calls"]
     # Nothing was left out.
-    assert len(ANSWERS) == 12
+    assert faces.routes == {f"/api/v1/{path}" for path in ANSWERS}
+
+
+def test_components_are_told_by_their_own_time_and_errors_over_time(filled: Store, store_url: str) -> None:
+    with served(store_url) as server:
+        found = server.get(f"components?{SPAN}")["self_times"]
+        by_type = Counter[str]()
+        for row in found["components"]:
+            by_type[row["run_type"]] += row["self_seconds"]
+        # Calls of two seconds each, of other traces' parents, and a chain of three; one is still open.
+        assert by_type == {"llm": 2.0 * (RUNS + 1), "chain": 3.0, "tool": 3.0}
+        assert (found["runs"], found["is_cut_off"]) == (RUNS + 3, False)
+        trend = server.get(f"errors?{SPAN}")["trend"]
+        assert [(group["service"], group["fingerprint"], sum(group["counts"])) for group in trend["groups"]] == [
+            ("checkout", "f1", 1)
+        ]
+        assert len(trend["buckets"]) == len(trend["groups"][0]["counts"]) == 24
+        within = server.get("overview?since=2026-03-02T10:00:00Z&until=2026-03-02T10:30:00Z")
+        assert (within["grain"], len(within["buckets"]), within["figures"]["calls"]) == ("minute", 30, RUNS + 1)
 
 
 def test_runs_come_in_pages_without_a_gap_or_a_repeat(filled: Store, store_url: str) -> None:
@@ -130,7 +108,7 @@ def test_runs_come_in_pages_without_a_gap_or_a_repeat(filled: Store, store_url: 
         seen: list[str] = []
         cursor, pages = "", 0
         while True:
-            page = server.get(f"runs?type=llm&limit=3{cursor}")
+            page = server.get(f"runs?type=llm&trace=t&limit=3{cursor}")
             seen += [run["run_id"] for run in page["runs"]]
             pages += 1
             if page["cursor"] is None:
@@ -146,46 +124,58 @@ def test_an_answer_that_has_not_changed_is_not_sent_again(filled: Store, store_u
         status, again, body = server.ask(f"/api/v1/report?{SPAN}", If_None_Match=etag)
         assert (status, again["etag"], body) == (304, etag, b"")
         assert server.ask(f"/api/v1/report?{SPAN}&service=checkout", If_None_Match=etag)[0] == 200
-        log = Log(first_offset=RUNS + 2)
-        log.append(model_call(START_NS + 20 * SECOND_NS, run_id="late"), "e", RUNS + 3)
+        log = Log(first_offset=EVENTS)
+        log.append(model_call(START_NS + 20 * SECOND_NS, run_id="late"), "e", EVENTS + 1)
         tools.apply(log)
         status, changed, _ = server.ask(f"/api/v1/report?{SPAN}", If_None_Match=etag)
         assert (status, changed["etag"] == etag) == (200, False)
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "said"),
-    [
-        ("report?since=yesterday", 400, "'yesterday' is no time"),
-        ("report?since=1h&since=2h", 400, "given 2 times"),
-        ("costs?by=colour", 400, "there are no costs by 'colour'"),
-        ("report?service=shop", 400, "expected any of checkout"),
-        ("costs?service=shop", 400, "expected any of checkout"),
-        ("series?metric=mood", 400, "expected cost_usd"),
-        ("runs?limit=0", 400, "expected 1 to 1,000"),
-        ("runs?limit=x", 400, "expected 1 to 1,000"),
-        ("runs?cursor=abc", 400, "none of ours"),
-        ("runs?metadata=team", 400, "expected KEY=VALUE"),
-        ("traces/unknown", 404, "no run or trace"),
-        ("sessions/unknown", 404, "no session"),
-        ("nothing", 404, ""),
-    ],
-)
-def test_what_is_wrong_is_named(filled: Store, store_url: str, path: str, status: int, said: str) -> None:
+def test_what_is_wrong_is_named(filled: Store, store_url: str) -> None:
     with served(store_url) as server:
-        code, headers, body = server.ask(f"/api/v1/{path}")
-        assert (code, said in body.decode()) == (status, True), body
-        assert headers["content-security-policy"].startswith("default-src 'none'")
+        for path, status, said in (
+            ("report?since=yesterday", 400, "'yesterday' is no time"),
+            ("report?since=1h&since=2h", 400, "given 2 times"),
+            ("costs?by=colour", 400, "there are no costs by 'colour'"),
+            ("report?service=shop", 400, "expected any of checkout"),
+            ("costs?service=shop", 400, "expected any of checkout"),
+            ("series?metric=mood", 400, "expected cost_usd"),
+            ("runs?limit=0", 400, "expected 1 to 1,000"),
+            ("runs?limit=x", 400, "expected 1 to 1,000"),
+            ("runs?cursor=abc", 400, "none of ours"),
+            ("runs?metadata=team", 400, "expected KEY=VALUE"),
+            ("traces/unknown", 404, "no run or trace"),
+            ("sessions/unknown", 404, "no session"),
+            ("report?sinse=1h", 400, "no parameter is called 'sinse' here: expected since, until, service"),
+            ("ledger?since=1h", 400, "expected none"),
+            ("report?since=1h&until=2h", 400, "ends before it begins"),
+            ("runs?name=a%00", 400, "zero byte"),
+            ("traces/%00", 400, "zero byte"),
+            ("sessions?cursor=WzkyMjMzNzIwMzY4NTQ3NzU4MDgsICJ4Il0=", 400, "none of ours"),
+            ("series?grain=week", 400, "expected hour, day"),
+            ("runs?status=fine", 400, "expected ok, error"),
+        ):
+            code, headers, body = server.ask(f"/api/v1/{path}")
+            assert (code, said in body.decode()) == (status, True), (path, body)
+            check_answer(f"/api/v1/{path}", code, body)
+            assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert server.ask("/api/v1/nothing")[0] == 404
 
 
 def test_every_route_wants_the_token_but_those_of_health(filled: Store, store_url: str) -> None:
     with served(store_url, RUNTAP_SERVE_TOKEN="let-me-in") as server:
-        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), "/", "/metrics", "/api/v1/nothing"):
+        for path in (*(f"/api/v1/{one.replace('{id}', 'r-1')}" for one in ANSWERS), *OTHERS):
             assert server.ask(path)[0] == 401, path
             for wrong in ("Bearer no", "Bearer let-me-in2", "Basic let-me-in", "let-me-in", "Bearer "):
                 assert server.ask(path, Authorization=wrong)[0] == 401, (path, wrong)
         assert [server.ask(path)[0] for path in ("/livez", "/readyz")] == [200, 200]
         assert server.ask("/api/v1/ledger", Authorization="Bearer let-me-in")[0] == 200
+        for path, opened in PAGE_FILES.items():
+            assert (server.ask(path)[0], server.ask(path)[1]["content-type"].partition(";")[0]) == (200, opened), path
+    # Whatever else there is wants it.
+    app = make_app(Source(filled, ConsumerSettings.load(), PriceSource(ConsumerSettings.load())), (), "let-me-in")
+    assert isinstance(app, Guard)
+    assert app.open_paths == {"/livez", "/readyz", *PAGE_FILES}
 
 
 def test_only_its_own_names_and_only_reading(filled: Store, store_url: str) -> None:
@@ -244,12 +234,12 @@ def test_runs_are_found_in_parts_where_time_is_up(filled: Store, monkeypatch: py
     for name in ("_FIRST_STRETCH_NS", "_LONGEST_STRETCH_NS"):
         monkeypatch.setattr(read_runs, name, SECOND_NS)
     settings = ConsumerSettings.load()
-    source = api.Source(filled, settings, PriceSource(settings))
-    for parameters, wanted in (({}, RUNS + 1), ({"name": ["RunnableSequence"]}, 1), ({"user": ["nobody"]}, 0)):
+    source = Source(filled, settings, PriceSource(settings))
+    for parameters, wanted in (({}, RUNS + 3), ({"name": ["RunnableSequence"]}, 1), ({"user": ["nobody"]}, 0)):
         found, cursor, parts = list[str](), None, 0
         while parts == 0 or cursor is not None:
             asked = {**parameters, **({"cursor": [cursor]} if cursor else {})}
-            page = api.ANSWERS["runs"](api.Query(source, asked, {}, START_NS))
+            page = api.ANSWERS["runs"].answer(Query(source, asked, {}, START_NS))
             found += [run["run_id"] for run in page["runs"]]
             assert page["complete"] is (page["cursor"] is None)
             cursor, parts = page["cursor"], parts + 1

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, inspect, text
 
 from cost_sql import COST
 from runtap_consumers.errors import StoreError
-from runtap_consumers.projections.rollups import COST_MEASURES, GRAINS
+from runtap_consumers.projections.rollups import COST_MEASURES, GRAINS, RUN_DURATIONS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import migrate_store, open_store
 from runtap_consumers.units import DAY_NS, HOUR_NS
@@ -24,12 +24,15 @@ _TABLES = {
     "0007": ("cost_keys", "cost_by_attribute_hour", "cost_by_attribute_day", "session_costs", "sessions"),
     "0011": ("run_durations",),
 }
+# Of run_durations.
+DURATION_COLUMNS = [name for one in RUN_DURATIONS.measures for name in (one.whole, one.name) if name]
 _COLUMNS = {
     "error_groups": ("status_code", "code", "raised_at"),
     "recent_errors": ("category", "status_code", "code", "raised_at"),
     "runs": ("error_status_code", "error_code", "error_raised_at"),
     "positions": (),
     "dead_letters": (),
+    "log_incidents": (),
     **dict.fromkeys((f"{name}_{grain}" for name in ("cost", "performance") for grain in GRAINS), ()),
 }
 # The table of revisions before 0005.
@@ -59,7 +62,33 @@ attribute, value, provider, model, service, price_set, price_class, partition, g
 """
 
 
+_OLD_DURATIONS = f"""
+CREATE TABLE run_durations (service TEXT, environment TEXT, run_type TEXT, model TEXT, partition BIGINT,
+generation BIGINT, {", ".join(f"{name} BIGINT" for name in DURATION_COLUMNS)},
+PRIMARY KEY (service, environment, run_type, model, partition, generation))
+"""
+
+
+def _take_back_0013(connection: Connection) -> None:
+    connection.execute(text("DROP TABLE run_durations"))
+    connection.execute(text(_OLD_DURATIONS))
+
+
+# The table of revisions before 0012.
+_OLD_INCIDENTS = """
+CREATE TABLE log_incidents (projection TEXT, partition BIGINT, incarnation BIGINT, first_offset BIGINT, kind TEXT,
+last_offset BIGINT, at_ns BIGINT, PRIMARY KEY (projection, partition, incarnation, first_offset))
+"""
+
+
+def _take_back_0012(connection: Connection) -> None:
+    _take_back_0013(connection)
+    connection.execute(text("DROP TABLE log_incidents"))
+    connection.execute(text(_OLD_INCIDENTS))
+
+
 def _take_back_0011(connection: Connection) -> None:
+    _take_back_0012(connection)
     connection.execute(text("DROP TABLE run_durations"))
 
 
@@ -116,13 +145,15 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"])
+@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 13)])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0012": _take_back_0013,
+            "0011": _take_back_0012,
             "0010": _take_back_0011,
             "0009": _take_back_0010,
             "0008": _take_back_0009,
@@ -306,3 +337,52 @@ def test_sums_are_divided_between_two_columns(store_url: str) -> None:
     store.close()
     assert [tuple(row) for row in cost] == [(3, 9 * 10**12, 7)]
     assert [tuple(row) for row in durations] == [(3, 7, 1, 0, 5)]
+
+
+def test_incidents_are_kept_and_two_kinds_may_be_at_one_offset(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    rows = [("cost", 0, 1, 10, "recreated", 9, 5), ("runs", 0, 0, 3, "retention", 6, 4)]
+    with store.engine.begin() as connection:
+        _take_back_0012(connection)
+        for row in rows:
+            connection.execute(text(f"INSERT INTO log_incidents VALUES {row}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0011'"))
+    store.close()
+    migrate_store(store_url)
+    store = open_store(store_url)
+    gone = ("cost", 0, 1, 10, "gone", 9, 7)
+    with store.engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO log_incidents VALUES {gone}"))
+    with store.read() as connection:
+        found = connection.execute(text("SELECT * FROM log_incidents ORDER BY projection, kind")).all()
+    store.close()
+    assert [tuple(row) for row in found] == [gone, *rows]
+
+
+def test_durations_of_before_are_those_until_the_end(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    counts = range(1, len(DURATION_COLUMNS) + 1)
+    with store.engine.begin() as connection:
+        _take_back_0013(connection)
+        columns, values = ", ".join(DURATION_COLUMNS), ", ".join(map(str, counts))
+        connection.execute(
+            text(
+                f"INSERT INTO run_durations (service, environment, run_type, model, partition, generation, {columns}) "
+                f"VALUES ('s', 'e', 'llm', 'm', 0, 0, {values})"
+            )
+        )
+        connection.execute(text("UPDATE alembic_version SET version_num = '0011'"))
+    store.close()
+    migrate_store(store_url)
+    with open_store(store_url) as store, store.read() as connection:
+        found = connection.execute(text(f"SELECT until, model, {columns} FROM run_durations")).all()
+    assert [tuple(row) for row in found] == [("end", "m", *counts)]
+
+
+def test_a_store_is_made_by_migration_where_that_was_asked_for(store_url: str) -> None:
+    with pytest.raises(StoreError, match="there is no store"):
+        migrate_store(store_url)
+    made = migrate_store(store_url, "shop.events", "Europe/Berlin")
+    assert migrate_store(store_url, "other.events", "UTC") == made
+    with open_store(store_url) as store:
+        assert (store.events_topic, store.zone.key) == ("shop.events", "Europe/Berlin")

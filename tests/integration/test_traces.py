@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from partition_setting import WorkerTools
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.traces import build_session, build_trace
+from runtap_consumers.figures.traces import TraceFigures, build_session, build_trace
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.snapshot import open_snapshot
@@ -71,7 +71,7 @@ def filled(store: Store, tools: WorkerTools) -> Store:
     return store
 
 
-def trace(store: Store, text: str) -> dict[str, Any]:
+def trace(store: Store, text: str) -> TraceFigures:
     with open_snapshot(store) as snapshot:
         return build_trace(snapshot, text, UTC)
 
@@ -89,7 +89,7 @@ def test_a_trace_is_a_tree_with_self_times_and_sums(filled: Store) -> None:
     assert (found["input_tokens"], found["cost_usd"], found["unpriced_calls"]) == (1_000, "0.000195", 0)
     assert (found["name"], found["session_id"], found["user_id"]) == ("root", "chat-1", "ann")
     assert found["runs"][1]["content"] == {"inputs": ["hello"], "outputs": {"text": "hi"}}
-    assert "content" not in found["runs"][0]
+    assert found["runs"][0]["content"] is None
 
 
 @pytest.mark.parametrize("text", ["aad-tool", "aad", "aae-o", "aaa-root", "aa"])

@@ -26,7 +26,7 @@ from kafka_proxy import proxied_kafka
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import framed, model_call, report
-from worker_process import WorkerSetting, ask_health, numbered, produce, wait_until
+from worker_process import WorkerSetting, ask_health, ask_metrics, numbered, produce, wait_until
 
 MakeTopic = Callable[..., Awaitable[str]]
 CALL_PICODOLLARS = 195 * 10**6
@@ -265,6 +265,11 @@ async def test_health_is_progress(
 
     _, found = await asyncio.to_thread(ask_health, port)
     assert (found["status"], found["partitions"], found["events_applied"]) == ("healthy", [0], 20)
+    samples = await asyncio.to_thread(ask_metrics, port)
+    assert samples['runtap_worker_lag_records{partition="0",projection="cost"}'] == 0
+    assert (samples["runtap_worker_events_total"], samples["runtap_worker_records_total"]) == (20, 20)
+    assert samples["runtap_worker_commit_seconds_count"] == found["commits"]
+    assert samples["runtap_worker_commit_seconds_sum"] > 0
 
 
 async def test_readiness_says_that_kafka_does_not_answer_and_comes_back(

@@ -61,3 +61,14 @@ def attach_to_fastapi(chain: Runnable[str, str]) -> FastAPI:
         return await chain.ainvoke(question, config={"callbacks": [request.app.state.tap.handler]})
 
     return app
+
+
+def attach_to_fastapi_in_a_line() -> FastAPI:
+    runtap_collector.install()
+    app, llm = FastAPI(), ChatOpenAI(model="gpt-4.1-mini")
+
+    @app.get("/answer")
+    async def answer(question: str) -> str:
+        return (await llm.ainvoke(question)).text
+
+    return app

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if service["image"] == "runtap-workers"}
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 WORKERS = {name: service for name, service in OURS.items() if service["command"][0] == "worker"}
 
 
@@ -57,21 +59,34 @@ def test_command_lines_in_comments_are_ones_that_the_command_line_takes() -> Non
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_every_setting_of_a_service_exists_and_its_value_is_accepted(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_setting_of_a_service_exists_and_its_value_is_accepted(name: str, tmp_path: Path) -> None:
     environment = OURS[name]["environment"]
-    ours = {key.removeprefix("RUNTAP_").lower(): value for key, value in environment.items() if key != "PGPASSWORD"}
+    ours = {key.removeprefix("RUNTAP_").lower(): value for key, value in environment.items()}
     assert ours.keys() <= ConsumerSettings.model_fields.keys()
-    settings = ConsumerSettings.load(**{**ours, "timezone": "UTC"})
+    secret = tmp_path / "secret"
+    secret.write_text("let-me-in")
+    files = {key: str(secret) for key in ours if key.endswith("_file")}
+    settings = ConsumerSettings.load(**{**ours, **files, "timezone": "UTC"})
+    assert settings.database_url == "postgresql://runtap:let-me-in@postgres/runtap"
     assert settings.bootstrap_servers == "kafka:19092"
     assert environment["RUNTAP_TIMEZONE"] == "${RUNTAP_TIMEZONE:-UTC}"
 
 
-def test_there_is_a_worker_for_each_projection_and_one_for_alerts() -> None:
-    assert {name: service["command"][1] for name, service in WORKERS.items()} == {
-        name: name for name in (*PROJECTIONS, "alerts")
-    }
+def test_there_is_a_worker_for_each_projection_and_one_for_alerts_or_one_for_all() -> None:
+    named = {name: service["command"][1:-2] for name, service in WORKERS.items()}
+    assert named == {**{name: [name] for name in (*PROJECTIONS, "alerts")}, "all": []}
+    # Who names no service gets those, and who names `all` and `grafana` gets what these two need.
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["all"]
+    needed = {"all", "grafana"}
+    while more := {one for name in needed for one in SERVICES[name].get("depends_on", [])} - needed:
+        needed |= more
+    assert needed == SERVICES.keys() - {*PROJECTIONS, "alerts"}
+
+
+def test_a_new_store_is_there_before_whoever_needs_it() -> None:
+    for name, service in OURS.items():
+        if name not in ("topics", "migrate"):
+            assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
 def test_workers_can_be_scaled() -> None:
@@ -79,19 +94,38 @@ def test_workers_can_be_scaled() -> None:
         assert "container_name" not in service
         assert "ports" not in service
         assert service["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
-        port = service["command"][service["command"].index("--health") + 1]
-        assert f":{port}/readyz" in service["healthcheck"]["test"][-1]
+        # Of the container, so that Prometheus reaches it.
+        assert service["command"][-2:] == ["--health", "0.0.0.0:8080"]
+        assert ":8080/readyz" in service["healthcheck"]["test"][-1]
 
 
-def test_there_is_no_default_password_and_nothing_listens_beyond_this_machine() -> None:
-    password = SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]
-    assert password.startswith("${RUNTAP_POSTGRES_PASSWORD:?")
-    assert all(service["environment"]["PGPASSWORD"] == password for service in OURS.values())
+def test_every_service_has_a_tag_a_limit_of_memory_and_logs_that_end() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {service["image"] for service in OURS.values()} == {f"runtap-workers:{version}"}
+    for name, service in SERVICES.items():
+        assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?", service["image"]), name
+        assert re.fullmatch(r"\d+[mg]", service["mem_limit"]), name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+
+
+def test_secrets_come_by_file_and_nothing_listens_beyond_this_machine() -> None:
+    assert COMPOSE["secrets"] == {
+        name: {"file": f"secrets/{name}"} for name in ("postgres_password", "serve_token", "grafana_password")
+    }
+    for name, service in SERVICES.items():
+        given = {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
+        named = {value for key, value in service.get("environment", {}).items() if key.endswith("_FILE")}
+        assert named == given or name == "prometheus", name
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert ports == ["127.0.0.1:9092:9092"]
-    assert {volume.split(":")[0] for name in ("kafka", "postgres") for volume in SERVICES[name]["volumes"]} == set(
-        COMPOSE["volumes"]
-    )
+    assert {port.rpartition(":")[0] for port in ports} == {f"127.0.0.1:{n}" for n in (9092, 8484, 9090, 9093, 3000)}
+    for ignored in (".gitignore", ".dockerignore"):
+        assert "secrets" in [line.rstrip("/") for line in (ROOT / ignored).read_text().splitlines()]
+
+
+def test_every_volume_is_declared_and_every_folder_is_there() -> None:
+    volumes = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    assert {volume for volume in volumes if not volume.startswith("./")} == set(COMPOSE["volumes"])
+    assert all((ROOT / volume).is_dir() for volume in volumes if volume.startswith("./"))
 
 
 def test_image_runs_the_command_line_and_copies_what_the_package_is_built_of() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from sqlalchemy.engine import make_url
 
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import SettingsError
@@ -53,3 +56,23 @@ def test_options_are_named_as_such_and_variables_beside_them_as_variables(monkey
     first, second = str(caught.value).split("; ")
     assert first.startswith("RUNTAP_BOOTSTRAP_SERVERS='kafka': expected host:port")
     assert second.startswith("--database-url='sqlite://': expected a file")
+
+
+def test_the_password_of_the_store_comes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(" p@ss/word:1 \nno part of it\n")
+    where = {"database_password_file": str(file)}
+    url = make_url(ConsumerSettings.load(database_url="postgresql://runtap@db/runtap", **where).database_url)
+    assert (url.username, url.password, url.host, url.database) == ("runtap", "p@ss/word:1", "db", "runtap")
+    # A file, and a server that asks for none.
+    for without in ("sqlite:///x.db", "postgresql:///runtap"):
+        assert ConsumerSettings.load(database_url=without, **where).database_url == without
+    again = url.render_as_string(hide_password=False)
+    assert ConsumerSettings.load(database_url=again, **where).database_url == again
+    assert "another password than RUNTAP_DATABASE_PASSWORD_FILE" in refusal_of(
+        database_url="postgresql://u:p@h/d", **where
+    )
+    file.write_text("\n")
+    assert f"RUNTAP_DATABASE_PASSWORD_FILE='{file}' is empty" in refusal_of(database_url="postgresql://u@h/d", **where)
+    file.unlink()
+    assert "cannot be read" in refusal_of(database_url="postgresql://u@h/d", **where)

@@ -84,6 +84,8 @@ def test_days_are_of_the_zone_and_may_last_23_hours() -> None:
 @pytest.mark.parametrize(
     ("picodollars", "text"),
     [
+        (-1, "-0.000000000001"),
+        (-15 * 10**11, "-1.5"),
         (0, "0"),
         (1, "0.000000000001"),
         (10**12, "1"),

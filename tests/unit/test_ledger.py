@@ -146,7 +146,7 @@ def test_a_forgotten_emitter_leaves_until_it_is_heard_again() -> None:
 
 
 def test_a_partition_that_is_gone_leaves_with_its_emitters_named() -> None:
-    gone = SimpleNamespace(projection="cost", partition=0, incarnation=1, kind="gone", first_offset=7)
+    gone = SimpleNamespace(projection="cost", partition=0, incarnation=1, kind="gone", first_offset=7, at_ns=BEGIN)
     lanes = {("cost", "a"): lane(5), ("errors", "a"): lane(8)}
     found = books(lanes, {"cost": position(), "errors": position()}, incidents=[gone])
     found.positions["cost", 1] = position(BEGIN + 9)
@@ -161,8 +161,15 @@ def test_a_partition_that_is_gone_leaves_with_its_emitters_named() -> None:
     assert complete(found) == (BEGIN - 1, ())
 
 
+def test_a_partition_that_never_held_a_record_is_back_once_it_was_read_to_its_end_again() -> None:
+    gone = SimpleNamespace(projection="cost", partition=0, incarnation=1, kind="gone", first_offset=7, at_ns=BEGIN)
+    caught_up = {at_ns: {"cost": position(caught_up_at_ns=at_ns)} for at_ns in (BEGIN, BEGIN + 1)}
+    assert books({}, caught_up[BEGIN], incidents=[gone]).is_gone("cost", 0)
+    assert not books({}, caught_up[BEGIN + 1], incidents=[gone]).is_gone("cost", 0)
+
+
 def test_a_projection_that_begins_when_a_partition_is_gone_waits_for_nothing_there() -> None:
-    gone = SimpleNamespace(projection="ledger", partition=0, incarnation=1, kind="gone", first_offset=7)
+    gone = SimpleNamespace(projection="ledger", partition=0, incarnation=1, kind="gone", first_offset=7, at_ns=BEGIN)
     of_ledger: dict[str, Any] = {"ledger": position()}
     assert complete(books({("ledger", "a"): lane(5)}, of_ledger), "cost") == (None, ())
     found = books({("ledger", "a"): lane(5)}, of_ledger, incidents=[gone])

@@ -80,6 +80,7 @@ def report(**changes: Any) -> dict[str, Any]:
         },
         "performance": [{**component, **DURATIONS, "success_rate": 0.5, "output_tokens_per_second": 93.1}] * 20,
         "errors": {"total": 7, "groups": [GROUP], "recent": [error]},
+        "session_count": 1,
         "sessions": [SESSION],
         "alerts": [{"at": AT, "rule": "error_rate", "state": "firing", "summary": "checkout: 12 of 106 failed"}],
         "ledger": {"captured": 9, "applied": 4, "in_flight": 2, "dropped": {"full": 1}, "lost": 1, "quarantined": 1},
@@ -119,6 +120,14 @@ def test_every_essential_cell_is_readable_at_any_width(width: int) -> None:
     ):
         assert part in text, part
     assert ("01a20c6f-c5b6-70ce-946f-ce1429232e32" in text) == (width >= 150)
+
+
+def test_a_report_says_how_many_sessions_it_leaves_out() -> None:
+    screen = console(120)
+    print_report(report(session_count=1_235), screen)
+    assert "Sessions, newest first; `runtap sessions` shows 1,234 more" in text_of(screen)
+    print_report(report(), screen)
+    assert text_of(screen).count("`runtap sessions`") <= 1
 
 
 def test_errors_without_messages_are_told_by_kind_and_place_and_how_to_have_messages() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from runtap_consumers.cli import printing
 from runtap_consumers.cli.options import Csv, JsonObject, Limit, Since, Until, Wide, instant_of, takes_settings
 from runtap_consumers.cli.terminal import print_line, write_csv, write_json
+from runtap_consumers.errors import InputError
 from runtap_consumers.figures import words
 from runtap_consumers.settings import ConsumerSettings
 
@@ -32,12 +33,16 @@ def costs(
     environment: Annotated[str | None, typer.Option(help="Only this environment.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model, as it answers.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Why costs differ from those of the range as long before it, by model.")
+    ] = False,
     limit: Limit = 30,
     json: JsonObject = False,
     wide: Wide = False,
     csv: Csv = False,
 ) -> None:
     """What was spent, by model or what else is asked for; with the month so far, and where it is going."""
+    from runtap_consumers.figures.changes import build_changes
     from runtap_consumers.figures.costs import CostQuestion, build_costs
     from runtap_consumers.figures.report import check_service
     from runtap_consumers.pricing.source import load_prices
@@ -55,7 +60,22 @@ def costs(
     with closing(open_store(settings.database_url)) as store:
         with open_snapshot(store) as snapshot:
             check_service(snapshot, service)
-        found = build_costs(store, load_prices(settings), asked, settings.cost_attributes, settings.zone(), now_ns)
+        prices, zone = load_prices(settings), settings.zone()
+        if why:
+            given.pop("service")
+            if refused := [f"--{name}" for name, value in {**given, "by": by}.items() if value]:
+                raise InputError(
+                    f"--why splits costs by model, of one --service or all: leave out {', '.join(refused)}"
+                )
+            changes = build_changes(
+                store, prices, (asked.since_ns, asked.until_ns), (None, None), service, zone, now_ns
+            )
+            if json:
+                write_json(changes)
+            else:
+                print_changes(changes, limit or None, wide, csv)
+            return
+        found = build_costs(store, prices, asked, settings.cost_attributes, zone, now_ns)
     if json:
         write_json(found)
     elif csv:
@@ -64,7 +84,7 @@ def costs(
         print_costs(found, limit or None, wide)
 
 
-def print_costs(found: dict[str, Any], limit: int | None = None, wide: bool = False) -> None:
+def print_costs(found: words.Row, limit: int | None = None, wide: bool = False) -> None:
     """Prints what `runtap_consumers.figures.costs.build_costs` returned."""
     console = printing.open_console(wide)
     begin, end = (found["range"][name][:16].replace("T", " ") for name in ("from", "to"))
@@ -112,7 +132,47 @@ def print_costs(found: dict[str, Any], limit: int | None = None, wide: bool = Fa
         print_line(console, text)
 
 
-def _sums(total: dict[str, Any]) -> str:
+_WHAT_CHANGED = {
+    "volume": "more or fewer calls",
+    "mix": "other models, or shares of them",
+    "tokens": "more or fewer tokens a call",
+    "cached": "more or less of the input cached",
+    "price": "other prices, tiers, sizes",
+    "other": "bills, web searches, prices no longer known",
+}
+
+
+def print_changes(found: words.Row, limit: int | None = None, wide: bool = False, csv: bool = False) -> None:
+    """Prints what `runtap_consumers.figures.changes.build_changes` returned."""
+    rows = [
+        {
+            "model": row["model"] or "(none)",
+            **{f"{part}_usd": amount for part, amount in row["parts_usd"].items()},
+            **{name: row[name] for name in ("provider", "cost_before_usd", "cost_usd", "difference_usd")},
+        }
+        for row in found["models"]
+        if row["cost_usd"] != "0" or row["cost_before_usd"] != "0"
+    ]
+    if csv:
+        write_csv(rows)
+        return
+    console = printing.open_console(wide)
+    ranges = [
+        " to ".join(found[of][name][:16].replace("T", " ") for name in ("from", "to")) for of in ("range", "before")
+    ]
+    print_line(console, f"Why costs changed: {ranges[0]}, against {ranges[1]} ({found['timezone']})", style="bold")
+    before, now, difference = (words.money(found[name]) for name in ("cost_before_usd", "cost_usd", "difference_usd"))
+    print_line(console, f"{before} before, {now} now: {difference}")
+    parts = [
+        {"part": part, "what_changed": what, "difference_usd": found["parts_usd"][part]}
+        for part, what in _WHAT_CHANGED.items()
+    ]
+    printing.print_table(console, None, "part what_changed difference_usd", parts, None)
+    columns = f"model<24 {' '.join(f'{part}_usd?' for part in _WHAT_CHANGED)} difference_usd"
+    printing.print_table(console, None, columns, rows, limit)
+
+
+def _sums(total: words.Row) -> str:
     text = f"Total: {words.money(total['cost_usd'])} for {total['calls']:,} calls, {total['input_tokens']:,} tokens in"
     if total["cached_share"]:
         text += f" ({total['cached_share']:.1%} cached"

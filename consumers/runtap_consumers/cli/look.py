@@ -155,7 +155,7 @@ def sessions(
     with open_reader(settings.database_url) as snapshot:
         check_service(snapshot, service)
         complete = read_completeness(snapshot, (PROJECTION,))
-        with closing(read_sessions(snapshot, since_ns, until_ns, service, limit or None, user)) as rows:
+        with closing(read_sessions(snapshot, since_ns, until_ns, service, user, limit=limit or None)) as rows:
             found = (describe_session(row, complete.at_ns, settings.zone()) for row in rows)
             printing.print_list(found, printing.SESSIONS, printing.NO_SESSION, json, as_csv=csv, wide=wide)
 

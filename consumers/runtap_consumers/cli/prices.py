@@ -63,7 +63,7 @@ def show(
 @takes_settings("database_url", "prices")
 def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
     """Models with calls that have usage and no price, and what to do about it."""
-    from runtap_consumers.correct.unpriced import advise, list_unpriced
+    from runtap_consumers.correct.unpriced import list_unpriced
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.read.snapshot import open_reader
 
@@ -71,8 +71,7 @@ def unmatched(settings: ConsumerSettings, json: JsonLines = False) -> None:
     with open_reader(settings.database_url) as snapshot:
         found = list_unpriced(snapshot, prices)
     columns = "provider model<28 unpriced_calls input_tokens output_tokens advice*"
-    shown = found if json else [{**row, "advice": advise(row)} for row in found]
-    print_list(shown, columns, "Every call with usage has a price.", json)
+    print_list(found, columns, "Every call with usage has a price.", json)
 
 
 @prices_app.command()

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -134,7 +133,7 @@ def print_list(
 
 
 def print_report(
-    report: dict[str, Any], console: Console | None = None, sort: str = "total", limit: int | None = _ROWS_OF_REPORT
+    report: Row, console: Console | None = None, sort: str = "total", limit: int | None = _ROWS_OF_REPORT
 ) -> None:
     """Prints a report of `runtap_consumers.figures.report.build_report`: components by `sort`, a key of
     `COMPONENT_ORDERS`, and so many rows of each table; `None`: all.
@@ -153,13 +152,16 @@ def print_report(
     spent = f"Cost: {words.money(cost['cost_usd'])} for {cost['calls']:,} calls, {cost['total_tokens']:,} tokens"
     if cost["unmetered_calls"]:
         spent += f"; {cost['unmetered_calls']:,} calls without usage"
+    sessions, left_out = "Sessions, newest first", report["session_count"] - len(report["sessions"])
+    if left_out:
+        sessions += f"; `runtap sessions` shows {left_out:,} more"
     for title, columns, rows in (
         (f"Components, by {sort}" if sort != "total" else "Components, slowest in total first", COMPONENTS, components),
         (spent, COSTS, cost["by_model"]),
         ("Cost by service", SERVICE_COSTS, cost["by_service"]),
         (f"Errors: {errors['total']:,}", ERROR_GROUPS, map(_with_text, errors["groups"])),
         ("Last errors", LAST_ERRORS, map(_with_text, errors["recent"])),
-        ("Sessions, newest first", SESSIONS, report["sessions"]),
+        (sessions, SESSIONS, report["sessions"]),
         ("Alerts", ALERTS, report["alerts"]),
     ):
         print_table(console, title, columns, rows, limit)
@@ -180,7 +182,7 @@ def shorten_run(run: Row) -> Row:
     return {**run, "model": run["model"] or run["request_model"], "status": run["error_type"] or run["status"]}
 
 
-def print_ledger(ledger: dict[str, Any]) -> None:
+def print_ledger(ledger: Row) -> None:
     """Prints what `runtap_consumers.figures.ledger.build_ledger` returned."""
     console = open_console()
     if not ledger["emitters"]:
@@ -223,7 +225,7 @@ def print_ledger(ledger: dict[str, Any]) -> None:
         print_table(console, title, columns, rows, _ROWS_OF_LEDGER)
 
 
-def _print_sums(console: Console, sums: dict[str, Any], at_least: str = "") -> None:
+def _print_sums(console: Console, sums: Row, at_least: str = "") -> None:
     dropped = sum(sums["dropped"].values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sums["dropped"].items())
     line = (

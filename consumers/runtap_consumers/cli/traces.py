@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -63,7 +63,7 @@ def session(
         print_session(printing.open_console(), found)
 
 
-def print_session(console: Console, session: dict[str, Any]) -> None:
+def print_session(console: Console, session: words.Row) -> None:
     """Prints what `runtap_consumers.figures.traces.build_session` returned."""
     users = f" of {', '.join(session['user_ids'])}" if session["user_ids"] else ""
     print_line(console, f"Session {session['session_id']}{users}: {session['status']}", style="bold")
@@ -82,7 +82,7 @@ def print_session(console: Console, session: dict[str, Any]) -> None:
         print_line(console, f"\n{left_out:,} traces more: --limit, or their runs are past retention.")
 
 
-def print_trace(console: Console, trace: dict[str, Any]) -> None:
+def print_trace(console: Console, trace: words.Row) -> None:
     """Prints what `runtap_consumers.figures.traces.build_trace` returned."""
     print_line(console, f"Trace {trace['trace_id']}: {trace['name']}, {trace['status']}", style="bold")
     where = f"{trace['service']} ({trace['environment']})"
@@ -109,7 +109,7 @@ def print_trace(console: Console, trace: dict[str, Any]) -> None:
             # Of those it passed through, the colour says it.
             said = words.error_text(*(run[f"error_{name}"] for name in words.ERROR_FACTS))
             print_line(console, indent + one_line(f"✗ {run['error_type']}: {said}", 2 * width), style="red")
-        for name, value in run.get("content", {}).items():
+        for name, value in (run["content"] or {}).items():
             if name != "content_bytes":
                 shown = orjson.dumps(value).decode()
                 text = indent + one_line(f"{name}: {shown}", width - len(indent))
@@ -118,7 +118,7 @@ def print_trace(console: Console, trace: dict[str, Any]) -> None:
         print_line(console, f"Only the first {trace['run_count']:,} runs are shown.", style="yellow")
 
 
-def _line(run: dict[str, Any], whole: float, name_width: int, bar_width: int) -> Text:
+def _line(run: words.Row, whole: float, name_width: int, bar_width: int) -> Text:
     what = " ".join(filter(None, (run["name"], run["model"] or run["request_model"])))
     indent = "  " * min(run["depth"], _DEEPEST)
     name = f"{indent}{one_line(what, max(name_width - len(indent), 8))}"

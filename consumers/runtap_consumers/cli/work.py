@@ -13,6 +13,7 @@ from runtap_consumers.cli.terminal import say
 from runtap_consumers.errors import InputError
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas.topics import events_topic
 
 _ALERTS = "alerts"
 _NAMES = (*PROJECTIONS, _ALERTS)
@@ -32,7 +33,7 @@ def worker(
     ] = False,
     health: Annotated[
         str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve /livez and /readyz over HTTP, on 127.0.0.1 if left out."),
+        typer.Option(metavar="[HOST:]PORT", help="Serve /livez, /readyz and /metrics, on 127.0.0.1 if left out."),
     ] = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
@@ -67,11 +68,15 @@ def _host_and_port(given: str) -> tuple[str, int]:
 
 @store_app.command()
 @takes_settings("database_url")
-def migrate(settings: ConsumerSettings) -> None:
+def migrate(
+    settings: ConsumerSettings,
+    create: Annotated[bool, typer.Option("--create", help="Make the store where there is none.")] = False,
+) -> None:
     """Brings a store that an older runtap made to this version. Forward only; stop the workers first."""
     from runtap_consumers.store.engine import migrate_store
 
-    say(f"The store is at version {migrate_store(settings.database_url)}.")
+    topic = events_topic(settings.topic_prefix) if create else None
+    say(f"The store is at version {migrate_store(settings.database_url, topic, settings.timezone)}.")
 
 
 @topics_app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TypedDict
 
 from runtap_consumers.correct.price_terms import find_terms
 from runtap_consumers.pricing import PriceTable
@@ -13,7 +13,27 @@ from runtap_consumers.store.read.unmatched import read_unpriced, stream_unpriced
 from runtap_consumers.units import HOUR_NS
 
 
-def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[dict[str, Any]]:
+class _Unpriced(TypedDict):
+    provider: str | None
+    model: str | None
+    unpriced_calls: int
+    impossible_calls: int
+    repriceable_calls: int
+    input_tokens: int
+    output_tokens: int
+    is_known: bool
+    nearest: list[str]
+
+
+class ModelWithoutPrice(_Unpriced):
+    """A model with calls that have no price. `impossible_calls`: those whose parts exceed their totals; `nearest`:
+    models with a price that are called alike; `advice`: what to do.
+    """
+
+    advice: str
+
+
+def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[ModelWithoutPrice]:
     """Models with calls that have usage and no price, the most called first. `repriceable_calls`: those that
     `runtap reprice` would price with these prices, by the same rule.
     """
@@ -22,7 +42,7 @@ def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[dict[str, Any]
         terms = find_terms(prices, row, row, (row["bucket_ns"], row["bucket_ns"] + HOUR_NS))
         if terms is not None and terms.rates is not None:
             repriceable[row["provider"], row["model"]] += row["unpriced_calls"]
-    return [
+    found: list[_Unpriced] = [
         {
             "provider": row.provider or None,
             "model": row.model or None,
@@ -36,10 +56,10 @@ def list_unpriced(snapshot: Snapshot, prices: PriceTable) -> list[dict[str, Any]
         }
         for row in read_unpriced(snapshot)
     ]
+    return [{**row, "advice": _advise(row)} for row in found]
 
 
-def advise(row: dict[str, Any]) -> str:
-    """What to do about a row of `list_unpriced`, in words."""
+def _advise(row: _Unpriced) -> str:
     if row["repriceable_calls"]:
         return f"runtap reprice prices {row['repriceable_calls']:,} of them"
     if row["impossible_calls"] == row["unpriced_calls"]:

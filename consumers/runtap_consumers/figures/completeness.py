@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from runtap_consumers.projections.rollups import LANE_RETENTION_NS
 from runtap_consumers.store.read.books import Books, LaneKey, Range
@@ -112,7 +112,25 @@ def worst_projection(ledger: dict[str, Sums]) -> str | None:
     return max(ledger, key=badness, default=None)
 
 
-def describe_sums(sums: Sums) -> dict[str, Any]:
+class LedgerSums(TypedDict):
+    """Where events are: captured = applied + in_flight + dropped + lost + quarantined."""
+
+    captured: int
+    applied: int
+    in_flight: int
+    dropped: dict[str, int]
+    lost: int
+    quarantined: int
+
+
+class AllSums(LedgerSums):
+    """Of all emitters; `foreign` and `impossible` belong to none, and stand outside of the sum."""
+
+    foreign: int
+    impossible: int
+
+
+def describe_sums(sums: Sums) -> LedgerSums:
     """Where captured events are, as the report and the ledger show it."""
     return {
         # Starts that were not sent since their ends say it all are nobody's loss.
@@ -123,6 +141,13 @@ def describe_sums(sums: Sums) -> dict[str, Any]:
         "lost": sums.lost,
         "quarantined": sums.quarantined,
     }
+
+
+def describe_all(books: Books, ledger: dict[str, Sums]) -> AllSums:
+    """The sums of the projection that shows the fewest events, and what belongs to no emitter."""
+    worst = worst_projection(ledger)
+    sums = Sums() if worst is None else ledger[worst]
+    return {**describe_sums(sums), "foreign": books.strays["foreign"], "impossible": books.strays["impossible"]}
 
 
 def work_out_completeness(books: Books, projections: Sequence[str]) -> Completeness:

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from calendar import monthrange
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -17,7 +17,9 @@ import orjson
 from runtap_consumers.correct.price_terms import Terms, find_terms, read_class
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
-from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time
+from runtap_consumers.figures.sections import CostFigures, Costs, Month
+from runtap_consumers.figures.shapes import pick
+from runtap_consumers.instants import day_start_ns, dollars, format_instant, hour_start_ns, local_time, minute_start_ns
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
@@ -40,7 +42,9 @@ ATTRIBUTES = ("user", "root")
 OF_RUNS = ("name", "tag")
 METADATA = "metadata."
 FILTERS = ("service", "environment", "provider", "model")
+_MOST_DAYS = 400
 _LEAST_DAYS = 3
+_STARTS = {"minute": minute_start_ns, "hour": hour_start_ns, "day": day_start_ns}
 METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
 
 
@@ -62,7 +66,7 @@ class CostQuestion:
 
 def build_costs(
     store: Store, prices: PriceTable, asked: CostQuestion, configured: tuple[str, ...], zone: ZoneInfo, now_ns: int
-) -> dict[str, Any]:
+) -> Costs:
     """Costs of a range, cut by one or two names; a value null is for calls without it.
 
     Args:
@@ -90,7 +94,7 @@ def build_costs(
         else:
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
             cuts = _cut_rollups(snapshot, by, attribute, where, segments)
-        grain = _series_grain(segments)
+        grain = series_grain(segments)
         options = (prices, grain, store.zone)
         table = whole = _Table(cuts, *options)
         if is_of_runs:
@@ -102,7 +106,7 @@ def build_costs(
         complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
         month = None if where or is_of_runs else _month(snapshot, store.zone, now_ns)
     total = whole.total
-    buckets = _buckets(segments, grain, store.zone)
+    buckets = bucket_starts(segments, grain, store.zone, total.by_bucket)
     return {
         "generated_at": format_instant(now_ns, zone),
         "range": {
@@ -113,7 +117,10 @@ def build_costs(
         "timezone": store.zone.key,
         "by": list(by),
         "source": "runs" if is_of_runs else "rollups",
-        "rows": [{**_named(by, key, zone), **_describe(row, total, buckets)} for key, row in table.sorted_rows(by)],
+        "rows": [
+            cast(CostFigures, {**_named(by, key, zone), **_describe(row, total, buckets)})
+            for key, row in table.sorted_rows(by)
+        ],
         "total": _describe(total, total, buckets),
         "buckets": [format_instant(bucket, zone) for bucket in buckets],
         "month": month,
@@ -177,7 +184,7 @@ class _Table:
     def _start(self, bucket_ns: int) -> int:
         start = self._starts.get(bucket_ns)
         if start is None:
-            start = (hour_start_ns if self._grain == "hour" else day_start_ns)(bucket_ns, self._zone)
+            start = _STARTS[self._grain](bucket_ns, self._zone)
             self._starts[bucket_ns] = start
         return start
 
@@ -289,15 +296,28 @@ def _values_of(name: str, stored: str | None) -> list[str]:
     return [stored or ""]
 
 
-def _series_grain(segments: Sequence[Segment]) -> str:
+def series_grain(segments: Sequence[Segment]) -> str:
+    """Of the points over a range: minutes, hours or days, some 60 of them at most."""
     hours = (segments[-1].to_ns - segments[0].from_ns) / HOUR_NS
+    if {segment.grain for segment in segments} == {"minute"} and hours < 2:
+        return "minute"
     return "day" if segments[0].grain == "day" or hours > MOST_HOURS else "hour"
 
 
-def _buckets(segments: Sequence[Segment], grain: str, zone: ZoneInfo) -> list[int]:
-    start = hour_start_ns if grain == "hour" else day_start_ns
-    at_ns, found = start(segments[0].from_ns, zone), list[int]()
-    while at_ns < segments[-1].to_ns:
+def start_of(grain: str, at_ns: int, zone: ZoneInfo) -> int:
+    """Where the point begins that holds an instant."""
+    return _STARTS[grain](at_ns, zone)
+
+
+def bucket_starts(segments: Sequence[Segment], grain: str, zone: ZoneInfo, called: Collection[int]) -> list[int]:
+    """Where the points over a range begin; of centuries only those between the first and the last that is `called`."""
+    start = _STARTS[grain]
+    at_ns, end_ns = start(segments[0].from_ns, zone), segments[-1].to_ns
+    if end_ns - at_ns > _MOST_DAYS * DAY_NS:
+        # From 1970 to 2261, say: only where there were calls.
+        at_ns, end_ns = min(called, default=end_ns), min(end_ns, max(called, default=0) + 1)
+    found = list[int]()
+    while at_ns < end_ns:
         found.append(at_ns)
         at_ns = start(at_ns, zone, 1)
     return found
@@ -310,11 +330,11 @@ def _named(by: Sequence[str], key: Sequence[str], zone: ZoneInfo) -> dict[str, A
     }
 
 
-def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> dict[str, Any]:
+def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> CostFigures:
     counts, cost = row.sums.counts, row.sums.cost_picodollars
     is_unknown = counts["calls"] > 0 and counts["priced_calls"] == 0
     return {
-        **counts,
+        **pick(CostFigures, counts),
         "cached_share": counts["cache_read_tokens"] / counts["input_tokens"] if counts["input_tokens"] else None,
         "saved_usd": dollars(row.saved_picodollars) if row.is_saved_known and row.saved_picodollars >= 0 else None,
         "cost_usd": None if is_unknown else dollars(cost),
@@ -323,7 +343,7 @@ def _describe(row: _Row, total: _Row, buckets: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> dict[str, Any]:
+def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> Month:
     """What this month, of the store's zone, cost so far, and what it will cost if it goes on like that."""
     today = local_time(now_ns, zone).date()
     today_ns = day_start_ns(now_ns, zone)
@@ -334,9 +354,9 @@ def _month(snapshot: Snapshot, zone: ZoneInfo, now_ns: int) -> dict[str, Any]:
     while whole and not whole[0]:
         whole.pop(0)
     so_far, left = sum(days.values()), monthrange(today.year, today.month)[1] - today.day + 1
-    found: dict[str, Any] = {"from": format_instant(begin_ns, zone), "cost_usd": dollars(so_far)}
+    found = pick(Month, {"from": format_instant(begin_ns, zone), "cost_usd": dollars(so_far)})
     if len(whole) < _LEAST_DAYS:
-        return {**found, "forecast_usd": None, "least_usd": None, "most_usd": None, "method": None}
+        return found
     # Today is not over: it counts as a day that is left, or as what it cost so far where that is more.
     of_today = days.get(today_ns, 0)
     before = so_far - of_today

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
+from runtap_consumers.figures.shapes import Instant
 from runtap_consumers.instants import format_instant
 
 
-def describe_letter(row: Any, zone: ZoneInfo) -> dict[str, Any]:
+class DeadLetterFacts(TypedDict):
+    """A record, or `events` lines of one, in a lane from `sequence` on. `published`: whether the topic of dead letters
+    has it.
+    """
+
+    id: str
+    partition: int
+    offset: int
+    log_time: Instant | None
+    cause: str
+    emitter: str | None
+    sequence: int | None
+    events: int
+    published: bool
+
+
+def describe_letter(row: Any, zone: ZoneInfo) -> DeadLetterFacts:
     """Where a dead letter lay in the log and what was wrong with it, without its bytes."""
     return {
         "id": row.id,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.figures.completeness import (
+    AllSums,
     Completeness,
-    Sums,
+    LedgerSums,
+    describe_all,
     describe_sums,
     lost_ranges,
     work_out_completeness,
@@ -16,23 +19,114 @@ from runtap_consumers.figures.completeness import (
     work_out_sums,
     worst_projection,
 )
+from runtap_consumers.figures.shapes import Instant, pick
 from runtap_consumers.instants import format_instant
 from runtap_consumers.store.read.books import Books, LaneKey, read_books
 from runtap_consumers.store.read.snapshot import Snapshot, read_counts
 
 UNANNOUNCED = "unannounced"
 STRUCK_OUT = "struck out"
-_INCIDENT = ("projection", "partition", "incarnation", "kind", "first_offset", "last_offset")
-_COUNTS = ("captured", "applied", "in_flight", "lost", "quarantined", "repeats")
 
 
-def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
-    """Everything that is known of what became of captured events.
+class _Counts(TypedDict):
+    applied: int
+    in_flight: int
+    lost: int
+    quarantined: int
+    repeats: int
 
-    Each row adds up: captured = applied + in_flight + dropped + lost + quarantined. Rows are of the projection that
-    shows the fewest events; `projections` holds each one's own. `impossible`, `foreign` and emitters that are struck
-    out belong to nobody's sum.
+
+class ProjectionSums(_Counts):
+    """Where numbered events are in one projection."""
+
+    projection: str
+
+
+class ServiceSums(_Counts):
+    """A service's emitters together. `captured_is_at_least`: one vanished, and what it captured last nobody knows."""
+
+    service: str | None
+    environment: str | None
+    emitters: int
+    captured_is_at_least: bool
+    captured: int
+    dropped: dict[str, int]
+    lost_by_reason: dict[str, int]
+
+
+class EmitterFigures(LedgerSums):
+    """One emitter. `state`: open, closed, silent, vanished, forgotten or struck out."""
+
+    emitter: str
+    service: str | None
+    environment: str | None
+    host: str | None
+    process_id: int | None
+    state: str
+    last_heard: Instant | None
+    captured_is_at_least: bool
+    lost_by_reason: dict[str, int]
+    repeats: int
+    content_dropped: int
+
+
+class Process(TypedDict):
+    """A process, as far as it is known."""
+
+    host: str
+    process_id: int
+
+
+class SharedEmitter(TypedDict):
+    """An emitter that is more than one process: of two events under one number only the first counts."""
+
+    emitter: str
+    processes: list[Process]
+
+
+class Forgotten(TypedDict):
+    """An emitter that somebody let go by hand."""
+
+    emitter: str
+    at: Instant
+    struck_out: bool
+
+
+class Incident(TypedDict):
+    """What happened to a partition's log."""
+
+    projection: str
+    partition: int
+    incarnation: int
+    kind: str
+    first_offset: int
+    last_offset: int
+    at: Instant
+
+
+class Ledger(AllSums):
+    """Everything that is known of what became of captured events. Rows are of `projection`, the one that shows the
+    fewest; emitters that are struck out belong to nobody's sum.
     """
+
+    complete_to: Instant | None
+    held_by: str | None
+    projection: str | None
+    captured_is_at_least: bool
+    lost_by_reason: dict[str, int]
+    repeats: int
+    projections: list[ProjectionSums]
+    services: list[ServiceSums]
+    emitters: list[EmitterFigures]
+    shared_emitters: list[SharedEmitter]
+    forgotten: list[Forgotten]
+    incidents: list[Incident]
+    skewed_events: dict[str, int]
+    unknown_event_types: dict[str, int]
+
+
+def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> Ledger:
+    """The ledger as one state of the store has it."""
     names = snapshot.projections
     books = read_books(snapshot)
     ledger = work_out_ledger(books, names)
@@ -45,14 +139,10 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
         "held_by": complete.held_by,
         "projection": headline,
         "captured_is_at_least": any(row["captured_is_at_least"] for row in ours),
-        **describe_sums(ledger[headline] if headline else Sums()),
-        **books.strays,
+        **describe_all(books, ledger),
         "lost_by_reason": _sum_reasons(ours, "lost_by_reason"),
         "repeats": sum(row["repeats"] for row in ours),
-        "projections": [
-            {"projection": name, **{key: getattr(sums, key) for key in _COUNTS if key != "captured"}}
-            for name, sums in ledger.items()
-        ],
+        "projections": [{**pick(ProjectionSums, vars(sums)), "projection": name} for name, sums in ledger.items()],
         "services": _sum_services(ours),
         "emitters": emitters,
         "shared_emitters": [
@@ -64,15 +154,14 @@ def build_ledger(snapshot: Snapshot, zone: ZoneInfo) -> dict[str, Any]:
             for one in books.forgotten
         ],
         "incidents": [
-            {**{name: getattr(one, name) for name in _INCIDENT}, "at": format_instant(one.at_ns, zone)}
-            for one in books.incidents
+            {**pick(Incident, one._mapping), "at": format_instant(one.at_ns, zone)} for one in books.incidents
         ],
         "skewed_events": read_counts(snapshot, "skewed_events", "service"),
         "unknown_event_types": read_counts(snapshot, "skipped_types", "type"),
     }
 
 
-def _describe(books: Books, projection: str, emitter: str, complete: Completeness, zone: ZoneInfo) -> dict[str, Any]:
+def _describe(books: Books, projection: str, emitter: str, complete: Completeness, zone: ZoneInfo) -> EmitterFigures:
     known, sums = books.emitters[emitter], work_out_sums(books, projection, emitter)
     keys = [key for key in books.keys_of[emitter] if key in books.heard_ns]
     heard_ns = max((books.heard_ns[key] for key in keys), default=None)
@@ -125,8 +214,8 @@ def _reason_of_others(books: Books, projection: str, keys: list[LaneKey]) -> str
     return next(kinds, UNANNOUNCED)
 
 
-def _sum_services(emitters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    services: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def _sum_services(emitters: list[EmitterFigures]) -> list[ServiceSums]:
+    services: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for row in emitters:
         services[row["service"] or "", row["environment"] or ""].append(row)
     return [
@@ -135,7 +224,8 @@ def _sum_services(emitters: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "environment": environment or None,
             "emitters": len(rows),
             "captured_is_at_least": any(row["captured_is_at_least"] for row in rows),
-            **{name: sum(row[name] for row in rows) for name in _COUNTS},
+            "captured": sum(row["captured"] for row in rows),
+            **pick(_Counts, {name: sum(row[name] for row in rows) for name in _Counts.__annotations__}),
             "dropped": _sum_reasons(rows, "dropped"),
             "lost_by_reason": _sum_reasons(rows, "lost_by_reason"),
         }
@@ -143,7 +233,7 @@ def _sum_services(emitters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _sum_reasons(rows: list[dict[str, Any]], name: str) -> dict[str, int]:
+def _sum_reasons(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
     summed: dict[str, int] = defaultdict(int)
     for row in rows:
         for reason, count in row[name].items():

@@ -8,25 +8,36 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.completeness import (
     Completeness,
-    Sums,
-    describe_sums,
+    describe_all,
     work_out_completeness,
     work_out_ledger,
-    worst_projection,
+)
+from runtap_consumers.figures.sections import (
+    AlertFigures,
+    Component,
+    CostSection,
+    ErrorGroupFigures,
+    ErrorSection,
+    LastError,
+    ModelCost,
+    Performance,
+    ReportFigures,
+    ServiceCost,
 )
 from runtap_consumers.figures.sessions import describe_session
-from runtap_consumers.figures.words import ERROR_FACTS
+from runtap_consumers.figures.shapes import OfRange, pick
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.books import Books, read_books
+from runtap_consumers.store.read.books import read_books
+from runtap_consumers.store.read.costs import COUNTS
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
     CostRow,
@@ -41,17 +52,18 @@ from runtap_consumers.store.read.figures import (
     sum_figures,
 )
 from runtap_consumers.store.read.ranges import DEFAULT_NS, TimeRange, snap_range
-from runtap_consumers.store.read.sessions import read_sessions
+from runtap_consumers.store.read.sessions import count_sessions, read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot, read_alerts
 from runtap_consumers.units import MINUTE_NS
 
 # The projections that the report shows; `complete_to` is that of the one furthest behind.
 SHOWN = ("cost", "performance", "errors", "sessions")
-SECTIONS = ("cost", "performance_by_run_type", "performance", "errors", "sessions", "alerts", "ledger")
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
+SESSIONS_SHOWN = 100
 
-Components = dict[tuple[str, str, str], ComponentFigures]
+_Components = dict[tuple[str, str, str], ComponentFigures]
+_Shown = TypeVar("_Shown", bound=OfRange)
 
 
 def build_report(
@@ -61,18 +73,30 @@ def build_report(
     service: str | None,
     zone: ZoneInfo,
     now_ns: int,
-    sections: Sequence[str] = SECTIONS,
-) -> dict[str, Any]:
+) -> ReportFigures:
+    """All of the report; arguments as `build_sections` takes them."""
+    return build_sections(ReportFigures, store, since, until, service, zone, now_ns)
+
+
+def build_sections(
+    shape: type[_Shown],
+    store: Store,
+    since: int | None,
+    until: int | None,
+    service: str | None,
+    zone: ZoneInfo,
+    now_ns: int,
+) -> _Shown:
     """Reads one state of the store.
 
     Args:
+        shape: which sections are wanted; nothing is read for others.
         store: where from.
         since: begin, Unix nanoseconds; `None`: 24 hours before the end. It snaps outward to the grain that is kept.
         until: end, likewise; `None`: now.
         service: only this service's figures; `None`: all. The ledger and `complete_to` are always of all.
         zone: of the times in it.
         now_ns: the present.
-        sections: those of `SECTIONS` that are wanted; nothing is read for the others.
     """
     # Events of clocks up to a minute fast are believed, so a report up to now must include them.
     end_ns = now_ns + SKEW_AHEAD_NS if until is None else until
@@ -83,27 +107,30 @@ def build_report(
         complete = work_out_completeness(books, SHOWN)
         elapsed_ns = min(time_range.to_ns, max(now_ns, time_range.from_ns + MINUTE_NS)) - time_range.from_ns
         model_names = read_model_names(snapshot)
-        is_about_components = not {"performance", "performance_by_run_type"}.isdisjoint(sections)
+        is_about_components = "performance" in shape.__annotations__
         components = read_components(snapshot, time_range, service, model_names) if is_about_components else {}
+        within = (time_range.from_ns, time_range.to_ns, service)
         minutes = elapsed_ns / MINUTE_NS
         makers: dict[str, Callable[[], Any]] = {
             "cost": lambda: _cost_section(read_costs(snapshot, time_range, service)),
             "performance_by_run_type": lambda: _run_types_section(components, minutes),
             "performance": lambda: _performance_section(components, minutes, model_names),
             "errors": lambda: _errors_section(snapshot, time_range, service, zone),
+            "session_count": lambda: count_sessions(snapshot, *within),
             "sessions": lambda: [
                 describe_session(row, complete.at_ns, zone)
-                for row in read_sessions(snapshot, time_range.from_ns, time_range.to_ns, service)
+                for row in read_sessions(snapshot, *within, limit=SESSIONS_SHOWN)
             ],
             "alerts": lambda: _alerts_section(snapshot, time_range, service, zone),
-            "ledger": lambda: _ledger_section(books, snapshot),
+            "ledger": lambda: describe_all(books, work_out_ledger(books, snapshot.projections)),
         }
-        return {
+        found = {
             "generated_at": format_instant(now_ns, zone),
             "range": {"from": format_instant(time_range.from_ns, zone), "to": format_instant(time_range.to_ns, zone)},
             "complete_to": format_instant(complete.at_ns, zone),
-            **{name: makers[name]() for name in sections},
+            **{name: make() for name, make in makers.items() if name in shape.__annotations__},
         }
+        return cast(_Shown, found)
 
 
 def check_service(snapshot: Snapshot, service: str | None) -> None:
@@ -121,44 +148,36 @@ def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Complet
 
 def _alerts_section(
     snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo
-) -> list[dict[str, Any]]:
+) -> list[AlertFigures]:
     return [
-        {
-            "id": alert.id,
-            "rule": alert.rule,
-            "state": alert.state,
-            "at": format_instant(alert.at_ns, zone),
-            "summary": alert.summary,
-        }
+        {**pick(AlertFigures, vars(alert)), "at": format_instant(alert.at_ns, zone)}
         for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
     ]
 
 
-def _cost_section(rows: list[CostRow]) -> dict[str, Any]:
+def _cost_section(rows: list[CostRow]) -> CostSection:
     counts, picodollars = _sum_costs(rows)
-    by_model = [
+    by_model: list[ModelCost] = [
         {
+            **pick(ModelCost, summed),
             "provider": provider or None,
             "model": model or None,
-            **{name: summed[name] for name in ("calls", "unpriced_calls", "input_tokens", "cache_read_tokens")},
             "cache_write_tokens": summed["cache_write_5m_tokens"] + summed["cache_write_1h_tokens"],
-            **{name: summed[name] for name in ("output_tokens", "reasoning_tokens")},
             "cost_usd": _cost(summed, cost),
         }
         for (provider, model), summed, cost in _group_costs(rows, "provider", "model")
     ]
-    by_service = [
+    by_service: list[ServiceCost] = [
         {
+            **pick(ServiceCost, summed),
             "service": service or None,
             "environment": environment or None,
-            **{name: summed[name] for name in ("calls", "unpriced_calls")},
             "cost_usd": _cost(summed, cost),
         }
         for (service, environment), summed, cost in _group_costs(rows, "service", "environment")
     ]
     return {
-        **{name: counts[name] for name in ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")},
-        **{name: counts[name] for name in ("input_tokens", "output_tokens")},
+        **pick(CostSection, counts),
         "total_tokens": counts["input_tokens"] + counts["output_tokens"],
         "cost_usd": _cost(counts, picodollars),
         "average_cost_per_call_usd": average_dollars(picodollars, counts["priced_calls"]),
@@ -168,7 +187,7 @@ def _cost_section(rows: list[CostRow]) -> dict[str, Any]:
 
 
 def _sum_costs(rows: Iterable[CostRow]) -> tuple[dict[str, int], int]:
-    counts: dict[str, int] = defaultdict(int)
+    counts = dict.fromkeys(COUNTS, 0)
     picodollars = 0
     for row in rows:
         picodollars += row.cost_picodollars
@@ -190,8 +209,8 @@ def _cost(counts: dict[str, int], picodollars: int) -> str | None:
 
 
 def _performance_section(
-    components: Components, minutes: float, model_names: list[tuple[str, str, int]]
-) -> list[dict[str, Any]]:
+    components: _Components, minutes: float, model_names: list[tuple[str, str, int]]
+) -> list[Component]:
     asked = defaultdict[str, list[str]](list)
     for request_model, model, _ in model_names:
         asked[model].append(request_model)
@@ -203,20 +222,21 @@ def _performance_section(
             "model": model or None,
             # What calls of this model asked for, where that has another name.
             "request_models": sorted(asked[model]) if model else [],
-            **_describe_figures(figures, minutes),
+            **describe_figures(figures, minutes),
         }
         for (run_type, name, model), figures in slowest_first
     ]
 
 
-def _run_types_section(components: Components, minutes: float) -> dict[str, Any]:
+def _run_types_section(components: _Components, minutes: float) -> dict[str, Performance]:
     by_type: dict[str, list[tuple[Any, ...]]] = {run_type: [] for run_type in RUN_TYPES}
     for (run_type, _, _), figures in components.items():
         by_type.setdefault(run_type, []).append(astuple(figures))
-    return {run_type: _describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
+    return {run_type: describe_figures(sum_figures(rows), minutes) for run_type, rows in by_type.items()}
 
 
-def _describe_figures(figures: ComponentFigures, minutes: float) -> dict[str, Any]:
+def describe_figures(figures: ComponentFigures, minutes: float) -> Performance:
+    """How runs went that took `minutes` on the clock."""
     judged, outputs_ns = figures.ok + figures.errors, figures.output_duration_ns
     p50, p95, p99 = quantiles_ns(figures.sketch, (0.5, 0.95, 0.99))
     first_p50, first_p95 = quantiles_ns(figures.first_token_sketch, (0.5, 0.95))
@@ -245,7 +265,7 @@ def _within(quantile_ns: float | None, figures: ComponentFigures) -> float | Non
     return seconds(min(max(quantile_ns, figures.min_ns), figures.max_ns))
 
 
-def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo) -> dict[str, Any]:
+def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo) -> ErrorSection:
     groups = read_error_groups(snapshot, time_range, service)
     roots = read_ended_roots(snapshot, time_range, service)
     types: dict[tuple[str, str], int] = defaultdict(int)
@@ -260,27 +280,18 @@ def _errors_section(snapshot: Snapshot, time_range: TimeRange, service: str | No
         ],
         "groups": [
             {
-                **{name: getattr(group, name) for name in ("fingerprint", "type", *ERROR_FACTS, "run_type")},
-                "service": group.service,
-                "count": group.count,
+                **pick(ErrorGroupFigures, vars(group)),
                 "first_seen": format_instant(group.first_at_ns, zone),
                 "last_seen": format_instant(group.last_at_ns, zone),
-                "sample_run_id": group.sample_run_id,
             }
             for group in groups
         ],
         "recent": [
             {
-                **{name: getattr(error, name) or None for name in ("run_id", "run_type", "name", "type", *ERROR_FACTS)},
+                **pick(LastError, vars(error)),
+                "status_code": error.status_code or None,
                 "at": format_instant(error.at_ns, zone),
-                "service": error.service or None,
             }
             for error in recent
         ],
     }
-
-
-def _ledger_section(books: Books, snapshot: Snapshot) -> dict[str, Any]:
-    ledger = work_out_ledger(books, snapshot.projections)
-    worst = worst_projection(ledger)
-    return {**describe_sums(Sums() if worst is None else ledger[worst]), **books.strays}

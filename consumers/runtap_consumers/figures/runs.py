@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
 import orjson
 
 from runtap_consumers.errors import InputError, QueryTimeoutError
 from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.figures.shapes import Dollars, Instant, pick
 from runtap_consumers.instants import dollars, format_instant, seconds
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import RunFilter, search_runs
@@ -20,6 +21,54 @@ from runtap_consumers.store.read.snapshot import open_snapshot
 ABANDONED_NS = 3600 * 10**9
 STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")
 PROJECTION = "runs"
+
+
+class Run(TypedDict):
+    """One run; an open one has no end and no usage yet. `error_origin`: whether the error arose in it, or passed
+    through.
+    """
+
+    run_id: str
+    parent_run_id: str | None
+    trace_id: str
+    session_id: str | None
+    user_id: str | None
+    service: str | None
+    environment: str | None
+    run_type: str
+    name: str | None
+    provider: str | None
+    request_model: str | None
+    model: str | None
+    status: str
+    finish_reason: str | None
+    error_type: str | None
+    error_category: str | None
+    error_status_code: int | None
+    error_code: str | None
+    error_raised_at: str | None
+    error_message: str | None
+    error_origin: bool | None
+    started_at: Instant
+    duration_seconds: float | None
+    first_token_seconds: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cache_read_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    cache_write_5m_tokens: int | None
+    cache_write_1h_tokens: int | None
+    input_audio_tokens: int | None
+    input_image_tokens: int | None
+    output_audio_tokens: int | None
+    web_searches: int | None
+    usage_source: str | None
+    model_source: str | None
+    root_name: str | None
+    cost_usd: Dollars | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
 
 
 def abandoned_before(complete_to_ns: int | None) -> int | None:
@@ -41,7 +90,8 @@ class RunPage:
 
 def read_page(store: Store, wanted: RunFilter, limit: int, seconds: float) -> RunPage:
     """At most so many runs that a filter chooses, as far as they are found in so many seconds."""
-    page = RunPage(after=wanted.after)
+    # Before the first of them, so that whoever found nothing in time can ask again.
+    page = RunPage(after=wanted.after or (2**63 - 1, ""))
     if wanted.status in ("open", "abandoned"):
         page.abandoned_before_ns = _read_boundary(store)
     try:
@@ -80,7 +130,7 @@ def metadata_pair(text: str | None) -> tuple[str, str] | None:
     return key, value
 
 
-def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: ZoneInfo) -> dict[str, Any]:
+def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: ZoneInfo) -> Run:
     """One run in the shape of `runtap runs --json`: null where unknown.
 
     Args:
@@ -94,47 +144,17 @@ def describe_run(row: Mapping[str, Any], abandoned_before_ns: int | None, zone: 
         status = "abandoned" if is_abandoned else "open"
     origin = row.get("error_origin")
     return {
-        **{name: row[name] or None for name in _IDENTITY},
-        "model": row.get("model") or None,
+        **pick(Run, row),
         "status": status,
-        **{name: row.get(name) or None for name in ("finish_reason", "error_type", "error_category")},
-        **{name: row.get(name) for name in ("error_status_code", "error_code", "error_raised_at", "error_message")},
         "error_origin": None if origin is None else bool(origin),
         "started_at": format_instant(row["started_at_ns"], zone),
         "duration_seconds": seconds(row.get("duration_ns")),
         "first_token_seconds": seconds(row.get("first_token_ns")),
-        **{name: row.get(name) for name in ("input_tokens", "output_tokens", "cache_read_tokens")},
         "cache_write_tokens": _known_sum(row.get("cache_write_5m_tokens"), row.get("cache_write_1h_tokens")),
-        "reasoning_tokens": row.get("reasoning_tokens"),
-        **{name: row.get(name) for name in _LESS_COMMON},
-        **{name: row.get(name) or None for name in ("usage_source", "model_source", "root_name")},
         "cost_usd": dollars(row.get("cost_picodollars")),
         "tags": _parse(row.get("tags")),
         "metadata": _parse(row.get("metadata")),
     }
-
-
-_LESS_COMMON = (
-    "cache_write_5m_tokens",
-    "cache_write_1h_tokens",
-    "input_audio_tokens",
-    "input_image_tokens",
-    "output_audio_tokens",
-    "web_searches",
-)
-_IDENTITY = (
-    "run_id",
-    "parent_run_id",
-    "trace_id",
-    "session_id",
-    "user_id",
-    "service",
-    "environment",
-    "run_type",
-    "name",
-    "provider",
-    "request_model",
-)
 
 
 def _known_sum(*parts: int | None) -> int | None:

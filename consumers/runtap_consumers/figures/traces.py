@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 from zoneinfo import ZoneInfo
 
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
-from runtap_consumers.figures.runs import PROJECTION, abandoned_before, describe_run
-from runtap_consumers.figures.sessions import describe_session
+from runtap_consumers.figures.runs import PROJECTION, Run, abandoned_before, describe_run
+from runtap_consumers.figures.sessions import SessionFigures, describe_session
+from runtap_consumers.figures.shapes import Dollars, Instant, pick
 from runtap_consumers.instants import dollars, seconds
 from runtap_consumers.store.read.sessions import read_session
 from runtap_consumers.store.read.snapshot import Snapshot
@@ -18,10 +19,64 @@ from runtap_consumers.store.read.traces import find_traces, read_contents, read_
 
 # More than anybody looks at; what is beyond is counted.
 MAX_RUNS = 5_000
-_SUMMED = ("input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens")
 
 
-def build_trace(snapshot: Snapshot, text: str, zone: ZoneInfo, *, with_content: bool = True) -> dict[str, Any]:
+class Content(TypedDict):
+    """What was captured of a run; `content_bytes`: what it was before it was cut off."""
+
+    inputs: NotRequired[Any]
+    outputs: NotRequired[Any]
+    content_bytes: NotRequired[int]
+
+
+class TraceRun(Run):
+    """A run of a trace. `depth`: how many are above it; `offset_seconds`: after the trace's begin; `self_seconds`: the
+    time in which no child of it ran.
+    """
+
+    depth: int
+    offset_seconds: float
+    self_seconds: float | None
+    content: Content | None
+
+
+class TraceTokens(TypedDict):
+    """Tokens of a trace's calls."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    reasoning_tokens: int
+
+
+class TraceFigures(TraceTokens):
+    """A trace: facts of its root, sums of its runs, and these, each below its parent."""
+
+    trace_id: str
+    name: str | None
+    status: str
+    service: str | None
+    environment: str | None
+    session_id: str | None
+    user_id: str | None
+    started_at: Instant
+    duration_seconds: float
+    run_count: int
+    is_cut_off: bool
+    errors: int
+    llm_calls: int
+    unpriced_calls: int
+    cost_usd: Dollars | None
+    runs: list[TraceRun]
+
+
+class SessionTraces(SessionFigures):
+    """A session and its traces, as far as their runs are kept, the oldest first."""
+
+    kept_traces: list[TraceFigures]
+
+
+def build_trace(snapshot: Snapshot, text: str, zone: ZoneInfo, *, with_content: bool = True) -> TraceFigures:
     """The trace of an id, or of the beginning of a run's.
 
     Raises:
@@ -40,7 +95,7 @@ def build_trace(snapshot: Snapshot, text: str, zone: ZoneInfo, *, with_content: 
 
 def build_session(
     snapshot: Snapshot, session_id: str, zone: ZoneInfo, limit: int, *, with_content: bool = True
-) -> dict[str, Any]:
+) -> SessionTraces:
     """A session and its traces, the oldest first.
 
     Raises:
@@ -59,7 +114,7 @@ def build_session(
     }
 
 
-def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_content: bool) -> dict[str, Any]:
+def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_content: bool) -> TraceFigures:
     rows = read_trace(snapshot, trace_id, MAX_RUNS + 1)
     # Only what has not ended may be abandoned.
     is_open = any(row.get("status") is None for row in rows)
@@ -67,33 +122,31 @@ def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_cont
     contents = read_contents(snapshot, [row["run_id"] for row in rows]) if with_content else {}
     began_ns = min(row["started_at_ns"] for row in rows)
     ended_ns = max(_end_ns(row) for row in rows)
-    selves = _self_times(rows)
-    runs = []
+    selves = self_times(rows)
+    runs: list[TraceRun] = []
     for row, depth in in_tree_order(rows[:MAX_RUNS]):
         run_id = row["run_id"]
-        runs.append(
-            {
-                **describe_run(row, boundary, zone),
-                "depth": depth,
-                "offset_seconds": seconds(row["started_at_ns"] - began_ns),
-                "self_seconds": seconds(selves[run_id]) if row.get("duration_ns") is not None else None,
-                **({"content": contents[run_id]} if run_id in contents else {}),
-            }
-        )
+        run: TraceRun = {
+            **describe_run(row, boundary, zone),
+            "depth": depth,
+            "offset_seconds": seconds(row["started_at_ns"] - began_ns),
+            "self_seconds": seconds(selves[run_id]) if row.get("duration_ns") is not None else None,
+            "content": cast(Content | None, contents.get(run_id)),
+        }
+        runs.append(run)
     root = runs[0]
     calls = [row for row in rows if row["run_type"] == "llm" and row.get("status") is not None]
     priced = [row["cost_picodollars"] for row in calls if row["cost_picodollars"] is not None]
     return {
+        **pick(TraceFigures, root),
         "trace_id": trace_id,
-        **{name: root[name] for name in ("name", "status", "service", "environment", "session_id", "user_id")},
-        "started_at": root["started_at"],
         "duration_seconds": seconds(ended_ns - began_ns),
         "run_count": len(runs),
         "is_cut_off": len(rows) > MAX_RUNS,
         "errors": sum(run["status"] == "error" for run in runs),
         "llm_calls": len(calls),
         "unpriced_calls": sum(row["cost_picodollars"] is None and row["input_tokens"] is not None for row in calls),
-        **{name: sum(row[name] or 0 for row in calls) for name in _SUMMED},
+        **pick(TraceTokens, {name: sum(row[name] or 0 for row in calls) for name in TraceTokens.__annotations__}),
         "cost_usd": dollars(sum(priced)) if priced or not calls else None,
         "runs": runs,
     }
@@ -119,8 +172,8 @@ def in_tree_order(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
     yield from ((row, 0) for row in rows if row["run_id"] not in seen)
 
 
-def _self_times(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How long each run was busy itself: without the time in which some child of it ran."""
+def self_times(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How long each run was busy itself, by its id: without the time in which some child of it ran."""
     spans = defaultdict[str, list[tuple[int, int]]](list)
     for row in rows:
         if row["parent_run_id"]:

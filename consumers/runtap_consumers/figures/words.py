@@ -36,8 +36,9 @@ def money(value: str | None) -> str:
     """An exact decimal of dollars, as a page takes it."""
     if value is None:
         return UNKNOWN
-    amount = Decimal(value)
-    return f"${amount:,.2f}" if amount >= 100 or amount == 0 else f"${amount:,.6f}"
+    amount = abs(Decimal(value))
+    text = f"${amount:,.2f}" if amount >= 100 or amount == 0 else f"${amount:,.6f}"
+    return f"-{text}" if value.startswith("-") else text
 
 
 _FORMATS: dict[str, Callable[[Any], str]] = {

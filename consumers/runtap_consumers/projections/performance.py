@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from runtap_consumers.projections.batch import Batch, Timed
@@ -38,11 +39,10 @@ def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes
         if model != (request_model or model):
             names.setdefault((request_model, model), [0])[0] += len(ended)
         if run_type in _TIMED:
-            histogram = timed.setdefault((service, environment, run_type, model), [0] * (_TOTAL + 1))
-            durations = [event.duration_ns for event, _ in ended]
-            histogram[_TOTAL] += sum(durations)
-            for duration_ns in durations:
-                histogram[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
+            key = (service, environment, run_type, model)
+            _add_durations(timed, (*key, "end"), [event.duration_ns for event, _ in ended])
+            if run_type == "llm":
+                _add_durations(timed, (*key, "first_token"), _first_tokens(event for event, _ in ended))
         for minute, events in _by_minute(ended).items():
             runs[(minute, service, environment, run_type, name, model)] += events
     skewed: dict[tuple[Any, ...], list[Any]] = {}
@@ -52,6 +52,18 @@ def fold_performance(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes
         minutes={PERFORMANCE.name: {key: _measures(events) for key, events in runs.items()}},
         rows={SKEWED.name: skewed, MODEL_NAMES.name: names, RUN_DURATIONS.name: timed},
     )
+
+
+def _add_durations(timed: dict[tuple[Any, ...], list[Any]], key: tuple[Any, ...], durations: list[int]) -> None:
+    if durations:
+        histogram = timed.setdefault(key, [0] * (_TOTAL + 1))
+        histogram[_TOTAL] += sum(durations)
+        for duration_ns in durations:
+            histogram[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
+
+
+def _first_tokens(events: Iterable[RunEnded]) -> list[int]:
+    return [event.time_to_first_token_ns for event in events if event.time_to_first_token_ns is not None]
 
 
 def _by_minute(ended: list[Timed]) -> dict[int, list[RunEnded]]:
@@ -70,7 +82,7 @@ def _measures(events: list[RunEnded]) -> list[Any]:
         for event in events
         if event.usage is not None and event.usage.output_tokens is not None and event.usage_source != "cache"
     ]
-    first_tokens = [event.time_to_first_token_ns for event in events if event.time_to_first_token_ns is not None]
+    first_tokens = _first_tokens(events)
     return [
         len(events),
         *map(statuses.count, _STATUSES),

@@ -248,12 +248,12 @@ CONTENTS = Rollup("contents", ("run_id",), (*_kept("log_time_ns", kind="integer"
 # How often a model that was asked for answered under another name: a call that failed was answered by none.
 MODEL_NAMES = Rollup("model_names", ("request_model", "model"), _sums("count"))
 
-# How long model calls and chains took, of all time, as a histogram: how many took at most so long and longer than the
-# bound before. Which of them failed stands in `performance`.
+# How long model calls and chains took until their `end`, and calls until their `first_token`, of all time, as
+# histograms: how many took at most so long and longer than the bound before. Which failed stands in `performance`.
 DURATION_BOUNDS_NS = tuple(tenths * SECOND_NS // 10 for tenths in (1, 5, 10, 20, 50, 100, 300, 600))
 RUN_DURATIONS = Rollup(
     "run_durations",
-    ("service", "environment", "run_type", "model"),
+    ("service", "environment", "run_type", "model", "until"),
     (
         *_sums("to_100ms", "to_500ms", "to_1s", "to_2s", "to_5s", "to_10s", "to_30s", "to_60s", "above_60s"),
         _duration("total_ns", "total_seconds"),

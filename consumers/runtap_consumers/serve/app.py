@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -17,9 +18,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from runtap_consumers.errors import InputError, StoreError
-from runtap_consumers.serve.api import Source, api_routes
+from runtap_consumers.serve.api import api_routes
 from runtap_consumers.serve.guard import MAX_HEADER_BYTES, Guard, refuse
-from runtap_consumers.serve.metrics import CONTENT_TYPE, exposition
+from runtap_consumers.serve.metrics import exposition
+from runtap_consumers.serve.openapi import make_document
+from runtap_consumers.serve.page_files import page_routes
+from runtap_consumers.serve.query import Source
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -52,11 +56,17 @@ def make_app(source: Source, hosts: Collection[str], token: str | None) -> ASGIA
             found = await run_in_threadpool(_measure, source)
         except StoreError as error:
             return refuse(503, str(error))
-        return Response(found, headers={"content-type": CONTENT_TYPE})
+        return Response(found, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    open_routes = [Route("/livez", live), Route("/readyz", ready)]
-    routes = [*open_routes, Route("/metrics", metrics), *api_routes(source)]
-    return Guard(Starlette(routes=routes), {*LOOPBACK, *(host.lower() for host in hosts)}, token)
+    async def openapi(_request: Request) -> Response:
+        return JSONResponse(make_document())
+
+    # Health is asked by whoever restarts the process, and the page asks for the token itself.
+    open_routes = [Route("/livez", live), Route("/readyz", ready), *page_routes()]
+    described = Route("/api/v1/openapi.json", openapi)
+    routes = [*open_routes, Route("/metrics", metrics), described, *api_routes(source)]
+    names = {*LOOPBACK, *(host.lower() for host in hosts)}
+    return Guard(Starlette(routes=routes), names, token, [route.path for route in open_routes])
 
 
 def check_address(host: str, token: str | None) -> None:

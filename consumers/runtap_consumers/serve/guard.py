@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection
-from typing import Any
+from typing import TypedDict
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Asked by whoever restarts the process, without a token.
-OPEN_PATHS = ("/livez", "/readyz")
 MAX_HEADER_BYTES = 16_384
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -26,15 +24,17 @@ _HEADERS = {
 class Guard:
     """Wraps an application, so that no route can be without it."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None, open_paths: Collection[str]) -> None:
         """Args:
         app: what it guards.
         hosts: the names that the server is called by, in lower case; another is that of a page whose name was made to
             resolve to this machine.
         token: what callers must have; `None`: nothing.
+        open_paths: what is given without it.
         """
         self._app = app
         self._hosts = frozenset(hosts)
+        self.open_paths = frozenset(open_paths)
         self._digest = None if token is None else _digest(token.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +67,7 @@ class Guard:
             return refuse(405, "figures are only read: GET", {"allow": "GET, HEAD"})
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
             return refuse(413, "a request has no body here")
-        if self._digest is None or scope["path"] in OPEN_PATHS:
+        if self._digest is None or scope["path"] in self.open_paths:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         # Of digests, so that neither its length nor its beginning shows in the time it takes.
@@ -76,9 +76,15 @@ class Guard:
         return refuse(401, "expected Authorization: Bearer and the token", {"www-authenticate": "Bearer"})
 
 
+class Refusal(TypedDict):
+    """What is wrong."""
+
+    error: str
+
+
 def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An answer that says what is wrong."""
-    body: dict[str, Any] = {"error": message}
+    body: Refusal = {"error": message}
     return JSONResponse(body, status_code=status, headers=headers)
 
 

@@ -6,13 +6,14 @@ counter fall. Models and tools have their names only where a run of theirs succe
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,13 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from runtap_consumers.figures.completeness import (
-    Sums,
-    describe_sums,
-    work_out_completeness,
-    work_out_ledger,
-    worst_projection,
-)
+from runtap_consumers.figures.completeness import describe_all, work_out_completeness, work_out_ledger
 from runtap_consumers.figures.report import SHOWN
 from runtap_consumers.figures.runs import PROJECTION as RUNS
 from runtap_consumers.figures.runs import abandoned_before
@@ -36,10 +31,10 @@ from runtap_consumers.projections.rollups import DURATION_BOUNDS_NS
 from runtap_consumers.projections.rollups import OTHER as CAPPED
 from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.figures import read_model_names
+from runtap_consumers.store.read.sessions import count_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of
 from runtap_consumers.store.read.totals import (
     STATUSES,
-    count_sessions,
     read_cost_totals,
     read_durations,
     read_error_types,
@@ -49,7 +44,6 @@ from runtap_consumers.store.read.totals import (
 )
 from runtap_consumers.units import PICODOLLARS, SECOND_NS
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
 MAX_SERIES_A_SERVICE = 5_000
 
@@ -93,6 +87,9 @@ LLM_CALLS = _of_model("langchain_llm_calls", "Model calls that ended.", "status"
 CHAIN_CALLS = _Family("langchain_chain_calls", "Chain runs that ended.", ("status", *_OF))
 TOOL_CALLS = _Family("langchain_tool_calls", "Tool runs that ended.", ("tool_name", "status", *_OF), names="tool_name")
 LLM_DURATION = _of_model("langchain_llm_duration_seconds", "How long model calls took.", kind=_Histogram)
+FIRST_TOKEN = _of_model(
+    "runtap_time_to_first_token_seconds", "How long it took until the first token of streamed calls.", kind=_Histogram
+)
 CHAIN_DURATION = _Family("langchain_chain_duration_seconds", "How long chain runs took.", _OF, _Histogram)
 ACTIVE_CALLS = _of_model("langchain_llm_active_calls", "Calls that have not ended.", kind=GaugeMetricFamily)
 TOKENS = _of_model("langchain_token_usage", "Tokens of calls that told their usage.", "type", kind=_Summary)
@@ -107,12 +104,14 @@ COMPLETE_TO = _gauge(
     "runtap_complete_to_timestamp_seconds", "Before it no event is missing that is not counted.", unit=SECOND_NS
 )
 REVISION = _gauge(
-    "runtap_figures_revision", "Grows when figures are priced again or rebuilt, and when another worker takes over."
+    "runtap_figures_revision",
+    "Changes when a counter may fall: figures were priced again or rebuilt, another worker took over, a name first "
+    "succeeded.",
 )
 FOLDED = _gauge("runtap_metrics_folded", "Series of the least used names that are summed in those named other.")
 FAMILIES = (
     *(LLM_CALLS, CHAIN_CALLS, TOOL_CALLS, LLM_DURATION, CHAIN_DURATION, ACTIVE_CALLS, TOKENS),
-    *(COST, UNPRICED, UNMETERED, ERRORS, SESSIONS, LEDGER, DROPPED, COMPLETE_TO, REVISION, FOLDED),
+    *(FIRST_TOKEN, COST, UNPRICED, UNMETERED, ERRORS, SESSIONS, LEDGER, DROPPED, COMPLETE_TO, REVISION, FOLDED),
 )
 
 _Key = tuple[_Family, tuple[str, ...]]
@@ -178,6 +177,8 @@ def collect_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     _add_open_calls(page, snapshot, books, names)
     page.fold(MAX_SERIES_A_SERVICE)
     _add_pipeline(page, snapshot, books)
+    # A name that first succeeds takes with it what `other` had of it.
+    page.add(REVISION, (), read_revision(snapshot) + names.digest)
     made = {family: family.kind(family.name, family.documentation, labels=family.labels) for family in FAMILIES}
     for (family, labels), values in sorted(page.series.items(), key=lambda item: item[0][1]):
         _add_to(made[family], family, labels, values)
@@ -202,6 +203,11 @@ class _Names:
         named = ((row.run_type, row.model if row.run_type == "llm" else row.name) for row in outcomes if row.ok)
         self._succeeded = {name for name in named if name[1] != CAPPED}
         self._answering = {asked: model for asked, model, _ in model_names}
+
+    @property
+    def digest(self) -> int:
+        """Another number where a name is shown that was not, or calls that failed count under another one."""
+        return zlib.crc32(repr((sorted(self._succeeded), sorted(self._answering.items()))).encode())
 
     def model_of(self, model: str) -> str:
         # Calls that failed count under the model that others answered as which asked for the same.
@@ -233,9 +239,10 @@ def _add_runs(page: _Page, outcomes: Sequence[Any], names: _Names) -> None:
 
 
 def _add_durations(page: _Page, snapshot: Snapshot, names: _Names) -> None:
-    for service, environment, run_type, model, *values in read_durations(snapshot):
+    for service, environment, run_type, until, model, *values in read_durations(snapshot):
         if run_type == "llm":
-            page.add(LLM_DURATION, (names.model_of(model), service, environment), *values)
+            family = LLM_DURATION if until == "end" else FIRST_TOKEN
+            page.add(family, (names.model_of(model), service, environment), *values)
         else:
             page.add(CHAIN_DURATION, (service, environment), *values)
 
@@ -267,9 +274,7 @@ def _add_open_calls(page: _Page, snapshot: Snapshot, books: Books, names: _Names
 
 
 def _add_pipeline(page: _Page, snapshot: Snapshot, books: Books) -> None:
-    ledger = work_out_ledger(books, snapshot.projections)
-    worst = worst_projection(ledger)
-    sums = describe_sums(Sums() if worst is None else ledger[worst])
+    sums: Mapping[str, Any] = describe_all(books, work_out_ledger(books, snapshot.projections))
     for state in _STATES:
         page.add(LEDGER, (state,), sums[state])
     for reason, count in sums["dropped"].items():
@@ -278,7 +283,6 @@ def _add_pipeline(page: _Page, snapshot: Snapshot, books: Books) -> None:
     if complete_ns is not None:
         page.add(COMPLETE_TO, (), complete_ns)
     page.add(SESSIONS, (), count_sessions(snapshot))
-    page.add(REVISION, (), read_revision(snapshot))
 
 
 class _OfSnapshot(Collector):
@@ -290,7 +294,5 @@ class _OfSnapshot(Collector):
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """What a scrape gets, to be sent as `CONTENT_TYPE`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_OfSnapshot(snapshot))
-    return generate_latest(registry)
+    """What a scrape gets, of text format 0.0.4."""
+    return generate_latest(_OfSnapshot(snapshot))

@@ -150,16 +150,30 @@ def open_store(database_url: str, events_topic: str | None = None, timezone: str
     return Store(engine, row.store_id, row.events_topic, zone, row.created_at_ns, identity)
 
 
-def migrate_store(database_url: str) -> str:
+def migrate_store(database_url: str, events_topic: str | None = None, timezone: str | None = None) -> str:
     """Brings a store to this version's tables, forward only, and returns their revision.
+
+    Args:
+        database_url: as for `open_store`.
+        events_topic: makes a store of this topic's figures where there is none; `None`: that is an error.
+        timezone: of a new store's days; UTC if `None`.
 
     Raises:
         StoreError: it cannot be reached, or is newer than this version.
     """
+    url = _driver_url(database_url)
+    with _connected(url, "migrate") as engine:
+        if events_topic is not None:
+            _make(engine, events_topic, timezone or "UTC")
+        revision = _migrate(engine, url)
+    engine.dispose()
+    return revision
+
+
+def _migrate(engine: Engine, url: URL) -> str:
     from alembic import command
 
-    url = _driver_url(database_url)
-    with _connected(url, "migrate") as engine, _exclusive(engine) as connection:
+    with _exclusive(engine) as connection:
         if not inspect(connection).has_table(tables.store.name):
             raise _missing(url)
         config = _alembic_config()
@@ -172,9 +186,7 @@ def migrate_store(database_url: str) -> str:
         )
         connection.execute(update(positions).values(epoch=positions.c.epoch + 1))
         command.upgrade(config, "head")
-        revision = _revision(connection) or ""
-    engine.dispose()
-    return revision
+        return _revision(connection) or ""
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

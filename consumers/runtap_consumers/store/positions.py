@@ -132,7 +132,8 @@ def note_gone_partitions(writer: Writer, projections: Sequence[str], partitions:
         writer.execute(
             "INSERT INTO log_incidents (projection, partition, incarnation, first_offset, kind, last_offset, at_ns) "
             f"SELECT projection, partition, incarnation, next_offset, 'gone', next_offset - 1, CAST(? AS BIGINT) "
-            f"FROM positions WHERE {chosen} ON CONFLICT DO NOTHING",
+            f"FROM positions WHERE {chosen} ON CONFLICT (projection, partition, incarnation, first_offset, kind) "
+            "DO UPDATE SET at_ns = excluded.at_ns",
             (now_ns, *projections, *partitions),
         )
 

@@ -83,9 +83,10 @@ store = _table(
     _bigint("created_at_ns"),
 )
 
-# One row a projection and partition; the truth about what has been applied. `begun_at` is the offset at which the row
-# was made, `fingerprint` the hash of the record before `next_offset` ('' where there is none). `caught_up_at_ns`: all
-# that was appended before then has been read.
+# One row a projection and partition; the truth about what has been applied. `begun_at` is the offset at which reading
+# began, and 0 once the log lost anything unread: lanes met later have then lost it too. `fingerprint` is the hash of
+# the record before `next_offset` ('' where there is none). `caught_up_at_ns`: all that was appended before then has
+# been read.
 positions = _table(
     "positions",
     _text("projection", primary_key=True),
@@ -132,14 +133,14 @@ forgotten_emitters = _table(
 )
 
 # Incidents of a partition's log: `recreated` (a new incarnation), `retention` (offsets first..last gone unread),
-# `skipped` (by hand), or `gone` (the topic has no such partition any more; over once the position moves).
+# `skipped` (by hand), or `gone` (the topic has no such partition any more; over once it is read again).
 log_incidents = _table(
     "log_incidents",
     _text("projection", primary_key=True),
     _bigint("partition", primary_key=True, autoincrement=False),
     _bigint("incarnation", primary_key=True, autoincrement=False),
     _bigint("first_offset", primary_key=True, autoincrement=False),
-    _text("kind"),
+    _text("kind", primary_key=True),
     _bigint("last_offset"),
     _bigint("at_ns"),
 )

@@ -54,6 +54,7 @@ class Move:
     log_time_ns: int
     incarnation: int
     next_epoch: int
+    begun_at: int
 
 
 @dataclass
@@ -124,14 +125,15 @@ class Writer(ABC):
         # Sorted, so that two workers with several projections cannot deadlock.
         for move in sorted(commit.moves, key=lambda move: move.projection):
             changed = self.execute(
-                "UPDATE positions SET next_offset = ?, fingerprint = ?, log_time_ns = ?, incarnation = ?, epoch = ? "
-                "WHERE projection = ? AND partition = ? AND next_offset = ? AND epoch = ?",
+                "UPDATE positions SET next_offset = ?, fingerprint = ?, log_time_ns = ?, incarnation = ?, epoch = ?, "
+                "begun_at = ? WHERE projection = ? AND partition = ? AND next_offset = ? AND epoch = ?",
                 (
                     move.next_offset,
                     move.fingerprint,
                     move.log_time_ns,
                     move.incarnation,
                     move.next_epoch,
+                    move.begun_at,
                     move.projection,
                     commit.partition,
                     move.expected_offset,

@@ -71,6 +71,13 @@ class Assigned:
             return sys.maxsize
         return max((self.suspect_end - self.partition.next_offset) // 2, 1)
 
+    def lags(self, log_end: int | None) -> dict[str, int]:
+        """How many records each projection has before it; empty while that is not known."""
+        if self.partition is None or log_end is None:
+            return {}
+        cursors = self.partition.cursors
+        return {name: max(log_end - each.next_offset, 0) for each in cursors for name in each.projections}
+
     def let_go(self) -> None:
         """Drops the records in hand."""
         self.records, self.events, self.size = [], 0, 0

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtap_consumers.errors import HealthPortError
+from runtap_consumers.worker.metrics import answer_metrics
 
 # A fence or a failed attempt heals within this time.
 _STANDS_AFTER_SECONDS = 5.0
@@ -30,7 +31,8 @@ class Health:
     """What a worker knows of itself. Written by the worker, read by the health server.
 
     `stalled_after_seconds`: how long there may be lag without progress. `waiting_for`: what it cannot begin without;
-    `lag`: `None` while that of some partition is not known; `standing`: partitions that fail, since when and why;
+    `lag`: `None` while that of some partition is not known; `lags`: by partition and projection, empty where it is not
+    known; `standing`: partitions that fail, since when and why;
     `unanswered`: since when Kafka or the store does not answer, and how; `evaluated`: when the alert evaluator last
     went round, `None` without one. Times are `time.monotonic()`.
     """
@@ -40,12 +42,17 @@ class Health:
     waiting_for: str | None = "it is starting"
     partitions: list[int] = field(default_factory=list)
     lag: int | None = None
+    lags: dict[int, dict[str, int]] = field(default_factory=dict)
     standing: dict[int, tuple[float, str]] = field(default_factory=dict)
     unanswered: tuple[float, str] | None = None
     evaluated: float | None = None
+    records_applied: int = 0
     events_applied: int = 0
+    dead_letters: int = 0
     commits: int = 0
+    commit_seconds: float = 0.0
     fenced: int = 0
+    backoffs: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     last_iteration: float = field(default_factory=time.monotonic)
     last_progress: float = field(default_factory=time.monotonic)
@@ -81,13 +88,22 @@ class Health:
         """Notes that a loop without lag went round, such as that of the alerts, or one that waits."""
         self.last_iteration = self.last_progress = time.monotonic()
 
+    def committed(self, records: int, events: int, dead_letters: int, seconds: float) -> None:
+        """Notes a commit that went through, and how long it took."""
+        self.records_applied += records
+        self.events_applied += events
+        self.dead_letters += dead_letters
+        self.commits += 1
+        self.commit_seconds += seconds
+        self.progressed()
+
     def progressed(self) -> None:
         """Notes that a commit went through, or that there was nothing to do."""
         self.last_progress = time.monotonic()
 
 
 def serve_health(health: Health, host: str, port: int) -> uvicorn.Server:
-    """Serves `GET /livez`, `/readyz` and `/health` (the same as `/readyz`): 200, or 503 with the problems.
+    """Serves `GET /livez`, `/readyz` and `/health` (the same as `/readyz`): 200, or 503 with the problems; `/metrics`.
 
     Returns:
         The running server; set its `should_exit` to end it.
@@ -115,6 +131,9 @@ def serve_health(health: Health, host: str, port: int) -> uvicorn.Server:
     async def ready(_request: Request) -> JSONResponse:
         return body(health.problems(), "unhealthy", "healthy")
 
+    async def metrics(_request: Request) -> Response:
+        return answer_metrics(health)
+
     # Bound before the thread starts: there a failure would end the server alone, and probes would ask another process.
     try:
         listener = socket.create_server((host, port))
@@ -123,7 +142,8 @@ def serve_health(health: Health, host: str, port: int) -> uvicorn.Server:
         raise HealthPortError(
             f"health cannot be served on {host}:{port}: {reason}. End what listens there, or give another port"
         ) from error
-    application = Starlette(routes=[Route("/livez", live), Route("/readyz", ready), Route("/health", ready)])
+    answers = {"/livez": live, "/readyz": ready, "/health": ready, "/metrics": metrics}
+    application = Starlette(routes=[Route(path, answer) for path, answer in answers.items()])
     server = uvicorn.Server(
         uvicorn.Config(application, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
     )

@@ -178,6 +178,7 @@ class Partition:
                         log_time_ns=batch.log_time_ns,
                         incarnation=position.incarnation,
                         next_epoch=position.epoch,
+                        begun_at=position.begun_at,
                     )
                 )
             self._add_marks(cursor, commit)
@@ -334,6 +335,8 @@ class Partition:
                     incarnation=incarnation,
                     # Else a worker that still reads the old log could commit, once the new one is as long.
                     next_epoch=position.epoch + 1,
+                    # Who has read of the log would have met the lanes of before: those met later began in what is lost.
+                    begun_at=log_start if position.next_offset == position.begun_at > 0 else 0,
                 )
             )
             last = position.next_offset - 1 if kind == "recreated" else log_start - 1

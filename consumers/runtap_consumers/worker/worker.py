@@ -226,6 +226,7 @@ class Worker:
         logger.warning("partition_backed_off", partition=number, failures=failures, reason=str(error) or repr(error))
         assigned.forget()
         assigned.back_off()
+        self._health.backoffs += 1
         self._health.standing.setdefault(number, (time.monotonic(), str(error) or repr(error)))
 
     async def _poll(self, number: int, assigned: Assigned) -> int:
@@ -315,10 +316,10 @@ class Worker:
                 # It only ever moves forward, so an old answer is a safe one.
                 partition.log_start_ns = await self._reader.log_start_time(number)
                 assigned.log_start_read = time.monotonic()
+        began = time.monotonic()
         await self._in_thread(partition.commit, commit)
-        self._health.commits += 1
-        self._health.events_applied += assigned.events
-        self._health.progressed()
+        letters = sum(len(rows) for _, rows in commit.new_rows)
+        self._health.committed(len(records), assigned.events, letters, time.monotonic() - began)
         for record in records:
             if not assigned.refused.pop(record.offset, None):
                 assigned.refused_in_a_row = 0
@@ -376,8 +377,9 @@ class Worker:
 
     def _update_health(self) -> None:
         self._health.last_iteration = time.monotonic()
-        found = [(self._reader.highwater(number), offset) for number, offset in self._next_offsets().items()]
-        lags = [max(end - offset, 0) for end, offset in found if end is not None]
+        assigned = self._assigned.items()
+        self._health.lags = {number: each.lags(self._reader.highwater(number)) for number, each in assigned}
+        lags = [max(of_partition.values()) for of_partition in self._health.lags.values() if of_partition]
         self._health.lag = sum(lags) if len(lags) == len(self._assigned) else None
         if self._health.lag == 0:
             self._health.progressed()

@@ -134,8 +134,13 @@ class Books:
     @cached_property
     def _gone(self) -> set[tuple[str, int]]:
         gone = (one for one in self.incidents if one.kind == "gone")
-        places = {(one.projection, one.partition, one.incarnation, one.first_offset) for one in gone}
-        return {key for key, at in self.positions.items() if (*key, at.incarnation, at.next_offset) in places}
+        places = {(one.projection, one.partition, one.incarnation, one.first_offset): one.at_ns for one in gone}
+        return {
+            key
+            for key, at in self.positions.items()
+            # One that never held a record, and is back, shows in that alone.
+            if places.get((*key, at.incarnation, at.next_offset), -1) >= at.caught_up_at_ns
+        }
 
     def is_gone(self, projection: str, partition: int) -> bool:
         """Whether the topic has no such partition any more: nothing will come of it. A projection that began later has

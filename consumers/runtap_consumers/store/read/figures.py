@@ -125,6 +125,24 @@ def _select_segments(
         yield table, statement if service is None else statement.where(table.c.service == service)
 
 
+def read_buckets(
+    snapshot: Snapshot,
+    rollup: str,
+    time_range: TimeRange,
+    service: str | None,
+    columns: Sequence[str] = (),
+    **where: str,
+) -> Iterator[Sequence[Any]]:
+    """Stored rows of a range, each with its bucket before its columns, which are by default those that `sum_figures`
+    takes. `where`: values that other columns must have.
+    """
+    names = columns or [column.name for column in fields(ComponentFigures)]
+    for table, statement in _select_segments(snapshot, rollup, time_range, service):
+        conditions = [table.c[name] == value for name, value in where.items()]
+        selected = statement.where(*conditions).add_columns(table.c.bucket_ns, *(table.c[name] for name in names))
+        yield from snapshot.connection.execute(selected)
+
+
 def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
     """Calls, tokens and money by model and service; by segment, so that a key may come more than once."""
     counted = (*_CALL_COUNTS, *TOKEN_CLASSES)

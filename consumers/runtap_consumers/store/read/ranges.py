@@ -15,6 +15,8 @@ MAX_HOURS_NS = 7 * DAY_NS + SKEW_AHEAD_NS
 DEFAULT_NS = DAY_NS
 # Whole days within longer ones are read as days: nobody looks at so many hours.
 MOST_HOURS = 60
+# An hour, and what snapping adds: short enough to be read by the minute, so that it can be shown by the minute.
+_MAX_MINUTES_NS = HOUR_NS + 3 * MINUTE_NS
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
         return TimeRange(first, last, tuple(_hours(first, last, zone)))
     first, last = from_ns // MINUTE_NS * MINUTE_NS, -(-to_ns // MINUTE_NS) * MINUTE_NS
     hours_from, hours_to = hour_start_ns(first - 1, zone, hours_later=1), hour_start_ns(last, zone)
-    if hours_from >= hours_to:
+    if hours_from >= hours_to or last - first <= _MAX_MINUTES_NS:
         return TimeRange(first, last, (Segment("minute", first, last),))
     segments = (
         Segment("minute", first, hours_from),

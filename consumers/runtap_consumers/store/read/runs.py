@@ -41,6 +41,8 @@ class RunFilter:
     name: str | None = None
     tag: str | None = None
     metadata: tuple[str, str] | None = None
+    # Those without a parent alone.
+    roots: bool = False
     # Start and id of the last run that was seen: those that follow it.
     after: tuple[int, str] | None = None
     # Another column of `runs`: ended runs alone, the most first.
@@ -163,6 +165,8 @@ def _filter(statement: Select[Any], columns: Any, wanted: RunFilter) -> Select[A
         value = getattr(wanted, name)
         if value is not None:
             statement = statement.where(columns[name] == value)
+    if wanted.roots:
+        statement = statement.where(func.coalesce(columns.parent_run_id, "") == "")
     if wanted.since_ns is not None:
         statement = statement.where(columns.started_at_ns >= wanted.since_ns)
     if wanted.until_ns is not None:

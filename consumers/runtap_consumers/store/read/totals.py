@@ -23,7 +23,7 @@ def read_outcomes(snapshot: Snapshot) -> Sequence[Any]:
 def read_durations(snapshot: Snapshot) -> Sequence[Any]:
     """The measures of `RUN_DURATIONS`: runs by how long they took, then seconds and nanoseconds of all."""
     measures = [name for one in RUN_DURATIONS.measures for name in (one.whole, one.name) if name]
-    return _sum_up(snapshot, "run_durations", ("run_type", "model"), measures)
+    return _sum_up(snapshot, "run_durations", ("run_type", "until", "model"), measures)
 
 
 def read_cost_totals(snapshot: Snapshot) -> Sequence[Any]:
@@ -60,14 +60,6 @@ def read_open_calls(snapshot: Snapshot, abandoned_before_ns: int | None) -> Sequ
     if abandoned_before_ns is not None:
         statement = statement.where(opened.c.started_at_ns >= abandoned_before_ns)
     return snapshot.connection.execute(statement.group_by(*by)).all()
-
-
-def count_sessions(snapshot: Snapshot) -> int:
-    """How many sessions are kept."""
-    table = tables.metadata.tables["sessions"]
-    # PostgreSQL sorts what it counts by `count(DISTINCT …)`.
-    ids = select(table.c.session_id).where(snapshot.is_live(table)).distinct().subquery()
-    return int(snapshot.connection.execute(select(func.count()).select_from(ids)).scalar_one())
 
 
 def read_revision(snapshot: Snapshot) -> int:
