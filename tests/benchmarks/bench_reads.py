@@ -92,6 +92,8 @@ def _figures() -> Iterator[Question]:
         yield _ranged("report of a service", "report", length, lambda of: {"service": of.dice.choice(SERVICES)})
         yield _ranged("components", "components", length, nothing)
         yield _ranged("errors", "errors", length, nothing)
+        yield _ranged("overview", "overview", length, nothing)
+        yield _ranged("why costs changed", "changes", length, nothing)
         for by in ("model", "provider", "service", "environment", "root", "team", "user"):
             yield _ranged(f"costs by {by}", "costs", length, lambda _, by=by: {"by": by})  # type: ignore[misc]
         crosses = (("user", "model"), ("root", "service"), ("team", "model"), ("day", "model"), ("day", "service"))
