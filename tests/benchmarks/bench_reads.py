@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from measurement import print_machine
-from month_store import COMPONENTS, DAYS, KEPT_DAYS, MODELS, SERVICES, TAGS, TEAMS, USERS, fill_store
+from month_store import COMPONENTS, DAYS, KEPT_DAYS, MODELS, SERVICES, TAGS, TEAMS, USERS, copy_store, fill_store
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
@@ -92,6 +92,8 @@ def _figures() -> Iterator[Question]:
         yield _ranged("report of a service", "report", length, lambda of: {"service": of.dice.choice(SERVICES)})
         yield _ranged("components", "components", length, nothing)
         yield _ranged("errors", "errors", length, nothing)
+        yield _ranged("overview", "overview", length, nothing)
+        yield _ranged("why costs changed", "changes", length, nothing)
         for by in ("model", "provider", "service", "environment", "root", "team", "user"):
             yield _ranged(f"costs by {by}", "costs", length, lambda _, by=by: {"by": by})  # type: ignore[misc]
         crosses = (("user", "model"), ("root", "service"), ("team", "model"), ("day", "model"), ("day", "service"))
@@ -303,10 +305,10 @@ def main() -> None:
         urls = {arguments.at: arguments.at} if arguments.at else {}
         if not urls:
             made = Stores(Path(arguments.keep or folder), stack.enter_context(postgres()).url)
-            urls = {kind: made.make(kind) for kind in arguments.stores}
-        for kind, url in urls.items():
-            if not arguments.at:
-                _fill(console, kind, url, arguments.runs)
+            urls = {kind: made.make(kind) for kind in KINDS}
+            _fill(console, urls, arguments)
+        for kind in arguments.stores if not arguments.at else urls:
+            url = urls[kind]
             with open_store(url) as store, store.read() as connection:
                 newest = connection.execute(text("SELECT max(log_time_ns) FROM positions")).scalar_one()
                 console.print(f"{kind}: {store.database}")
@@ -317,14 +319,18 @@ def main() -> None:
             show(console, f"\n{kind}, milliseconds, {arguments.askings} askings each", found)
 
 
-def _fill(console: Console, kind: str, url: str, runs: int) -> None:
+def _fill(console: Console, urls: dict[str, str], arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
-    count = fill_store(url, runs, time.time_ns() // (5 * MINUTE_NS) * 5 * MINUTE_NS)
-    took = time.perf_counter() - began
-    sizes = bytes_by_table(url)
-    largest = sorted(sizes.items(), key=lambda one: -one[1])[:8]
-    console.print(f"{kind}: {count:,} events in {took:,.0f} s, {sum(sizes.values()) / 1e6:,.0f} MB", end=": ")
-    console.print(", ".join(f"{name} {size / 1e6:,.0f}" for name, size in largest))
+    count = fill_store(urls["SQLite"], arguments.runs, time.time_ns() // (5 * MINUTE_NS) * 5 * MINUTE_NS)
+    console.print(f"{count:,} events in {time.perf_counter() - began:,.0f} s")
+    if "PostgreSQL" in arguments.stores:
+        copy_store(urls["SQLite"], urls["PostgreSQL"])
+    for kind in arguments.stores:
+        sizes = bytes_by_table(urls[kind])
+        largest = ", ".join(
+            f"{name} {size / 1e6:,.0f}" for name, size in sorted(sizes.items(), key=lambda one: -one[1])[:8]
+        )
+        console.print(f"{kind}: {sum(sizes.values()) / 1e6:,.0f} MB: {largest}")
 
 
 if __name__ == "__main__":

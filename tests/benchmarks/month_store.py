@@ -1,8 +1,9 @@
 """A store as it stands after a month of traffic: 8 services, 200 components, 50 models, 12 partitions.
 
-Frames go through the worker's own partitions, one commit after the other, without Kafka. The last seven days, those of
-which single runs are kept, hold as many runs as are asked for; the days before have but one run an hour, component and
-partition, which fills every row of a rollup that seven times as many would.
+Frames go through the worker's own partitions, one commit after the other, without Kafka, into SQLite; PostgreSQL gets
+the same rows by COPY, since a fill takes a quarter of an hour. The last seven days, those of which single runs are
+kept, hold as many runs as are asked for; the days before have but one run an hour, component and partition, which fills
+every row of a rollup that seven times as many would.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
+from sqlalchemy import make_url, select
 
 from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.projections.grains import Calendar
 from runtap_consumers.settings import ConsumerSettings
+from runtap_consumers.store import tables
 from runtap_consumers.store.engine import open_store
 from runtap_consumers.store.retention import passed_hours
+from runtap_consumers.store.statements import column_types, copy_statement
 from runtap_consumers.store.writer import Writer
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
 from runtap_consumers.worker.partition import Partition, Tools
@@ -326,3 +331,22 @@ def fill_store(url: str, runs: int, until_ns: int) -> int:
                     for statement, parameters in changes:
                         writer.execute(statement, parameters)
         return count
+
+
+def copy_store(source_url: str, url: str) -> None:
+    """Makes a store on PostgreSQL with all rows of one on SQLite."""
+    libpq_url = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with (
+        open_store(source_url) as source,
+        open_store(url, source.events_topic),
+        source.read() as rows,
+        psycopg.connect(libpq_url, autocommit=True) as connection,
+    ):
+        for table in set(tables.metadata.sorted_tables) - {tables.store, tables.alert_lease}:
+            connection.execute(f"TRUNCATE {table.name}".encode())
+            with connection.cursor() as cursor, cursor.copy(copy_statement(table).encode()) as copy:
+                copy.set_types(column_types(table))
+                for row in rows.execute(select(table), execution_options={"yield_per": 1_000}):
+                    copy.write_row(tuple(row))
+        # As autovacuum does in time.
+        connection.execute("VACUUM ANALYZE")

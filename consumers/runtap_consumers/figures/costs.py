@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from runtap_consumers.correct.price_terms import find_terms
+from runtap_consumers.correct.price_terms import Terms, find_terms, read_class
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.figures.sections import CostFigures, Costs, Month
@@ -155,6 +155,7 @@ class _Table:
         """`grain`: of the points over time."""
         self._prices, self._grain, self._zone = prices, grain, zone
         self._starts: dict[int, int] = {}
+        self._terms: dict[tuple[Any, ...], Terms | None] = {}
         self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
         for cut in cuts:
             self.rows[cut.key].add(cut.sums, self._saved(cut), self._start(cut.bucket_ns))
@@ -190,16 +191,20 @@ class _Table:
     def _saved(self, cut: CostCut) -> int | None:
         """What its cached tokens would have cost more, less what writing them cost more; `None`: prices do not say."""
         counts = cut.sums.counts
-        cached = {name: counts[f"{name}_tokens"] for name in ("cache_read", "cache_write_5m", "cache_write_1h")}
-        if not any(cached.values()):
+        read, short, long = (counts[f"{name}_tokens"] for name in ("cache_read", "cache_write_5m", "cache_write_1h"))
+        if not (read or short or long):
             return 0
-        key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
-        span_ns = DAY_NS if cut.grain == "day" else HOUR_NS
-        terms = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + span_ns))
+        place = (cut.provider, cut.model, cut.price_class, cut.bucket_ns, cut.grain)
+        # Without marks it is the class alone that says what calls cost, whatever they used.
+        if place not in self._terms or read_class(cut.price_class).marks:
+            span_ns = DAY_NS if cut.grain == "day" else HOUR_NS
+            key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
+            self._terms[place] = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + span_ns))
+        terms = self._terms[place]
         if terms is None or terms.rates is None:
             return None
-        dearer = [count * int(getattr(terms.rates, name)) for name, count in cached.items()]
-        return -sum(dearer)
+        rates = terms.rates
+        return -(read * rates.cache_read + short * rates.cache_write_5m + long * rates.cache_write_1h)
 
 
 def _checked(snapshot: Snapshot, by: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
 import orjson
 
-from runtap_consumers.errors import InputError, QueryTimeoutError
-from runtap_consumers.figures.report import read_completeness
+from runtap_consumers.errors import InputError
 from runtap_consumers.figures.shapes import Dollars, Instant, pick
 from runtap_consumers.instants import dollars, format_instant, seconds
-from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import RunFilter, search_runs
-from runtap_consumers.store.read.snapshot import open_snapshot
 
 ABANDONED_NS = 3600 * 10**9
 PROJECTION = "runs"
@@ -73,50 +67,6 @@ class Run(TypedDict):
 def abandoned_before(complete_to_ns: int | None) -> int | None:
     """A run that started before that instant and has not ended is abandoned; `None` where nothing can be said."""
     return None if complete_to_ns is None else complete_to_ns - ABANDONED_NS
-
-
-@dataclass
-class RunPage:
-    """Runs that were found, newest first. Not `is_complete`: time was up. What follows comes after `after`, as
-    `RunFilter` takes it; `None`: there is no more.
-    """
-
-    rows: list[Mapping[str, Any]] = field(default_factory=list)
-    is_complete: bool = True
-    after: tuple[int, str] | None = None
-    abandoned_before_ns: int | None = None
-
-
-def read_page(store: Store, wanted: RunFilter, limit: int, seconds: float) -> RunPage:
-    """At most so many runs that a filter chooses, as far as they are found in so many seconds."""
-    # Before the first of them, so that whoever found nothing in time can ask again.
-    page = RunPage(after=wanted.after or (2**63 - 1, ""))
-    if wanted.status in ("open", "abandoned"):
-        page.abandoned_before_ns = _read_boundary(store)
-    try:
-        with (
-            store.limit(seconds),
-            open_snapshot(store) as snapshot,
-            closing(search_runs(snapshot, wanted, page.abandoned_before_ns, limit + 1)) as found,
-        ):
-            for row in found:
-                if "run_id" in row:
-                    if len(page.rows) == limit:
-                        break
-                    page.rows.append(row)
-                page.after = row["started_at_ns"], row.get("run_id", "")
-            else:
-                page.after = None
-    except QueryTimeoutError:
-        page.is_complete = False
-    if page.abandoned_before_ns is None and any(row.get("status") is None for row in page.rows):
-        page.abandoned_before_ns = _read_boundary(store)
-    return page
-
-
-def _read_boundary(store: Store) -> int | None:
-    with open_snapshot(store) as snapshot:
-        return abandoned_before(read_completeness(snapshot, (PROJECTION,)).at_ns)
 
 
 def metadata_pair(text: str | None) -> tuple[str, str] | None:

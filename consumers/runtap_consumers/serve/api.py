@@ -26,6 +26,7 @@ from runtap_consumers.figures.costs import FILTERS, CostQuestion, build_costs
 from runtap_consumers.figures.dead_letters import DeadLetterFacts, describe_letter
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
+from runtap_consumers.figures.run_pages import read_page
 from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, ReportFigures
 from runtap_consumers.figures.sessions import PROJECTION, SessionFigures, describe_session
 from runtap_consumers.figures.shapes import Instant, OfRange, pick
@@ -230,7 +231,7 @@ def _runs(query: Query) -> Runs:
         metadata=run_rows.metadata_pair(query.one("metadata")),
         after=query.after(),
     )
-    page = run_rows.read_page(query.source.store, filtered, limit, min(query.source.seconds, _SEARCH_SECONDS))
+    page = read_page(query.source.store, filtered, limit, min(query.source.seconds, _SEARCH_SECONDS))
     return {
         "runs": [run_rows.describe_run(row, page.abandoned_before_ns, zone) for row in page.rows],
         "complete": page.is_complete,
