@@ -312,6 +312,8 @@ async def test_app_never_feels_an_outage_and_the_lane_recovers_within_ten_second
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # A report on its way when Kafka goes would wait by the clock that it went out with.
+    monkeypatch.setattr(sender_module, "FIRST_REPORT_SECONDS", 60.0)
     topic = await _make_topic(proxied.bootstrap_servers, topic_prefix, partitions=3)
     async with RunTap.from_env(bootstrap_servers=proxied.bootstrap_servers, topic_prefix=topic_prefix) as tap:
         service = _Felt(tap)
