@@ -26,7 +26,6 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.costs import (
     CostCut,
     CostSums,
-    is_attribute,
     read_attributes,
     read_cuts,
     read_days,
@@ -212,7 +211,7 @@ def _checked(snapshot: Snapshot, by: Sequence[str], configured: Sequence[str]) -
     names = []
     for name in by:
         short = name.removeprefix(METADATA)
-        if short in known or is_attribute(snapshot, short):
+        if short in known or short in read_attributes(snapshot):
             names.append(short)
         elif name != short and short:
             names.append(name)

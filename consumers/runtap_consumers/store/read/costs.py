@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, func, select, union
+from sqlalchemy import ColumnElement, Table, Text, case, cast, func, select
 
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, TOKEN_CLASSES
 from runtap_consumers.store import tables
@@ -51,28 +51,30 @@ class CostCut:
     grain: str = "hour"
 
 
-def read_attributes(snapshot: Snapshot) -> list[str]:
-    """The attributes that costs were ever attributed to, as far as days are kept: out of all rows."""
-    selected = [select(table.c.attribute) for table in _attribute_tables("day")]
-    return list(snapshot.connection.execute(union(*selected)).scalars())
+def read_attributes(snapshot: Snapshot) -> set[str]:
+    """The attributes that costs were ever attributed to, as far as days are kept."""
+    places = (place for table in _attribute_tables("day") for place in _read_places(snapshot, table, 0, 2**63 - 1))
+    return {attribute for _, attribute in places}
 
 
-def is_attribute(snapshot: Snapshot, name: str) -> bool:
-    """Whether costs were ever attributed to that, as far as days are kept."""
-    return any(_read_buckets(snapshot, table, name, 0, 2**63 - 1) for table in _attribute_tables("day"))
-
-
-def _read_buckets(snapshot: Snapshot, table: Table, attribute: str, from_ns: int, to_ns: int) -> list[int]:
-    """The buckets of a range with costs of an attribute, one after the other: in each the key goes on with it, so that
-    of all the rows, nearly one a call by user, but one a bucket is looked at.
+def _read_places(snapshot: Snapshot, table: Table, from_ns: int, to_ns: int) -> list[tuple[int, str]]:
+    """The buckets of a range and the attributes in each, one after the other: the key begins with both, so that of all
+    the rows, nearly one a call by user, but one each is looked at.
     """
-    bucket = table.c.bucket_ns
-    buckets = select(func.min(bucket).label("bucket_ns")).where(bucket >= from_ns).cte("buckets", recursive=True)
-    following = select(func.min(bucket)).where(bucket > buckets.c.bucket_ns).scalar_subquery()
-    buckets = buckets.union_all(select(following).where(buckets.c.bucket_ns < to_ns))
-    has_row = select(table.c.attribute).where(bucket == buckets.c.bucket_ns, table.c.attribute == attribute).exists()
-    statement = select(buckets.c.bucket_ns).where(buckets.c.bucket_ns < to_ns, has_row)
-    return list(snapshot.connection.execute(statement).scalars())
+    bucket, attribute = table.c.bucket_ns, table.c.attribute
+    begin = select(func.min(bucket).label("bucket_ns"), cast("", Text).label("attribute")).where(bucket >= from_ns)
+    places = begin.cte("places", recursive=True)
+    # By minima, which are looked up: SQLite seeks a pair that is greater from the pair's first row on.
+    next_bucket = select(func.min(bucket)).where(bucket > places.c.bucket_ns).scalar_subquery()
+    of_bucket = (bucket == places.c.bucket_ns, attribute > places.c.attribute)
+    next_attribute = select(func.min(attribute)).where(*of_bucket).scalar_subquery()
+    following = (
+        case((next_attribute.is_(None), next_bucket), else_=places.c.bucket_ns),
+        func.coalesce(next_attribute, ""),
+    )
+    places = places.union_all(select(*following).where(places.c.bucket_ns < to_ns))
+    found = select(places.c.bucket_ns, places.c.attribute).where(places.c.attribute != "", places.c.bucket_ns < to_ns)
+    return [(bucket_ns, name) for bucket_ns, name in snapshot.connection.execute(found)]
 
 
 def read_cuts(
@@ -133,7 +135,9 @@ def _read_attribute(
     facts = {row.id: row for row in snapshot.connection.execute(of_facts)}
     # In the order of the table's key: what is grouped needs no sorting, and no row of another attribute is read.
     grouped = [table.c.value, table.c.cost_key]
-    for bucket_ns in _read_buckets(snapshot, table, attribute, segment.from_ns, segment.to_ns):
+    for bucket_ns, found in _read_places(snapshot, table, segment.from_ns, segment.to_ns):
+        if found != attribute:
+            continue
         chosen = [table.c.bucket_ns == bucket_ns, table.c.attribute == attribute]
         for (value, number), sums in _sum_up(snapshot, table, grouped, chosen):
             if number in facts:
