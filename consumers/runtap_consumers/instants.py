@@ -102,6 +102,9 @@ def dollars(picodollars: int | None) -> str | None:
     """The exact decimal text of an amount, without exponent; `None` remains unknown."""
     if picodollars is None:
         return None
+    if picodollars == 0:
+        # As are most points over time of most users.
+        return "0"
     whole, part = divmod(abs(picodollars), PICODOLLARS)
     return ("-" if picodollars < 0 else "") + f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 

@@ -36,7 +36,7 @@ LaneKey = tuple[int, str]
 NOWHERE = -1
 
 
-@dataclass
+@dataclass(slots=True)
 class EmitterFacts:
     """What is known of an emitter beside its lanes, by its newest report; and what others said of it.
 
@@ -167,14 +167,16 @@ class Books:
 def read_books(snapshot: Snapshot) -> Books:
     """All that is known of emitters, and of what was applied of them."""
     lanes: dict[str, dict[LaneKey, LaneMark]] = {name: {} for name in snapshot.projections}
-    for row in snapshot.connection.execute(snapshot.select_lanes()):
+    for row in snapshot.connection.execute(snapshot.select_lanes()).all():
         lanes.setdefault(row.projection, {})[row.partition, row.emitter] = lane_of(row)
+    # Each once, in the order in which they were met: every projection has a lane of it.
+    emitters = dict.fromkeys(emitter for of in lanes.values() for _, emitter in of)
     incidents = tables.log_incidents.c
     oldest_first = (incidents.at_ns, incidents.partition, incidents.projection)
     books = Books(
         lanes,
         {(row.projection, row.partition): row for row in snapshot.positions},
-        defaultdict(EmitterFacts, {emitter: EmitterFacts() for of in lanes.values() for _, emitter in of}),
+        defaultdict(EmitterFacts, {emitter: EmitterFacts() for emitter in emitters}),
         list(snapshot.connection.execute(select(tables.log_incidents).order_by(*oldest_first))),
         strays={"impossible": 0, "foreign": 0, **read_counts(snapshot, "strays", "kind")},
     )
