@@ -245,8 +245,9 @@ class _Reports:
         bucket = table.c.bucket_ns
         bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
         chosen = select(bucket, *bits).where(bucket > bindparam("after_ns", type_=BigInteger), snapshot.is_live(table))
-        # Once: it is asked for a hundred emitters that vanished.
-        self._minutes = chosen.group_by(bucket).order_by(bucket)
+        chosen = chosen.group_by(bucket).order_by(bucket)
+        # Made once: they are asked for each emitter that vanished.
+        self._chosen = {minutes: chosen.limit(minutes) for minutes in (*_MINUTES_READ, None)}
 
     def watched_since(self, heard_ns: int) -> int | None:
         """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
@@ -264,8 +265,8 @@ class _Reports:
         return tenths, _steps(tenths)
 
     def _read(self, since_ns: int, minutes: int | None) -> list[int]:
-        chosen, after = self._minutes.limit(minutes), {"after_ns": since_ns - MINUTE_NS}
-        rows = self._snapshot.connection.execute(chosen, after).all()
+        after = {"after_ns": since_ns - MINUTE_NS}
+        rows = self._snapshot.connection.execute(self._chosen[minutes], after).all()
         return [minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]]
 
 

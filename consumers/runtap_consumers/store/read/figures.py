@@ -220,7 +220,7 @@ def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | 
     groups = _known_groups(snapshot, service)
     for table, statement in _select_segments(snapshot, "errors", time_range, service):
         columns = (table.c[name] for name in ("service", "fingerprint", "count", "last_at_ns", "sample_run_id"))
-        for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)):
+        for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)).all():
             groups[of_service, fingerprint].occur(*occurrence)
     occurred = [group for group in groups.values() if group.count]
     return sorted(occurred, key=lambda group: (-group.count, group.service, group.fingerprint))
@@ -228,16 +228,17 @@ def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | 
 
 def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, str], ErrorGroup]:
     table = tables.metadata.tables["error_groups"]
+    names = [each.name for each in fields(ErrorGroup) if each.name in table.c and each.name != "count"]
     # Whichever partition and environment saw a group first names it.
-    statement = select(table).where(snapshot.is_live(table)).order_by(table.c.first_at_ns, table.c.partition)
+    first_first = (table.c.first_at_ns, table.c.partition)
+    statement = select(*(table.c[name] for name in names)).where(snapshot.is_live(table)).order_by(*first_first)
     if service is not None:
         statement = statement.where(table.c.service == service)
     groups: dict[tuple[str, str], ErrorGroup] = {}
-    for row in snapshot.connection.execute(statement):
+    for row in snapshot.connection.execute(statement).all():
         group = groups.get((row.service, row.fingerprint))
         if group is None:
-            names = ErrorGroup.__dataclass_fields__.keys() - {"count", "_sample_at_ns"}
-            groups[row.service, row.fingerprint] = ErrorGroup(**{name: getattr(row, name) for name in names})
+            groups[row.service, row.fingerprint] = ErrorGroup(*row)
         else:
             group.last_at_ns = max(group.last_at_ns, row.last_at_ns)
             # The first row may be of an environment that sends no messages.
