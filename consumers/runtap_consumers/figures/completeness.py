@@ -31,8 +31,14 @@ class Sums:
 
     def add(self, other: Sums) -> None:
         """Adds another lane's, or emitter's, sums."""
-        for name in ("captured", "applied", "in_flight", "lost", "quarantined", "superseded", "repeats"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        # By name it takes three times as long, and each figure's page adds thousands.
+        self.captured += other.captured
+        self.applied += other.applied
+        self.in_flight += other.in_flight
+        self.lost += other.lost
+        self.quarantined += other.quarantined
+        self.superseded += other.superseded
+        self.repeats += other.repeats
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 

@@ -24,9 +24,10 @@ from runtap_consumers.pricing import PriceTable
 from runtap_consumers.projections.rollups import COST_BY_ATTRIBUTE, SKEW_AHEAD_NS
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.costs import (
+    CACHED,
     CostCut,
     CostSums,
-    is_attribute,
+    Cut,
     read_attributes,
     read_cuts,
     read_days,
@@ -45,6 +46,8 @@ FILTERS = ("service", "environment", "provider", "model")
 _MOST_DAYS = 400
 _LEAST_DAYS = 3
 _STARTS = {"minute": minute_start_ns, "hour": hour_start_ns, "day": day_start_ns}
+# All calls, and once more those whose prices matter, apart by them.
+_TWICE = (Cut.WHOLE, Cut.CACHED)
 METHOD = "so far, and each day that is left as the mean of this month's whole days; its range by the least and the most"
 
 
@@ -91,16 +94,18 @@ def build_costs(
         if is_of_runs:
             segments = (Segment("hour", from_ns, to_ns),)
             cuts, all_cuts = _cut_runs(snapshot, by, where, from_ns, to_ns)
+            cached: Iterable[CostCut] = cuts
         else:
             segments = _segments(by, attribute, from_ns, to_ns, snapshot.newest_log_time_ns, store.zone)
-            cuts = _cut_rollups(snapshot, by, attribute, where, segments)
+            cuts, cached = (_cut_rollups(snapshot, by, attribute, where, segments, only) for only in _TWICE)
         grain = series_grain(segments)
         options = (prices, grain, store.zone)
-        table = whole = _Table(cuts, *options)
+        table = whole = _Table(cuts, cached, *options)
         if is_of_runs:
-            whole = _Table(all_cuts, *options)
+            whole = _Table(all_cuts, all_cuts, *options)
         elif attribute is not None:
-            whole = _Table(_cut_rollups(snapshot, by, None, where, segments), *options)
+            cuts, cached = (_cut_rollups(snapshot, by, None, where, segments, only) for only in _TWICE)
+            whole = _Table(cuts, cached, *options)
             # Calls without the attribute: all others.
             table.add_rest(whole, by.index(attribute))
         complete = read_completeness(snapshot, ("runs",) if is_of_runs else ("cost",))
@@ -136,9 +141,11 @@ class _Row:
         self.is_saved_known = True
         self.by_bucket: dict[int, int] = defaultdict(int)
 
-    def add(self, cut: CostSums, saved: int | None, bucket_ns: int) -> None:
+    def add(self, cut: CostSums, bucket_ns: int) -> None:
         self.sums.add(cut)
         self.by_bucket[bucket_ns] += cut.cost_picodollars
+
+    def save(self, saved: int | None) -> None:
         self.is_saved_known &= saved is not None
         self.saved_picodollars += saved or 0
 
@@ -151,14 +158,18 @@ class _Row:
 
 
 class _Table:
-    def __init__(self, cuts: Iterable[CostCut], prices: PriceTable, grain: str, zone: ZoneInfo) -> None:
-        """`grain`: of the points over time."""
+    def __init__(
+        self, cuts: Iterable[CostCut], cached: Iterable[CostCut], prices: PriceTable, grain: str, zone: ZoneInfo
+    ) -> None:
+        """`cached`: those with cached tokens, apart by their price. `grain`: of the points over time."""
         self._prices, self._grain, self._zone = prices, grain, zone
         self._starts: dict[int, int] = {}
         self._terms: dict[tuple[Any, ...], Terms | None] = {}
         self.rows: dict[tuple[str, ...], _Row] = defaultdict(_Row)
         for cut in cuts:
-            self.rows[cut.key].add(cut.sums, self._saved(cut), self._start(cut.bucket_ns))
+            self.rows[cut.key].add(cut.sums, self._start(cut.bucket_ns))
+        for cut in cached:
+            self.rows[cut.key].save(self._saved(cut))
         self.total = _Row()
         for row in self.rows.values():
             self.total.add_row(row)
@@ -191,20 +202,31 @@ class _Table:
     def _saved(self, cut: CostCut) -> int | None:
         """What its cached tokens would have cost more, less what writing them cost more; `None`: prices do not say."""
         counts = cut.sums.counts
-        read, short, long = (counts[f"{name}_tokens"] for name in ("cache_read", "cache_write_5m", "cache_write_1h"))
+        read, short, long = [counts[name] for name in CACHED]
         if not (read or short or long):
             return 0
         place = (cut.provider, cut.model, cut.price_class, cut.bucket_ns, cut.grain)
         # Without marks it is the class alone that says what calls cost, whatever they used.
         if place not in self._terms or read_class(cut.price_class).marks:
-            span_ns = DAY_NS if cut.grain == "day" else HOUR_NS
-            key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
-            self._terms[place] = find_terms(self._prices, key, counts, (cut.bucket_ns, cut.bucket_ns + span_ns))
+            self._terms[place] = self._find_terms(cut)
         terms = self._terms[place]
         if terms is None or terms.rates is None:
             return None
         rates = terms.rates
         return -(read * rates.cache_read + short * rates.cache_write_5m + long * rates.cache_write_1h)
+
+    def _find_terms(self, cut: CostCut) -> Terms | None:
+        key = {"provider": cut.provider, "model": cut.model, "price_class": cut.price_class}
+        stored, counts = read_class(cut.price_class), cut.sums.counts
+        from_ns, to_ns = cut.bucket_ns, cut.bucket_ns + (DAY_NS if cut.grain == "day" else HOUR_NS)
+        if stored.marks or stored.window is not None:
+            return find_terms(self._prices, key, counts, (from_ns, to_ns))
+        # One price of all day is that of each hour, and need not be asked for again.
+        whole_day = from_ns // DAY_NS, -(-to_ns // DAY_NS)
+        place = (cut.provider, cut.model, cut.price_class, *whole_day)
+        if place not in self._terms:
+            self._terms[place] = find_terms(self._prices, key, counts, (whole_day[0] * DAY_NS, whole_day[1] * DAY_NS))
+        return self._terms[place] or find_terms(self._prices, key, counts, (from_ns, to_ns))
 
 
 def _checked(snapshot: Snapshot, by: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
@@ -212,7 +234,7 @@ def _checked(snapshot: Snapshot, by: Sequence[str], configured: Sequence[str]) -
     names = []
     for name in by:
         short = name.removeprefix(METADATA)
-        if short in known or is_attribute(snapshot, short):
+        if short in known or short in read_attributes(snapshot):
             names.append(short)
         elif name != short and short:
             names.append(name)
@@ -260,15 +282,16 @@ def _cut_rollups(
     attribute: str | None,
     where: Mapping[str, str],
     segments: Sequence[Segment],
+    only: Cut,
 ) -> Iterator[CostCut]:
-    names = [name for name in by if name in FACTS]
-    for cut in read_cuts(snapshot, segments, names, where, attribute):
-        values = iter(cut.key)
-        of_attribute = next(values) if attribute is not None else ""
-        facts = dict(zip(names, values, strict=True))
-        key = tuple(str(cut.bucket_ns) if name in TIMES else facts.get(name, of_attribute) for name in by)
-        # Not `replace`, which takes as long as all the rest.
-        yield CostCut(cut.bucket_ns, key, cut.provider, cut.model, cut.price_class, cut.sums, cut.grain)
+    facts = [name for name in by if name in FACTS]
+    # Where each value is: of an attribute in front, and '' where all calls are asked for; then time.
+    names = [attribute or "", *facts]
+    places = [len(names) if name in TIMES else names.index(name) if name in names else 0 for name in by]
+    before = () if attribute is not None else ("",)
+    for cut in read_cuts(snapshot, segments, facts, where, attribute, only):
+        values = (*before, *cut.key, str(cut.bucket_ns))
+        yield cut._replace(key=tuple([values[place] for place in places]))
 
 
 def _cut_runs(

@@ -26,8 +26,8 @@ from runtap_consumers.figures.traces import self_times
 from runtap_consumers.instants import dollars, format_instant, seconds
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
-from runtap_consumers.store.read.costs import CostSums, read_attributes, read_cuts
-from runtap_consumers.store.read.figures import read_buckets, read_services, sum_figures
+from runtap_consumers.store.read.costs import CostSums, read_attributes
+from runtap_consumers.store.read.figures import read_costs, read_merged, read_services, sum_figures
 from runtap_consumers.store.read.ranges import TimeRange, snap_range
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import count_begun_sessions
@@ -174,14 +174,13 @@ def _read(
 ) -> tuple[RangeFigures, dict[int, RangeFigures]]:
     """Figures of all of a range, and by bucket."""
     costs = defaultdict[int, CostSums](CostSums.nothing)
-    where = {} if service is None else {"service": service}
-    for cut in read_cuts(snapshot, shown.segments, (), where):
-        costs[start_of(grain, cut.bucket_ns, zone)].add(cut.sums)
+    for (bucket_ns,), sums in read_costs(snapshot, shown, service, ("bucket_ns",)):
+        costs[start_of(grain, bucket_ns, zone)].add(sums)
     roots = defaultdict[int, Counter[str]](Counter)
-    for bucket_ns, ok, errors in read_buckets(snapshot, "roots", shown, service, ("ok", "errors")):
+    for bucket_ns, ok, errors in read_merged(snapshot, "roots", shown, service, ("bucket_ns",), ("ok", "errors")):
         roots[start_of(grain, bucket_ns, zone)].update(ok=ok, errors=errors)
     calls = defaultdict[int, list[Any]](list)
-    for bucket_ns, *measures in read_buckets(snapshot, "performance", shown, service, run_type="llm"):
+    for bucket_ns, *measures in read_merged(snapshot, "performance", shown, service, ("bucket_ns",), run_type="llm"):
         calls[start_of(grain, bucket_ns, zone)].append(measures)
     began = Counter[int]()
     sessions = 0
@@ -228,9 +227,9 @@ def build_error_trend(store: Store, asked: CostQuestion, zone: ZoneInfo, now_ns:
         shown = snap_range(*asked.span(now_ns), snapshot.newest_log_time_ns, store.zone)
         grain = series_grain(shown.segments)
         counts = defaultdict[tuple[str, str], Counter[int]](Counter)
-        columns = ("service", "fingerprint", "count")
-        for bucket_ns, service, fingerprint, count in read_buckets(
-            snapshot, "errors", shown, asked.where.get("service"), columns
+        keys = ("bucket_ns", "service", "fingerprint")
+        for bucket_ns, service, fingerprint, count in read_merged(
+            snapshot, "errors", shown, asked.where.get("service"), keys, ("count",)
         ):
             counts[service, fingerprint][start_of(grain, bucket_ns, store.zone)] += count
         called = {start for found in counts.values() for start in found}

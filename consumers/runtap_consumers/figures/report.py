@@ -37,10 +37,9 @@ from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.books import read_books
-from runtap_consumers.store.read.costs import COUNTS
+from runtap_consumers.store.read.costs import CostSums
 from runtap_consumers.store.read.figures import (
     ComponentFigures,
-    CostRow,
     is_service,
     read_components,
     read_costs,
@@ -62,6 +61,8 @@ RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
 SESSIONS_SHOWN = 100
 
+_COST_KEY = ("provider", "model", "service", "environment")
+_CostRow = tuple[tuple[str, ...], CostSums]
 _Components = dict[tuple[str, str, str], ComponentFigures]
 _Shown = TypeVar("_Shown", bound=OfRange)
 
@@ -112,7 +113,7 @@ def build_sections(
         within = (time_range.from_ns, time_range.to_ns, service)
         minutes = elapsed_ns / MINUTE_NS
         makers: dict[str, Callable[[], Any]] = {
-            "cost": lambda: _cost_section(read_costs(snapshot, time_range, service)),
+            "cost": lambda: _cost_section(list(read_costs(snapshot, time_range, service, _COST_KEY))),
             "performance_by_run_type": lambda: _run_types_section(components, minutes),
             "performance": lambda: _performance_section(components, minutes, model_names),
             "errors": lambda: _errors_section(snapshot, time_range, service, zone),
@@ -155,57 +156,55 @@ def _alerts_section(
     ]
 
 
-def _cost_section(rows: list[CostRow]) -> CostSection:
-    counts, picodollars = _sum_costs(rows)
+def _cost_section(rows: list[_CostRow]) -> CostSection:
+    total = _sum_costs(rows)
+    counts = total.counts
     by_model: list[ModelCost] = [
         {
-            **pick(ModelCost, summed),
+            **pick(ModelCost, summed.counts),
             "provider": provider or None,
             "model": model or None,
-            "cache_write_tokens": summed["cache_write_5m_tokens"] + summed["cache_write_1h_tokens"],
-            "cost_usd": _cost(summed, cost),
+            "cache_write_tokens": summed.counts["cache_write_5m_tokens"] + summed.counts["cache_write_1h_tokens"],
+            "cost_usd": _cost(summed),
         }
-        for (provider, model), summed, cost in _group_costs(rows, "provider", "model")
+        for (provider, model), summed in _group_costs(rows, 0, 2)
     ]
     by_service: list[ServiceCost] = [
         {
-            **pick(ServiceCost, summed),
+            **pick(ServiceCost, summed.counts),
             "service": service or None,
             "environment": environment or None,
-            "cost_usd": _cost(summed, cost),
+            "cost_usd": _cost(summed),
         }
-        for (service, environment), summed, cost in _group_costs(rows, "service", "environment")
+        for (service, environment), summed in _group_costs(rows, 2, 4)
     ]
     return {
         **pick(CostSection, counts),
         "total_tokens": counts["input_tokens"] + counts["output_tokens"],
-        "cost_usd": _cost(counts, picodollars),
-        "average_cost_per_call_usd": average_dollars(picodollars, counts["priced_calls"]),
+        "cost_usd": _cost(total),
+        "average_cost_per_call_usd": average_dollars(total.cost_picodollars, counts["priced_calls"]),
         "by_model": by_model,
         "by_service": by_service,
     }
 
 
-def _sum_costs(rows: Iterable[CostRow]) -> tuple[dict[str, int], int]:
-    counts = dict.fromkeys(COUNTS, 0)
-    picodollars = 0
-    for row in rows:
-        picodollars += row.cost_picodollars
-        for name, count in row.counts.items():
-            counts[name] += count
-    return counts, picodollars
+def _sum_costs(rows: Iterable[_CostRow]) -> CostSums:
+    total = CostSums.nothing()
+    for _, sums in rows:
+        total.add(sums)
+    return total
 
 
-def _group_costs(rows: list[CostRow], *keys: str) -> list[tuple[tuple[str, ...], dict[str, int], int]]:
-    grouped: dict[tuple[str, ...], list[CostRow]] = defaultdict(list)
-    for row in rows:
-        grouped[tuple(getattr(row, key) for key in keys)].append(row)
-    summed = [(key, *_sum_costs(members)) for key, members in grouped.items()]
-    return sorted(summed, key=lambda group: (-group[2], -group[1]["calls"], group[0]))
+def _group_costs(rows: list[_CostRow], first: int, end: int) -> list[tuple[tuple[str, ...], CostSums]]:
+    """By a part of the key, the dearest first."""
+    grouped = defaultdict[tuple[str, ...], CostSums](CostSums.nothing)
+    for key, sums in rows:
+        grouped[key[first:end]].add(sums)
+    return sorted(grouped.items(), key=lambda group: (-group[1].cost_picodollars, -group[1].counts["calls"], group[0]))
 
 
-def _cost(counts: dict[str, int], picodollars: int) -> str | None:
-    return None if counts["calls"] and not counts["priced_calls"] else dollars(picodollars)
+def _cost(sums: CostSums) -> str | None:
+    return None if sums.counts["calls"] and not sums.counts["priced_calls"] else dollars(sums.cost_picodollars)
 
 
 def _performance_section(

@@ -37,6 +37,7 @@ class Dialect:
         row_id: identifies a row within a transaction.
         least, greatest: of two values, `{0}` and `{1}`, of which either may be null.
         find: the function that says where in a text another begins, 0 where it does not.
+        join_bytes: aggregates a column of bytes, `{0}`: all of them, one after the other.
         from_on, before: operators that compare texts by their bytes, as the indexes on ids are sorted.
     """
 
@@ -54,6 +55,7 @@ class Dialect:
     least: str
     greatest: str
     find: str
+    join_bytes: str
     from_on: str
     before: str
 
@@ -116,6 +118,8 @@ SQLITE = Dialect(
     least="coalesce(min({0}, {1}), {0}, {1})",
     greatest="coalesce(max({0}, {1}), {0}, {1})",
     find="instr",
+    # Which takes bytes as they are, zeros too, and cares for no encoding.
+    join_bytes="CAST(group_concat({0}, '') AS BLOB)",
     from_on=">=",
     before="<",
 )
@@ -138,6 +142,7 @@ POSTGRES = Dialect(
     least="least({0}, {1})",
     greatest="greatest({0}, {1})",
     find="strpos",
+    join_bytes="string_agg({0}, ''::bytea)",
     # Whatever the database's collation.
     from_on="~>=~",
     before="~<~",

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, func, select
+from sqlalchemy import BigInteger, Row, bindparam, func, select
 
 from runtap_consumers.projections.lane_marks import MOST_UNHEARD, LaneMark
 from runtap_consumers.store import tables
@@ -36,7 +36,7 @@ LaneKey = tuple[int, str]
 NOWHERE = -1
 
 
-@dataclass
+@dataclass(slots=True)
 class EmitterFacts:
     """What is known of an emitter beside its lanes, by its newest report; and what others said of it.
 
@@ -167,14 +167,16 @@ class Books:
 def read_books(snapshot: Snapshot) -> Books:
     """All that is known of emitters, and of what was applied of them."""
     lanes: dict[str, dict[LaneKey, LaneMark]] = {name: {} for name in snapshot.projections}
-    for row in snapshot.connection.execute(snapshot.select_lanes()):
+    for row in snapshot.connection.execute(snapshot.select_lanes()).all():
         lanes.setdefault(row.projection, {})[row.partition, row.emitter] = lane_of(row)
+    # Each once, in the order in which they were met: every projection has a lane of it.
+    emitters = dict.fromkeys(emitter for of in lanes.values() for _, emitter in of)
     incidents = tables.log_incidents.c
     oldest_first = (incidents.at_ns, incidents.partition, incidents.projection)
     books = Books(
         lanes,
         {(row.projection, row.partition): row for row in snapshot.positions},
-        defaultdict(EmitterFacts, {emitter: EmitterFacts() for of in lanes.values() for _, emitter in of}),
+        defaultdict(EmitterFacts, {emitter: EmitterFacts() for emitter in emitters}),
         list(snapshot.connection.execute(select(tables.log_incidents).order_by(*oldest_first))),
         strays={"impossible": 0, "foreign": 0, **read_counts(snapshot, "strays", "kind")},
     )
@@ -239,6 +241,13 @@ class _Reports:
 
     def __init__(self, snapshot: Snapshot, since_ns: int) -> None:
         self._snapshot, self._since_ns = snapshot, since_ns
+        table = tables.metadata.tables["report_minutes"]
+        bucket = table.c.bucket_ns
+        bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
+        chosen = select(bucket, *bits).where(bucket > bindparam("after_ns", type_=BigInteger), snapshot.is_live(table))
+        chosen = chosen.group_by(bucket).order_by(bucket)
+        # Made once: they are asked for each emitter that vanished.
+        self._chosen = {minutes: chosen.limit(minutes) for minutes in (*_MINUTES_READ, None)}
 
     def watched_since(self, heard_ns: int) -> int | None:
         """When others had gone on for a minute after an instant, in steps that are no outage; `None`: they had not."""
@@ -256,11 +265,8 @@ class _Reports:
         return tenths, _steps(tenths)
 
     def _read(self, since_ns: int, minutes: int | None) -> list[int]:
-        table = tables.metadata.tables["report_minutes"]
-        bucket = table.c.bucket_ns
-        bits = [func.max(table.c.tens.bitwise_and(1 << bit)) for bit in range(6)]
-        chosen = select(bucket, *bits).where(bucket > since_ns - MINUTE_NS, self._snapshot.is_live(table))
-        rows = self._snapshot.connection.execute(chosen.group_by(bucket).order_by(bucket).limit(minutes))
+        after = {"after_ns": since_ns - MINUTE_NS}
+        rows = self._snapshot.connection.execute(self._chosen[minutes], after).all()
         return [minute + bit * _TENTH_NS for minute, *tens in rows for bit in range(6) if tens[bit]]
 
 

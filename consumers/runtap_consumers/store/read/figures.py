@@ -10,29 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Select, Table, func, select
+from sqlalchemy import BigInteger, Column, ColumnElement, LargeBinary, Select, Table, cast, func, literal_column, select
 
-from runtap_consumers.projections.rollups import TOKEN_CLASSES
+from runtap_consumers.projections.rollups import Merge
 from runtap_consumers.store import tables
+from runtap_consumers.store.read.costs import COUNTS, CostSums
 from runtap_consumers.store.read.ranges import TimeRange
-from runtap_consumers.store.read.snapshot import Snapshot, cost_of, cost_sum
+from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.units import SECOND_NS
 
 # By what runs counted under, or errors and sessions; the smallest first.
 _OF_SERVICES = ("performance_total", "cost_total", "sessions")
-_CALL_COUNTS = ("calls", "priced_calls", "unpriced_calls", "unmetered_calls")
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """What the calls of one model in one service used. `counts`: calls by kind, and tokens by class."""
-
-    provider: str
-    model: str
-    service: str
-    environment: str
-    counts: dict[str, int]
-    cost_picodollars: int
 
 
 @dataclass
@@ -125,47 +113,47 @@ def _select_segments(
         yield table, statement if service is None else statement.where(table.c.service == service)
 
 
-def read_buckets(
+def read_merged(
     snapshot: Snapshot,
     rollup: str,
     time_range: TimeRange,
     service: str | None,
-    columns: Sequence[str] = (),
+    keys: Sequence[str],
+    measures: Sequence[str] = (),
     **where: str,
 ) -> Iterator[Sequence[Any]]:
-    """Stored rows of a range, each with its bucket before its columns, which are by default those that `sum_figures`
-    takes. `where`: values that other columns must have.
+    """What the rows of a range add up to by these columns of the key, which come first; of each segment apart.
+
+    `measures` are by default those that `sum_figures` takes. `where`: values that other columns must have.
     """
-    names = columns or [column.name for column in fields(ComponentFigures)]
+    names = measures or [measure.name for measure in fields(ComponentFigures)]
     for table, statement in _select_segments(snapshot, rollup, time_range, service):
         conditions = [table.c[name] == value for name, value in where.items()]
-        selected = statement.where(*conditions).add_columns(table.c.bucket_ns, *(table.c[name] for name in names))
-        yield from snapshot.connection.execute(selected)
+        by = [table.c[key] for key in keys]
+        merged = statement.add_columns(*by, *(_merged(snapshot, table.c[name]) for name in names))
+        yield from snapshot.connection.execute(merged.where(*conditions).group_by(*by)).all()
 
 
-def read_costs(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[CostRow]:
-    """Calls, tokens and money by model and service; by segment, so that a key may come more than once."""
-    counted = (*_CALL_COUNTS, *TOKEN_CLASSES)
-    rows = []
-    for table, statement in _select_segments(snapshot, "cost", time_range, service):
-        keys = (table.c.provider, table.c.model, table.c.service, table.c.environment)
-        summed = statement.add_columns(
-            *keys,
-            *(func.sum(table.c[name]).label(name) for name in counted),
-            *cost_sum(table),
-        ).group_by(*keys)
-        rows += [
-            CostRow(
-                row.provider,
-                row.model,
-                row.service,
-                row.environment,
-                {name: int(getattr(row, name)) for name in counted},
-                cost_of(row),
-            )
-            for row in snapshot.connection.execute(summed)
-        ]
-    return rows
+def _merged(snapshot: Snapshot, column: Column[Any]) -> ColumnElement[Any]:
+    merge = column.info["merge"]
+    if merge is Merge.ADD:
+        # A sum of integers is a decimal on PostgreSQL.
+        return cast(func.sum(column), BigInteger)
+    if merge is Merge.REPLACE:
+        return literal_column(snapshot.dialect.join_bytes.format(column.name), LargeBinary)
+    return func.min(column) if merge is Merge.MIN else func.max(column)
+
+
+def read_costs(
+    snapshot: Snapshot, time_range: TimeRange, service: str | None, keys: Sequence[str]
+) -> Iterator[tuple[tuple[Any, ...], CostSums]]:
+    """Calls, tokens and money by these columns of the key; by segment, so that a key may come more than once."""
+    measures = (*COUNTS, "cost_microdollars", "cost_picodollars")
+    for row in read_merged(snapshot, "cost", time_range, service, keys, measures):
+        yield (
+            tuple(row[: len(keys)]),
+            CostSums(dict(zip(COUNTS, row[len(keys) : -2], strict=True)), row[-2] * 10**6 + row[-1]),
+        )
 
 
 def read_components(
@@ -174,14 +162,11 @@ def read_components(
     """Figures by run type, name and model ('' where a component has none). Calls that failed count under the model that
     others answered as which asked for the same, by `read_model_names`.
     """
-    names = ("run_type", "name", "model", *(column.name for column in fields(ComponentFigures)))
     rows: dict[tuple[str, str, str], list[Sequence[Any]]] = defaultdict(list)
-    for table, statement in _select_segments(snapshot, "performance", time_range, service):
-        # Not summed by the database: concatenating sketches is quicker here.
-        for run_type, name, model, *measures in snapshot.connection.execute(
-            statement.add_columns(*(table.c[column] for column in names))
-        ):
-            rows[run_type, name, model].append(measures)
+    for run_type, name, model, *measures in read_merged(
+        snapshot, "performance", time_range, service, ("run_type", "name", "model")
+    ):
+        rows[run_type, name, model].append(measures)
     found = {component: sum_figures(measures) for component, measures in rows.items()}
     answering = {asked: model for asked, model, _ in model_names}
     for (run_type, name, model), figures in list(found.items()):
@@ -235,7 +220,7 @@ def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | 
     groups = _known_groups(snapshot, service)
     for table, statement in _select_segments(snapshot, "errors", time_range, service):
         columns = (table.c[name] for name in ("service", "fingerprint", "count", "last_at_ns", "sample_run_id"))
-        for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)):
+        for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)).all():
             groups[of_service, fingerprint].occur(*occurrence)
     occurred = [group for group in groups.values() if group.count]
     return sorted(occurred, key=lambda group: (-group.count, group.service, group.fingerprint))
@@ -243,16 +228,17 @@ def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | 
 
 def _known_groups(snapshot: Snapshot, service: str | None) -> dict[tuple[str, str], ErrorGroup]:
     table = tables.metadata.tables["error_groups"]
+    names = [each.name for each in fields(ErrorGroup) if each.name in table.c and each.name != "count"]
     # Whichever partition and environment saw a group first names it.
-    statement = select(table).where(snapshot.is_live(table)).order_by(table.c.first_at_ns, table.c.partition)
+    first_first = (table.c.first_at_ns, table.c.partition)
+    statement = select(*(table.c[name] for name in names)).where(snapshot.is_live(table)).order_by(*first_first)
     if service is not None:
         statement = statement.where(table.c.service == service)
     groups: dict[tuple[str, str], ErrorGroup] = {}
-    for row in snapshot.connection.execute(statement):
+    for row in snapshot.connection.execute(statement).all():
         group = groups.get((row.service, row.fingerprint))
         if group is None:
-            names = ErrorGroup.__dataclass_fields__.keys() - {"count", "_sample_at_ns"}
-            groups[row.service, row.fingerprint] = ErrorGroup(**{name: getattr(row, name) for name in names})
+            groups[row.service, row.fingerprint] = ErrorGroup(*row)
         else:
             group.last_at_ns = max(group.last_at_ns, row.last_at_ns)
             # The first row may be of an environment that sends no messages.
