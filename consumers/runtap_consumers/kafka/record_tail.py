@@ -18,6 +18,8 @@ from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.settings import ConsumerSettings
 
 _IDLE_SECONDS = 0.05
+# How often Kafka is asked whether the topic has more partitions, or is gone.
+_LOOK_SECONDS = 1.0
 _RECORDS_A_POLL = 500
 _COMPACTED_SECONDS = 60.0
 
@@ -59,6 +61,7 @@ async def tail_records(
         reader.take(offsets)
         # From here on no error says why nothing comes.
         watch_client_log(is_silent=False)
+        look_at = time.monotonic()
         while True:
             found = False
             for number in list(offsets):
@@ -71,6 +74,9 @@ async def tail_records(
                     yield TailedRecord(number, record.offset, log_time_ns, record.key, record.value, headers)
             if not found:
                 await asyncio.sleep(_IDLE_SECONDS)
+            if time.monotonic() < look_at:
+                continue
+            look_at = time.monotonic() + _LOOK_SECONDS
             with translated(settings, topic):
                 added = await reader.partition_numbers() - offsets.keys()
             if added:
