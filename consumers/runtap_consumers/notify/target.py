@@ -82,10 +82,6 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-class RefusedAddressError(OSError):
-    """A host's address is none of the internet."""
-
-
 class Target:
     """The receiver of a channel."""
 
@@ -101,10 +97,7 @@ class Target:
             trust_env=False,
             verify=ssl.create_default_context(),
         )
-
-    async def close(self) -> None:
-        """Closes what is open."""
-        await self._client.aclose()
+        self.close = self._client.aclose
 
     async def post(self, body: bytes, headers: dict[str, str], failures: int = 0) -> Reply:
         """POSTs JSON. Whatever the receiver does is an answer. Each attempt takes the next of the host's addresses."""
@@ -134,5 +127,5 @@ class Target:
         inside = next((address for address in addresses if not is_public(address)), None)
         # One of several is enough: who answers so means no good.
         if inside is not None and not self._allow_private:
-            raise RefusedAddressError(f"its host is {inside}, not on the internet: if it may be, allow_private = true")
+            raise OSError(f"its host is {inside}, not on the internet: if it may be, allow_private = true")
         return addresses
