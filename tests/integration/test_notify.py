@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -135,9 +136,11 @@ async def test_kafka_that_goes_away_under_a_request_repeats_none_and_loses_none(
 ) -> None:
     """The receiver has the alert, Kafka never gets to know it: the record comes again, the request does not."""
     monkeypatch.setattr(group_reader_module, "_COMMIT_SECONDS", 1.0)
+    is_published = threading.Event()
 
     def answer(path: str, number: int) -> Answer:
         if number == 1:
+            assert is_published.wait(10)
             proxied.proxy.set_mode("refuse")
         return 200, {}
 
@@ -150,6 +153,7 @@ async def test_kafka_that_goes_away_under_a_request_repeats_none_and_loses_none(
         await create_topics(log.settings, partitions=1, replication_factor=1)
         async with notifying(log.settings, webhook("good", receiver.url("/"))) as health:
             await log.publish(make_alert(1))
+            is_published.set()
             await until(lambda: "good (kafka)" in health.channels)
             proxied.proxy.set_mode("pass")
             await until(lambda: not health.channels)
