@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.record.util import calc_crc32c
 
 from command_line import call_command
 from runtap_schemas import Event
@@ -101,6 +103,23 @@ async def produce(
         for partition, value, headers in records:
             await producer.send(topic, value, partition=partition, key=b"key", headers=headers)
         await producer.flush()
+    finally:
+        await producer.stop()
+
+
+async def produce_with_odd_header(kafka: str, topic: str, value: bytes | None) -> None:
+    """Writes a record whose header has a name that is no UTF-8; other clients may."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        batch.append(key=b"key", value=value, timestamp=None, headers=[("odd-name", b"x")])
+        batch.close()
+        raw = bytearray(bytes(batch._build()).replace(b"odd-name", b"odd-\xff\xfe\xfd\xfc"))
+        # Bytes 17 to 20 are the checksum of all that follows.
+        raw[17:21] = struct.pack(">I", calc_crc32c(bytes(raw[21:])))
+        batch._buffer = raw
+        await (await producer.send_batch(batch, topic, partition=0))
     finally:
         await producer.stop()
 

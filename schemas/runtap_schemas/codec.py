@@ -7,11 +7,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from runtap_schemas.events import VERSION, Alert, AnyEvent, Event
+from runtap_schemas.events import AnyEvent, Event
 
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(AnyEvent)
-_alert_decoder = msgspec.json.Decoder(Alert)
 _EVENT_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in AnyEvent.__args__)
 # What a decoder raises for bytes that are not what it expects.
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -69,17 +68,3 @@ def _classify(line: bytes, cause: str) -> Skipped | Unreadable:
     if isinstance(found, str) and found and found not in _EVENT_TYPES:
         return Skipped(found[:200])
     return Unreadable(cause[:500])
-
-
-def encode_alert(alert: Alert) -> bytes:
-    """The JSON of an alert, version included."""
-    return b'{"version":%d,%s' % (VERSION, _encoder.encode(alert)[1:])
-
-
-def decode_alert(value: bytes) -> Alert:
-    """Reads a record of the alerts topic.
-
-    Raises:
-        msgspec.DecodeError: it is not an alert of this version.
-    """
-    return _alert_decoder.decode(value)

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-VERSION = 1
 MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = 2_000
 MAX_TOKENS = 10**9
@@ -48,7 +47,6 @@ Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 LaneNumber = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
-Rate = Annotated[float, Meta(ge=0, le=1)]
 Score = Annotated[float, Meta(ge=-(10**9), le=10**9)]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$", max_length=35)]
 StreamedText = Annotated[str, Meta(max_length=MAX_STREAMED_LENGTH)]
@@ -284,26 +282,3 @@ AnyEvent = (
     | EmitterReported
     | LaneAbandoned
 )
-
-
-class Alert(Struct, kw_only=True, gc=False, omit_defaults=True):
-    """One record of the alerts topic.
-
-    `state` is `firing` or `resolved` for a condition that has an end, `noticed` for a single occurrence. `window_*` and
-    `sample_run_id` are null where they mean nothing for the rule.
-    """
-
-    id: Identifier
-    version: Literal[1] = 1
-    rule: Word
-    state: Literal["firing", "resolved", "noticed"]
-    at_ns: Nanoseconds
-    service: Name
-    environment: Name | None = None
-    summary: Text
-    count: Count | None = None
-    rate: Rate | None = None
-    window_from_ns: Nanoseconds | None = None
-    window_to_ns: Nanoseconds | None = None
-    fingerprint: Identifier | None = None
-    sample_run_id: Identifier | None = None

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from runtap_schemas.events import Alert, AnyEvent
+from runtap_schemas.alerts import Alert
+from runtap_schemas.events import AnyEvent
 
 SCHEMAS: dict[str, type[msgspec.Struct]] = {
     **{str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__},
@@ -22,10 +23,6 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
 def schema_of(name: str) -> dict[str, Any]:
     """The schema of one event type (`run.ended`, …) or of `alert`, as it stands on the wire."""
     schema = msgspec.json.schema(SCHEMAS[name])
-    definition = schema["$defs"][SCHEMAS[name].__name__]
-    if name == "alert":
-        # Written in front of it, so always there, though the struct has a default for it.
-        definition["required"] = ["version", *definition["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
 
 

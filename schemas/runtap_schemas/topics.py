@@ -27,6 +27,11 @@ def alerts_topic(prefix: str) -> str:
     return f"{prefix}.alerts"
 
 
+def alerts_state_topic(prefix: str) -> str:
+    """Name of the compacted topic that holds what fires now."""
+    return f"{prefix}.alerts.state"
+
+
 def dead_letters_topic(prefix: str) -> str:
     """Name of the topic that holds what could not be read."""
     return f"{prefix}.dead-letters"
@@ -39,5 +44,6 @@ def all_topics(prefix: str) -> list[Topic]:
     return [
         Topic(events_topic(prefix), "events of runs", None, {**common, "retention.ms": str(8 * DAY_MS)}),
         Topic(alerts_topic(prefix), "alerts", 1, {**common, "retention.ms": str(30 * DAY_MS)}),
+        Topic(alerts_state_topic(prefix), "what fires now", 1, {**common, "cleanup.policy": "compact"}),
         Topic(dead_letters_topic(prefix), "unreadable records", 1, {**common, "retention.ms": str(30 * DAY_MS)}),
     ]

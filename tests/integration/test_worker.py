@@ -7,7 +7,6 @@ import json
 import signal
 import socket
 import sqlite3
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
-from aiokafka.record.util import calc_crc32c
 from sqlalchemy import create_engine, text
 
 from cost_sql import COST_SUM
@@ -26,7 +24,15 @@ from kafka_proxy import proxied_kafka
 from runtap_demo.kafka.ports import free_ports
 from runtap_schemas import RunEnded
 from samples import framed, model_call, report
-from worker_process import WorkerSetting, ask_health, ask_metrics, numbered, produce, wait_until
+from worker_process import (
+    WorkerSetting,
+    ask_health,
+    ask_metrics,
+    numbered,
+    produce,
+    produce_with_odd_header,
+    wait_until,
+)
 
 MakeTopic = Callable[..., Awaitable[str]]
 CALL_PICODOLLARS = 195 * 10**6
@@ -201,23 +207,6 @@ async def test_unreadable_records_reach_the_dead_letters_topic_and_their_neighbo
     headers = dict(letters[0].headers)
     assert headers["offset"] == b"1"
     assert b"malformed" in headers["cause"]
-
-
-async def produce_with_odd_header(kafka: str, topic: str, value: bytes | None) -> None:
-    """Writes a record whose header has a name that is no UTF-8; other clients may."""
-    producer = AIOKafkaProducer(bootstrap_servers=kafka)
-    await producer.start()
-    try:
-        batch = producer.create_batch()
-        batch.append(key=b"key", value=value, timestamp=None, headers=[("odd-name", b"x")])
-        batch.close()
-        raw = bytearray(bytes(batch._build()).replace(b"odd-name", b"odd-\xff\xfe\xfd\xfc"))
-        # Bytes 17 to 20 are the checksum of all that follows.
-        raw[17:21] = struct.pack(">I", calc_crc32c(bytes(raw[21:])))
-        batch._buffer = raw
-        await (await producer.send_batch(batch, topic, partition=0))
-    finally:
-        await producer.stop()
 
 
 async def test_a_record_that_the_client_cannot_decode_is_stepped_over(

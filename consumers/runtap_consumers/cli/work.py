@@ -15,8 +15,8 @@ from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
 
-_ALERTS = "alerts"
-_NAMES = (*PROJECTIONS, _ALERTS)
+_ALERTS, _NOTIFY = "alerts", "notify"
+_NAMES = (*PROJECTIONS, _ALERTS, _NOTIFY)
 store_app = typer.Typer(help="The store of the figures.", no_args_is_help=True)
 topics_app = typer.Typer(help="The topics on Kafka.", no_args_is_help=True)
 
@@ -26,7 +26,9 @@ def worker(
     settings: ConsumerSettings,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"What to run: {', '.join(_NAMES)}. All where none is named."),
+        typer.Argument(
+            metavar="[NAME]...", help=f"What to run: {', '.join(_NAMES)}. All but {_NOTIFY} where none is named."
+        ),
     ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Stop when caught up with the end that the topic had at the start.")
@@ -41,6 +43,13 @@ def worker(
     alerts = not names or _ALERTS in names
     projections = tuple(name for name in PROJECTIONS if not names or name in names)
     configure_logs(settings.log_level)
+    health_at = None if health is None else _host_and_port(health)
+    if _NOTIFY in (names or ()):
+        if names != [_NOTIFY] or drain:
+            raise InputError(f"{_NOTIFY} is a process of its own, which needs no store: run `runtap worker {_NOTIFY}`")
+        from runtap_consumers.notify.loop import channels_of, run_notifier
+
+        return asyncio.run(run_notifier(settings, channels_of(settings), health_at))
     # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
     from runtap_consumers.alerts.loop import run_alerts
     from runtap_consumers.figures.shared_emitters import tell_shared_emitters
@@ -54,7 +63,7 @@ def worker(
         companion=(lambda store, stop, on_round: run_alerts(store, settings, stop, on_round)) if alerts else None,
         side_tasks=(tell_shared_emitters,) if "ledger" in projections else (),
         drain=drain,
-        health_at=None if health is None else _host_and_port(health),
+        health_at=health_at,
     )
     raise typer.Exit(asyncio.run(running))
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import NamedTuple
 
 import structlog
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 
-from runtap_consumers.kafka.client import BACK_OFF_SECONDS, translated
+from runtap_consumers.kafka.client import BACK_OFF_SECONDS, TopicEnds, translated
 from runtap_consumers.kafka.client_log import watch_client_log
 from runtap_consumers.kafka.partition_reader import LostToRetentionError, PartitionReader
 from runtap_consumers.kafka.records import KafkaRecord
 from runtap_consumers.settings import ConsumerSettings
 
 _IDLE_SECONDS = 0.05
+# How often Kafka is asked whether the topic has more partitions, or is gone.
+_LOOK_SECONDS = 1.0
 _RECORDS_A_POLL = 500
+_COMPACTED_SECONDS = 60.0
 
 _logger = structlog.get_logger(__name__)
 
@@ -34,7 +38,7 @@ class TailedRecord(NamedTuple):
 
 
 async def tail_records(
-    settings: ConsumerSettings, topic: str, from_beginning: bool = False
+    settings: ConsumerSettings, topic: str, from_beginning: bool = False, first: Mapping[int, int] | None = None
 ) -> AsyncIterator[TailedRecord]:
     """The records of all partitions of a topic as they come, without a consumer group; never ends by itself.
 
@@ -42,6 +46,7 @@ async def tail_records(
         settings: how to reach Kafka.
         topic: its name; partitions that are added later are followed too.
         from_beginning: start with the oldest record that is kept instead of the next one.
+        first: start with these offsets, of the partitions that it names.
 
     Raises:
         KafkaUnavailableError: Kafka cannot be reached at the start, or the topic does not exist any more.
@@ -52,9 +57,11 @@ async def tail_records(
         with translated(settings, topic):
             ranges = {number: await reader.log_range(number) for number in sorted(await reader.partition_numbers())}
         offsets = {number: start if from_beginning else end for number, (start, end) in ranges.items()}
+        offsets |= first or {}
         reader.take(offsets)
         # From here on no error says why nothing comes.
         watch_client_log(is_silent=False)
+        look_at = time.monotonic()
         while True:
             found = False
             for number in list(offsets):
@@ -67,6 +74,9 @@ async def tail_records(
                     yield TailedRecord(number, record.offset, log_time_ns, record.key, record.value, headers)
             if not found:
                 await asyncio.sleep(_IDLE_SECONDS)
+            if time.monotonic() < look_at:
+                continue
+            look_at = time.monotonic() + _LOOK_SECONDS
             with translated(settings, topic):
                 added = await reader.partition_numbers() - offsets.keys()
             if added:
@@ -75,6 +85,27 @@ async def tail_records(
                 reader.take(offsets)
     finally:
         await reader.stop()
+
+
+async def read_compacted(settings: ConsumerSettings, topic: str) -> tuple[dict[bytes, TailedRecord], dict[int, int]]:
+    """The last record of every key, and the offsets after all that was read, to follow the topic from there.
+
+    Raises:
+        KafkaUnavailableError: Kafka or the topic cannot be reached, or did not give all of it in time.
+    """
+    async with TopicEnds(settings, topic) as asked:
+        ends = await asked.read()
+    latest: dict[bytes, TailedRecord] = {}
+    # The last record of a log is never compacted away, so that an end is always reached.
+    reached = dict.fromkeys(ends, 0)
+    with translated(settings, topic):
+        async with asyncio.timeout(_COMPACTED_SECONDS), aclosing(tail_records(settings, topic, True)) as records:  # type: ignore[type-var]
+            while any(reached[number] < end for number, end in ends.items()):
+                record = await anext(records)
+                reached[record.partition] = record.offset + 1
+                if record.key is not None:
+                    latest[record.key] = record
+    return latest, reached
 
 
 async def _poll(

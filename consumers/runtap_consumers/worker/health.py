@@ -34,7 +34,8 @@ class Health:
     `lag`: `None` while that of some partition is not known; `lags`: by partition and projection, empty where it is not
     known; `standing`: partitions that fail, since when and why;
     `unanswered`: since when Kafka or the store does not answer, and how; `evaluated`: when the alert evaluator last
-    went round, `None` without one. Times are `time.monotonic()`.
+    went round, `None` without one; `channels`: what channels of alerts wait for, since when and why; `notifications`:
+    how many alerts by channel and outcome. Times are `time.monotonic()`.
     """
 
     projections: tuple[str, ...]
@@ -46,6 +47,8 @@ class Health:
     standing: dict[int, tuple[float, str]] = field(default_factory=dict)
     unanswered: tuple[float, str] | None = None
     evaluated: float | None = None
+    channels: dict[str, tuple[float, str]] = field(default_factory=dict)
+    notifications: dict[tuple[str, str], int] = field(default_factory=dict)
     records_applied: int = 0
     events_applied: int = 0
     dead_letters: int = 0
@@ -71,6 +74,9 @@ class Health:
         for number, (since, reason) in sorted(self.standing.items()):
             if now - since > _STANDS_AFTER_SECONDS:
                 found.append(f"partition {number} stands for {now - since:.0f} s: {reason}")
+        for name, (since, reason) in sorted(self.channels.copy().items()):
+            if now - since > _STANDS_AFTER_SECONDS:
+                found.append(f"channel {name} waits for {now - since:.0f} s: {reason}")
         if self.unanswered is not None:
             since, reason = self.unanswered
             found.append(f"no answer for {now - since:.0f} s: {reason}")

@@ -36,6 +36,14 @@ class _OfHealth(Collector):
             for projection, records in lags.items():
                 lag.add_metric((projection, str(partition)), records)
         yield lag
+        sent = CounterMetricFamily(
+            "runtap_notify_requests",
+            "Requests to channels of alerts: delivered, failed (made again later), given_up; unreadable records.",
+            labels=("channel", "outcome"),
+        )
+        for labels, requests in list(health.notifications.items()):
+            sent.add_metric(labels, requests)
+        yield sent
         ready = "Whether the worker does its work, as /readyz says."
         yield GaugeMetricFamily("runtap_worker_ready", ready, value=not health.problems())
         commits = "Seconds that commits took in the store."
