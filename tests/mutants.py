@@ -86,15 +86,15 @@ MUTANTS = (
     Mutant(
         "mark not loaded",
         f"{_CONSUMERS}/store/positions.py",
-        "    return LaneMark(**{**facts, ",
-        '    return LaneMark(**{**facts, "mark": 0, ',
+        "    return LaneMark(**facts)",
+        '    return LaneMark(**{**facts, "mark": 0})',
         (PARTITION, MODEL),
     ),
     Mutant(
         "gaps not loaded",
         f"{_CONSUMERS}/store/positions.py",
-        '"gaps": [(first, last) for first, last in orjson.loads(row.gaps)]',
-        '"gaps": []',
+        '[(first, last) for first, last in orjson.loads(facts["gaps"])]',
+        "[]",
         (PARTITION, MODEL),
     ),
     Mutant(

@@ -9,6 +9,8 @@ from hashlib import sha256
 from typing import Any
 
 from runtap_schemas import (
+    Alert,
+    AlertRule,
     EmitterReported,
     Event,
     RunEnded,
@@ -18,6 +20,7 @@ from runtap_schemas import (
     SessionStarted,
     Usage,
     emitter_of,
+    encode_alert,
     encode_event,
     encode_frame,
 )
@@ -179,3 +182,40 @@ def report(at_ns: int = START_NS, **changes: Any) -> EmitterReported:
         "started_at_ns": START_NS,
     }
     return EmitterReported(**{**facts, **changes})
+
+
+def an_alert(**changes: Any) -> Alert:
+    """An alert about an error rate, but for some fields."""
+    facts: dict[str, Any] = {
+        "id": "error_rate?service=checkout/1",
+        "incident_id": "error_rate?service=checkout/1",
+        "rule": AlertRule("error_rate", "1"),
+        "status": "firing",
+        "severity": "critical",
+        "group": {"service": "checkout"},
+        "at": "2026-01-01T10:00:00Z",
+        "unit": "share",
+        "summary": "service checkout: 20 of 30 root runs failed",
+        "query": "runtap report",
+        "trace_id": "trace-1",
+    }
+    return Alert(**facts | changes)
+
+
+def alert_row(alert: Alert, at_ns: int) -> dict[str, Any]:
+    """The row of the store's outbox that holds an alert which was published."""
+    return {
+        "id": alert.id,
+        "at_ns": at_ns,
+        "rule": alert.rule.id,
+        "status": alert.status,
+        "severity": alert.severity,
+        "group_values": "[]",
+        "service": alert.group.get("service", ""),
+        "summary": alert.summary,
+        "window_from_ns": 0,
+        "window_to_ns": 0,
+        "payload": encode_alert(alert),
+        "revised_at_ns": 0,
+        "published": 1,
+    }

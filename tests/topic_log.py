@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -28,6 +29,26 @@ def events_of(value: bytes | None, partition: int = 0) -> list[LoggedEvent]:
         assert not isinstance(event, (Skipped, Unreadable)), event
         logged.append(LoggedEvent(partition, frame.emitter, number, event, frame))
     return logged
+
+
+def read_values(bootstrap_servers: str, topic: str) -> list[tuple[bytes | None, bytes | None]]:
+    """Keys and values of a topic of one partition, in their order."""
+
+    async def read() -> list[tuple[bytes | None, bytes | None]]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            partition, found = TopicPartition(topic, 0), []
+            consumer.assign([partition])
+            end = (await consumer.end_offsets([partition]))[partition]
+            while await consumer.position(partition) < end:
+                for record in (await consumer.getmany(partition, timeout_ms=1_000)).get(partition, []):
+                    found.append((record.key, record.value))
+            return found
+        finally:
+            await consumer.stop()
+
+    return asyncio.run(read())
 
 
 async def read_topic(bootstrap_servers: str, topic: str) -> list[LoggedEvent]:

@@ -14,6 +14,7 @@ RuntapError
     ├── HealthPortError          health cannot be served at the port that was asked for
     ├── InputError               what a person asked for cannot be understood
     ├── PriceFileError           a file of prices cannot be read, or is wrong
+    ├── AlertFileError           the file of alert rules cannot be read, or is wrong
     ├── RebuildError             figures cannot be rebuilt from the log now
     └── WorkerStoppedError       no running projection makes progress any more
 """
@@ -99,6 +100,10 @@ class InputError(ConsumerError):
 
 class PriceFileError(ConsumerError):
     """A file of prices cannot be read, or something in it cannot work. The message names file, key and value."""
+
+
+class AlertFileError(ConsumerError):
+    """The file of alert rules cannot be read, or says what cannot be judged: a line a mistake, with rule and key."""
 
 
 class RebuildError(ConsumerError):

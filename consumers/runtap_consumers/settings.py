@@ -52,13 +52,11 @@ class ConsumerSettings(ConnectionSettings):
     session_timeout_seconds: float = Field(
         10, ge=1, le=300, description="how long a worker may be silent before its partitions go to others, seconds"
     )
-    alert_error_rate: float = Field(0.1, gt=0, le=1, description="error rate of a service that raises an alert, 0 to 1")
-    alert_least_roots: int = Field(20, ge=1, description="ended root runs in the window below which no rate is judged")
+    alerts: str | None = Field(
+        None, description="file of alert rules; unset: alerts.toml in the working folder, else the built-in rules"
+    )
     alert_learning_seconds: float = Field(
         600, ge=0, description="how long a new store learns its error groups without an alert, seconds"
-    )
-    alert_groups_an_hour: int = Field(
-        10, ge=0, description="new-group alerts a service and hour; the rest in a summary"
     )
 
     serve_token: SecretStr | None = Field(

@@ -14,18 +14,24 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Struct
 
-SCHEMA = "runtap.alert.v1"
+from runtap_schemas.events import MAX_NAME_LENGTH, MAX_TEXT_LENGTH
+
+MAX_ID_LENGTH = 300
 Status = Literal["firing", "resolved", "noticed"]
 Severity = Literal["info", "warning", "critical"]
-_Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-_Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
+_Instant = Annotated[str, Meta(max_length=40, extra_json_schema={"format": "date-time"})]
+_Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", max_length=60)]
+_Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+_Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
+_Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
+_Facts = Annotated[dict[_Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=32)]
 
 
 class AlertRule(Struct, frozen=True):
     """The rule that raised an alert."""
 
-    id: Annotated[str, Meta(description="The rule's id in the file of alert rules.")]
-    revision: Annotated[str, Meta(description="Hash of the rule as it was: another one means that it was edited.")]
+    id: Annotated[_Id, Meta(description="The rule's id in the file of alert rules.")]
+    revision: Annotated[_Name, Meta(description="Hash of the rule as it was: another one means that it was edited.")]
 
 
 class AlertWindow(Struct, frozen=True, rename={"from_": "from"}):
@@ -42,21 +48,19 @@ class Alert(Struct, kw_only=True, omit_defaults=False):
 
     schema: Annotated[
         Literal["runtap.alert.v1"], Meta(description="Version of this format; fields are only ever added to it.")
-    ] = SCHEMA
-    id: Annotated[str, Meta(description="Names this record; a repeat of the record has the same one.")]
+    ] = "runtap.alert.v1"
+    id: Annotated[_Id, Meta(description="Names this record; a repeat of the record has the same one.")]
     incident_id: Annotated[
-        str, Meta(description="Names what is wrong: the same from `firing` over repeats and rises to `resolved`.")
+        _Id, Meta(description="Names what is wrong: the same from `firing` over repeats and rises to `resolved`.")
     ]
     status: Annotated[Status, Meta(description="`firing`, `resolved`, or `noticed` for what happens and has no end.")]
-    severity: Annotated[Severity, Meta(description="How bad it is, by the rule; `info` once resolved is not used.")]
+    severity: Annotated[Severity, Meta(description="How bad it is, by the rule.")]
     rule: Annotated[AlertRule, Meta(description="The rule that raised it.")]
-    group: Annotated[
-        dict[str, str], Meta(description="What it is about: the values of the rule's `group_by`; empty for all.")
-    ]
+    group: Annotated[_Facts, Meta(description="What it is about: the values of the rule's `group_by`; empty for all.")]
     at: Annotated[_Instant, Meta(description="When it was raised.")]
     value: Annotated[_Decimal | None, Meta(description="The figure that was judged; null where there is none.")] = None
     threshold: Annotated[_Decimal | None, Meta(description="What it was compared with, in the same unit.")] = None
-    unit: Annotated[str, Meta(description="Unit of both: `USD`, `share` (0 to 1), `s`, `tokens`, `calls`, …")]
+    unit: Annotated[_Name, Meta(description="Unit of both: `USD`, `share` (0 to 1), `s`, `tokens`, `calls`, …")]
     window: Annotated[
         AlertWindow | None, Meta(description="The stretch of time that was judged; null where there is none.")
     ] = None
@@ -64,23 +68,24 @@ class Alert(Struct, kw_only=True, omit_defaults=False):
         _Instant | None,
         Meta(description="Before this instant nothing was missing when it was raised; null where that is unknown."),
     ] = None
-    trace_id: Annotated[str | None, Meta(description="A trace to look at first.")] = None
+    trace_id: Annotated[_Name | None, Meta(description="A trace to look at first.")] = None
     sample_run_ids: Annotated[
-        list[str], Meta(description="Runs that show it; `runtap trace` finds the trace of each.")
+        Annotated[list[_Name], Meta(max_length=10)],
+        Meta(description="Runs that show it; `runtap trace` finds the trace of each."),
     ] = []
-    error_type: Annotated[str | None, Meta(description="The most frequent error in the window.")] = None
-    error_place: Annotated[str | None, Meta(description="Where in the code that was raised.")] = None
+    error_type: Annotated[_Name | None, Meta(description="The most frequent error in the window.")] = None
+    error_place: Annotated[_Text | None, Meta(description="Where in the code that was raised.")] = None
     change: Annotated[
-        dict[str, _Decimal] | None,
+        Annotated[dict[_Name, _Decimal], Meta(max_length=10)] | None,
         Meta(
             description="Of costs: what the window cost more than the one before it, in USD, split exactly into "
             "volume, mix, tokens, cached share, price and the rest."
         ),
     ] = None
-    summary: Annotated[str, Meta(description="All of it in one line, for people.")]
-    query: Annotated[str, Meta(description="The command that shows the same figure.")]
-    labels: Annotated[dict[str, str], Meta(description="The rule's own labels.")] = {}
-    runbook: Annotated[str | None, Meta(description="What to do, by the rule.")] = None
+    summary: Annotated[_Text, Meta(description="All of it in one line, for people.")]
+    query: Annotated[_Text, Meta(description="The command that shows the same figure.")]
+    labels: Annotated[_Facts, Meta(description="The rule's own labels.")] = {}
+    runbook: Annotated[_Text | None, Meta(description="What to do, by the rule.")] = None
 
     @property
     def key(self) -> str:

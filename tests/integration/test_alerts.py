@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -14,79 +14,50 @@ from unittest.mock import AsyncMock
 import pytest
 from structlog.testing import capture_logs
 
-from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator
+from runtap_consumers.alerts.backtest import replay
+from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator, _watermark
 from runtap_consumers.alerts.loop import run_alerts
+from runtap_consumers.alerts.rule_file import default_text
+from runtap_consumers.alerts.windows import SETTLE_NS
 from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.store import tables
 from runtap_consumers.store.dead_letters import DeadLetter
-from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.engine import open_store
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.writer import SqliteWriter, Writer
-from runtap_consumers.units import HOUR_NS, MINUTE_NS
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
 from runtap_consumers.worker.dead_letters import publish_dead_letters
-from runtap_schemas import Alert, decode_alert
+from runtap_schemas import decode_alert
+from store_figures import Figures
 from worker_process import wait_until
 
 EVENTS = "test.events"
-SETTINGS = ConsumerSettings.load(alert_learning_seconds=0.0)
 
 
-class Figures:
-    """Writes what a worker would have written."""
+DEFAULT = default_text()
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._writer = Writer.of(store)
 
-    def add(self, table_name: str, *rows: tuple[Any, ...]) -> None:
-        with self.open_commit(table_name, *rows):
-            pass
+class Rounds:
+    """An evaluator that is asked to go round."""
 
-    @contextmanager
-    def open_commit(self, table_name: str, *rows: tuple[Any, ...]) -> Iterator[None]:
-        """A transaction that has written the rows, and commits at the end of the block."""
-        table = tables.metadata.tables[table_name]
-        with self._writer.transaction():
-            self._writer.execute_rows(self._writer._upserts[table_name], table, list(rows))
-            yield
+    def __init__(self, figures: Figures, settings: ConsumerSettings) -> None:
+        self.evaluator = AlertEvaluator(figures.store, settings)
+        self._figures = figures
 
-    def position(self, partition: int = 0, next_offset: int = 0, log_time_ns: int = 0, generation: int = 0) -> None:
-        self.add("positions", ("errors", partition, next_offset, 0, 0, generation, 0, "", log_time_ns, 0))
+    def go(self, now_ns: int, watermark_ns: int | None = None) -> int:
+        """A round. `watermark_ns`: up to which log time all is applied; `None`: all there is."""
+        if watermark_ns is None:
+            return self.evaluator.evaluate(now_ns, {0: 0})
+        self._figures.position(log_time_ns=watermark_ns)
+        return self.evaluator.evaluate(now_ns, {0: 1})
 
-    def roots(self, minute_ns: int, ok: int, errors: int, partition: int = 0, generation: int = 0) -> None:
-        key = (minute_ns, "checkout", "prod", partition, generation)
-        with self.open_commit("roots_minute", (*key, ok, errors, 0, 0, f"run-{minute_ns}" if errors else None)):
-            self.touch(minute_ns, partition, generation)
 
-    def touch(self, minute_ns: int, partition: int, generation: int) -> None:
-        table = tables.metadata.tables["touched_minutes"]
-        row = (minute_ns, partition, generation, 1)
-        self._writer.execute_rows(self._writer._upserts[table.name], table, [row])
-
-    def groups(self, count: int, service: str = "checkout", first: int = 0) -> None:
-        self.add(
-            "error_groups",
-            *(
-                (
-                    *(service, "prod", f"fingerprint-{number:03}", 0, 0),
-                    *("ValueError", "other", f"boom {number}", "tool", None, None, None),
-                    *(2, number, number + 1, f"run-{number}"),
-                )
-                for number in range(first, first + count)
-            ),
-        )
-
-    def query(self, statement: str) -> list[Any]:
-        with self._writer.transaction():
-            return self._writer.query(statement)
-
-    def alerts(self) -> list[Alert]:
-        rows = self.query("SELECT payload FROM alert_outbox ORDER BY at_ns, id")
-        return [decode_alert(bytes(payload)) for (payload,) in rows]
-
-    def close(self) -> None:
-        self._writer.close()
+def rules(folder: Path, text: str) -> ConsumerSettings:
+    """Settings with a file of these rules."""
+    file = folder / "rules.toml"
+    file.write_text(text)
+    return ConsumerSettings.load(alert_learning_seconds=0.0, alerts=str(file))
 
 
 @pytest.fixture
@@ -101,200 +72,355 @@ def figures(store_url: str) -> Iterator[Figures]:
 
 @pytest.fixture
 def now_ns(figures: Figures) -> int:
-    """Half a minute into an hour after the store was made."""
-    return (figures.store.created_at_ns // HOUR_NS + 10) * HOUR_NS + 30 * 10**9
+    """Half a minute into an hour of the day after the store was made."""
+    figures.at_ns = (figures.store.created_at_ns // DAY_NS + 1) * DAY_NS + 10 * HOUR_NS + 30 * 10**9
+    return figures.at_ns
 
 
 @pytest.fixture
-def evaluator(figures: Figures) -> Iterator[AlertEvaluator]:
-    with AlertEvaluator(figures.store, SETTINGS) as made:
-        yield made
+def make_rounds(figures: Figures, tmp_path: Path) -> Iterator[Callable[[str], Rounds]]:
+    made: list[Rounds] = []
+
+    def make(text: str) -> Rounds:
+        made.append(Rounds(figures, rules(tmp_path, text)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.evaluator.close()
 
 
-def test_error_rate_fires_once_and_is_resolved_once(figures: Figures, evaluator: AlertEvaluator, now_ns: int) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
-    assert evaluator.evaluate(now_ns, now_ns, True) == 0
+MakeRounds = Callable[[str], Rounds]
+COST_RULE = """
+[[rule]]
+id = "spend"
+what = "cost"
+window = "5m"
+above = "10"
+critical = "100"
+recover = "5"
+group_by = ["service"]
+"""
+
+
+def test_error_rate_fires_once_over_a_minute_that_is_over_and_is_resolved_once(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    rounds, minute = make_rounds(DEFAULT), now_ns - now_ns % MINUTE_NS
+    assert rounds.go(now_ns) == 0
     figures.roots(minute, 10, 20)
-    assert evaluator.evaluate(now_ns + 1, now_ns + 1, True) == 1
+    assert rounds.go(now_ns + 1) == 0
+    assert rounds.go(minute + MINUTE_NS + 1) == 0
+    assert rounds.go(minute + MINUTE_NS + SETTLE_NS) == 1
     for seconds in range(2, 200, 7):
-        at = now_ns + seconds * 10**9
-        assert evaluator.evaluate(at, at, True) == 0
+        assert rounds.go(minute + MINUTE_NS + seconds * 10**9) == 0
     figures.roots(minute + 4 * MINUTE_NS, 500, 0)
-    at = now_ns + 4 * MINUTE_NS
-    assert evaluator.evaluate(at, at, True) == 1
+    assert rounds.go(minute + 5 * MINUTE_NS + SETTLE_NS) == 1
     fired, resolved = figures.alerts()
-    assert (fired.id, fired.state, fired.count, fired.sample_run_id) == (
-        "error_rate/checkout/prod/1",
-        "firing",
-        20,
-        f"run-{minute}",
+    assert (fired.id, fired.status, fired.severity, fired.value, fired.threshold, fired.unit) == (
+        *("error_rate?environment=prod&service=checkout/1", "firing", "critical"),
+        *("0.666666666667", "0.1", "share"),
     )
-    assert fired.rate == pytest.approx(20 / 30)
-    assert (resolved.id, resolved.state, resolved.count) == ("error_rate/checkout/prod/2", "resolved", 20)
+    assert fired.window is not None
+    assert fired.window.to == "2" + fired.window.to[1:]
+    assert fired.sample_run_ids == [f"run-{minute}"]
+    assert fired.summary == (
+        "service checkout, environment prod: share of root runs that failed 66.7% in 5 minutes, at or above 10.0%"
+    )
+    assert fired.query.startswith("runtap report --service checkout --since 2")
+    assert (resolved.status, resolved.incident_id, resolved.value) == ("resolved", fired.incident_id, "0.037735849057")
 
 
 def test_service_that_falls_silent_while_it_fires_is_resolved(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
+    rounds, minute = make_rounds(DEFAULT), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
     figures.roots(minute, 10, 20)
-    assert evaluator.evaluate(now_ns, now_ns, True) == 1
+    assert rounds.go(minute + MINUTE_NS + SETTLE_NS) == 1
     # One partition lags: what it may still bring is no silence.
-    at = minute + 6 * MINUTE_NS
-    assert evaluator.evaluate(at, at - MINUTE_NS, False) == 0
-    assert evaluator.evaluate(at, at, True) == 1
-    assert evaluator.evaluate(at + HOUR_NS, at + HOUR_NS, True) == 0
-    assert [(alert.state, alert.rate) for alert in figures.alerts()] == [
-        ("firing", pytest.approx(20 / 30)),
+    at = minute + 6 * MINUTE_NS + SETTLE_NS
+    assert rounds.go(at, at - MINUTE_NS) == 0
+    figures.position()
+    assert rounds.go(at) == 1
+    assert rounds.go(at + HOUR_NS) == 0
+    assert [(alert.status, alert.value) for alert in figures.alerts()] == [
+        ("firing", "0.666666666667"),
         ("resolved", None),
     ]
 
 
 def test_partitions_are_summed_and_only_the_live_generation_counts(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
+    rounds, minute = make_rounds(DEFAULT), now_ns - now_ns % MINUTE_NS
     figures.position(partition=1, generation=2)
-    evaluator.evaluate(now_ns, now_ns, True)
+    rounds.go(now_ns)
     figures.roots(minute, 12, 0, partition=0)
     figures.roots(minute, 0, 100, partition=1, generation=0)
-    assert evaluator.evaluate(now_ns, now_ns, True) == 0
+    assert rounds.go(minute + MINUTE_NS + SETTLE_NS) == 0
     figures.roots(minute, 4, 4, partition=1, generation=2)
-    assert evaluator.evaluate(now_ns, now_ns, True) == 1
-    assert [(alert.count, alert.rate) for alert in figures.alerts()] == [(4, 0.2)]
+    assert rounds.go(minute + MINUTE_NS + SETTLE_NS + 1) == 1
+    assert [alert.value for alert in figures.alerts()] == ["0.2"]
 
 
-def test_lagging_partition_holds_the_verdict_back_and_its_late_minutes_are_judged(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+def test_lagging_partition_holds_a_rate_back_and_its_late_minutes_are_judged(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
-    evaluator.evaluate(now_ns, now_ns, True)
-    # Partition 1 is five minutes behind: what partition 0 alone shows, all failed, is not judged.
-    figures.position(partition=1)
+    rounds, minute = make_rounds(DEFAULT), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
     figures.roots(minute, 0, 20, partition=0)
     later = now_ns + 3 * MINUTE_NS
-    assert evaluator.evaluate(later, minute - 5 * MINUTE_NS, False) == 0
-    figures.roots(minute, 1_000, 0, partition=1)
-    assert evaluator.evaluate(later + 1, later, True) == 0
+    # What partition 0 alone shows, all failed, is not judged.
+    assert rounds.go(later, minute - 5 * MINUTE_NS) == 0
+    figures.roots(minute, 1_000, 0, partition=0)
+    figures.position()
+    assert rounds.go(later + 1) == 0
     # A commit that comes after the minute's windows were judged.
-    figures.roots(minute - 2 * MINUTE_NS, 0, 600, partition=1)
-    assert evaluator.evaluate(later + 2, later, True) == 2
-    assert [alert.state for alert in figures.alerts()] == ["firing", "resolved"]
+    figures.roots(minute - 2 * MINUTE_NS, 0, 600)
+    assert rounds.go(later + 2) == 1
+    assert rounds.go(later + MINUTE_NS) == 1
+    assert [alert.status for alert in figures.alerts()] == ["firing", "resolved"]
 
 
 def test_touch_that_a_regressed_watermark_kept_unjudged_is_judged_later(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
-    evaluator.evaluate(now_ns, now_ns, True)
+    rounds, minute = make_rounds(DEFAULT), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
     figures.roots(minute - 10 * MINUTE_NS, 0, 50)
-    assert evaluator.evaluate(now_ns + 1, minute - HOUR_NS, False) == 0
+    assert rounds.go(now_ns + 1, minute - HOUR_NS) == 0
     assert figures.query("SELECT count(*) FROM touched_minutes")[0][0] == 0
-    assert evaluator.evaluate(now_ns + 2, now_ns, False) == 2
-    assert [(alert.state, alert.window_to_ns) for alert in figures.alerts()] == [
-        ("firing", minute - 9 * MINUTE_NS),
-        # The first window after it without a root.
-        ("resolved", minute - 4 * MINUTE_NS),
-    ]
+    figures.position()
+    assert rounds.go(now_ns + 2) == 2
+    assert [alert.status for alert in figures.alerts()] == ["firing", "resolved"]
 
 
-def test_touch_of_an_open_commit_is_seen_after_the_commit(postgres_database: str) -> None:
+def test_touch_of_an_open_commit_is_seen_after_the_commit(postgres_database: str, tmp_path: Path) -> None:
     # SQLite has one writer: there is no open commit beside an evaluation.
     store = open_store(postgres_database, EVENTS)
     figures = Figures(store)
     figures.position()
-    now = (store.created_at_ns // HOUR_NS + 10) * HOUR_NS
-    key = (now - 20 * MINUTE_NS, "checkout", "prod", 0, 0)
-    with AlertEvaluator(store, SETTINGS) as evaluator:
-        evaluator.evaluate(now, now, True)
-        # The minute was touched before, and is touched again by a commit that is still open while it is judged.
-        figures.add("touched_minutes", (now - 20 * MINUTE_NS, 0, 0, 1))
-        with figures.open_commit("roots_minute", (*key, 0, 50, 0, 0, "run-1")):
-            figures.touch(now - 20 * MINUTE_NS, 0, 0)
-            assert evaluator.evaluate(now + 1, now, False) == 0
-        assert evaluator.evaluate(now + 2, now, False) == 2
-    assert [(alert.state, alert.count) for alert in figures.alerts()] == [("firing", 50), ("resolved", 0)]
+    now = (store.created_at_ns // HOUR_NS + 10) * HOUR_NS + SETTLE_NS
+    key = (now // MINUTE_NS * MINUTE_NS - 20 * MINUTE_NS, "checkout", "prod", 0, 0)
+    rounds = Rounds(figures, rules(tmp_path, DEFAULT))
+    rounds.go(now)
+    # The minute was touched before, and is touched again by a commit that is still open while it is judged.
+    figures.add("touched_minutes", ("errors", key[0], 0, 0, 1))
+    with figures.open_commit("roots_minute", (*key, 0, 50, 0, 0, "run-1")):
+        figures.touch("errors", key[0])
+        assert rounds.go(now + 1) == 0
+    assert rounds.go(now + 2) == 2
+    assert [alert.status for alert in figures.alerts()] == ["firing", "resolved"]
+    rounds.evaluator.close()
     figures.close()
     store.close()
 
 
-def test_new_group_is_named_once(figures: Figures, evaluator: AlertEvaluator, now_ns: int) -> None:
+def test_cost_fires_at_once_rises_to_critical_and_is_resolved_below_its_recovery(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    rounds, minute = make_rounds(COST_RULE), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
+    figures.spend(minute, 9.99)
+    assert rounds.go(now_ns + 1) == 0
+    # Far behind: what is there is enough.
+    figures.spend(minute, 0.01)
+    assert rounds.go(now_ns + 2, minute - HOUR_NS) == 1
+    figures.position()
+    assert rounds.go(now_ns + 3) == 0
+    figures.spend(minute, 90)
+    assert rounds.go(now_ns + 4) == 1
+    for number in range(1, 6):
+        figures.spend(minute + number * MINUTE_NS, 6)
+        assert rounds.go(minute + number * MINUTE_NS + 30 * 10**9) == 0
+    # Below ten, but not below the five of `recover`, for a while.
+    for number in range(6, 10):
+        assert rounds.go(minute + number * MINUTE_NS + 30 * 10**9) == 0
+    assert rounds.go(minute + 11 * MINUTE_NS + SETTLE_NS) == 1
+    fired, risen, resolved = figures.alerts()
+    assert [(each.status, each.severity, each.value) for each in (fired, risen, resolved)] == [
+        ("firing", "warning", "10"),
+        ("firing", "critical", "100"),
+        ("resolved", "warning", None),
+    ]
+    assert {each.incident_id for each in (fired, risen, resolved)} == {"spend?service=checkout/1"}
+    assert [each.id for each in (fired, risen, resolved)] == [
+        f"spend?service=checkout/{number}" for number in (1, 2, 3)
+    ]
+    assert fired.change is not None
+    assert sum(map(Decimal, fired.change.values())) == 10
+    assert "figures are 60 min behind" in fired.summary
+
+
+def test_new_group_is_named_once(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
+    rounds = make_rounds(DEFAULT)
     figures.groups(2)
-    assert evaluator.evaluate(now_ns, now_ns, True) == 2
+    assert rounds.go(now_ns) == 2
     figures.groups(2)
+    figures.position(partition=1)
     figures.add(
         "error_groups",
         (
             *("checkout", "staging", "fingerprint-001", 1, 0),
-            *("ValueError", "other", "boom", "tool", None, None, None, 1, 1, 1, "run-9"),
+            *("ValueError", "other", "boom", "tool", None, None, None, 1, now_ns, now_ns, "run-9"),
         ),
     )
-    figures.position(partition=1)
-    assert evaluator.evaluate(now_ns + 1, now_ns + 1, True) == 0
+    assert rounds.go(now_ns + 1) == 0
     first = figures.alerts()[0]
-    assert (first.id, first.state, first.count, first.sample_run_id, first.environment) == (
-        "new_error_group/checkout/fingerprint-000",
-        "noticed",
-        2,
-        "run-0",
-        "prod",
+    assert (first.id, first.status, first.value, first.sample_run_ids, first.error_type) == (
+        "new_error_group?fingerprint=fingerprint-000&service=checkout/1",
+        *("noticed", "2", ["run-0"], "ValueError"),
     )
     assert first.summary == "checkout: new error ValueError (other): boom 0"
+    # Neither another evaluator nor rows of another generation make it new again.
+    rounds.evaluator.close()
+    again = make_rounds(DEFAULT)
+    figures.groups(2)
+    assert again.go(now_ns + 2) == 0
 
 
 def test_young_store_learns_its_groups_quietly(figures: Figures) -> None:
     store = figures.store
-    learning = ConsumerSettings.load(alert_learning_seconds=600.0)
     figures.groups(3)
-    with AlertEvaluator(store, learning) as evaluator:
-        at = store.created_at_ns + 599 * 10**9
-        assert evaluator.evaluate(at, at, True) == 0
-        figures.groups(1, first=3)
-        at = store.created_at_ns + 600 * 10**9
-        assert evaluator.evaluate(at, at, True) == 1
-    assert [alert.fingerprint for alert in figures.alerts()] == ["fingerprint-003"]
+    rounds = Rounds(figures, ConsumerSettings.load(alert_learning_seconds=600.0))
+    assert rounds.go(store.created_at_ns + 599 * 10**9) == 0
+    figures.groups(1, first=3)
+    assert rounds.go(store.created_at_ns + 600 * 10**9) == 1
+    assert [alert.group["fingerprint"] for alert in figures.alerts()] == ["fingerprint-003"]
+    rounds.evaluator.close()
 
 
-def test_groups_beyond_the_cap_wait_for_one_summary_of_their_hour(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+def test_alerts_beyond_fifty_a_minute_wait_for_one_summary(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
-    figures.groups(7)
-    assert evaluator.evaluate(now_ns, now_ns, True) == 7
-    figures.groups(8, first=7)
-    figures.groups(2, service="search")
-    assert evaluator.evaluate(now_ns + 1, now_ns + 1, True) == 5
-    at = now_ns + HOUR_NS - MINUTE_NS
-    assert evaluator.evaluate(at, at, True) == 0
-    at = now_ns + HOUR_NS
-    figures.groups(1, first=20)
-    assert evaluator.evaluate(at, at, True) == 2
-    assert evaluator.evaluate(at + HOUR_NS, at + HOUR_NS, True) == 0
-    summary = next(alert for alert in figures.alerts() if alert.window_to_ns)
-    assert (summary.rule, summary.state, summary.service, summary.count) == (
-        "new_error_group",
-        "noticed",
-        "checkout",
-        5,
-    )
+    rounds = make_rounds(DEFAULT)
+    figures.groups(30)
+    assert rounds.go(now_ns) == 30
+    figures.groups(60, first=30)
+    assert rounds.go(now_ns + 1) == 60
+    published = [row.id for row in rounds.evaluator.outbox()]
+    assert len(published) == 50
+    assert rounds.go(now_ns + 10 * 10**9) == 0
+    assert rounds.go(now_ns + MINUTE_NS) == 1
+    assert rounds.go(now_ns + 2 * MINUTE_NS) == 0
+    summary = figures.alerts()[-1]
+    assert (summary.rule.id, summary.status, summary.value) == ("new_error_group", "noticed", "40")
+    assert len(rounds.evaluator.outbox()) == 51
 
 
-def test_two_evaluators_at_once_raise_each_alert_once(figures: Figures, now_ns: int) -> None:
-    minute = now_ns - now_ns % MINUTE_NS
-    with AlertEvaluator(figures.store, SETTINGS) as warm:
-        warm.evaluate(now_ns - 2 * LEASE_NS, now_ns - 2 * LEASE_NS, True)
+BUDGET = """
+[[budget]]
+id = "user_day"
+period = "day"
+limit = "10"
+group_by = ["user"]
+forecast = false
+"""
+
+
+def test_budget_by_user_says_each_level_once_and_ends_with_its_day(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    rounds, minute = make_rounds(BUDGET), now_ns - now_ns % MINUTE_NS
+    # Hours ago, and before this evaluator was there.
+    figures.spend(minute - 5 * HOUR_NS, 4, user="ann")
+    figures.spend(minute - 5 * HOUR_NS, 4, user="bob")
+    assert rounds.go(now_ns) == 0
+    figures.spend(minute, 1, user="ann")
+    assert rounds.go(now_ns + 1) == 1
+    assert rounds.go(now_ns + 2) == 0
+    # Both levels at once: the higher one is said.
+    figures.spend(minute, 6, user="ann")
+    assert rounds.go(now_ns + 3) == 1
+    # A late commit, of hours ago.
+    figures.spend(minute - 4 * HOUR_NS, 1, user="bob")
+    assert rounds.go(now_ns + 4) == 1
+    tomorrow = (now_ns // DAY_NS + 1) * DAY_NS
+    figures.spend(tomorrow + MINUTE_NS, 1, user="cat")
+    assert rounds.go(tomorrow + 2 * MINUTE_NS) == 2
+    found = [(alert.group["user"], alert.status, alert.severity, alert.value) for alert in figures.alerts()]
+    assert found == [
+        ("ann", "firing", "warning", "5"),
+        ("ann", "firing", "critical", "11"),
+        ("bob", "firing", "warning", "5"),
+        ("ann", "resolved", "warning", None),
+        ("bob", "resolved", "warning", None),
+    ]
+    assert figures.alerts()[1].threshold == "10"
+    assert "runtap costs --by user" in figures.alerts()[0].query
+
+
+def test_file_that_changes_is_read_again_and_one_with_a_mistake_is_not(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int, tmp_path: Path
+) -> None:
+    rounds, minute = make_rounds(COST_RULE), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
+    figures.spend(minute, 7)
+    assert rounds.go(now_ns + 1) == 0
+    with capture_logs() as logs:
+        rules(tmp_path, COST_RULE + 'windo = "1m"\n')
+        assert rounds.go(now_ns + 2) == 0
+        assert rounds.go(now_ns + 3) == 0
+    refused = [entry for entry in logs if entry["event"] == "alert_rules_refused"]
+    assert len(refused) == 1
+    assert "rule 'spend': windo: there is no such key" in refused[0]["reason"]
+    rules(tmp_path, COST_RULE.replace('"10"', '"7"'))
+    figures.spend(minute, 0)
+    assert rounds.go(now_ns + 4) == 1
+    # A rule that is taken out fires no more.
+    rules(tmp_path, DEFAULT)
+    assert rounds.go(now_ns + 5) == 1
+    fired, resolved = figures.alerts()
+    assert (resolved.status, resolved.incident_id) == ("resolved", fired.incident_id)
+    rules(tmp_path, COST_RULE.replace('"10"', '"7"'))
+    figures.spend(minute, 0)
+    assert rounds.go(now_ns + 6) == 1
+    assert len({alert.id for alert in figures.alerts()}) == 3
+
+
+def test_back_test_says_what_was_said(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
+    rounds, minute = make_rounds(DEFAULT + COST_RULE), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
+    numbers = random.Random(5)
+    for number in range(90):
+        begin = minute + number * MINUTE_NS
+        for _ in range(numbers.randrange(3)):
+            figures.spend(begin, numbers.choice((0.5, 3, 12, 70)))
+            figures.roots(begin, numbers.randrange(30), numbers.choice((0, 0, 1, 9)))
+            rounds.go(begin + numbers.randrange(1, 30 * 10**9))
+        rounds.go(begin + 31 * 10**9)
+    end = minute + 90 * MINUTE_NS
+    rounds.go(end + SETTLE_NS)
+    raised = figures.alerts()
+    assert {alert.status for alert in raised} == {"firing", "resolved"}
+    assert {alert.rule.id for alert in raised} == {"error_rate", "spend"}
+    found = replay(figures.store, rounds.evaluator.rules, minute, end, end + SETTLE_NS)
+    assert (found.equal, found.missing, found.more, found.revised) == (len(raised), [], [], [])
+    # Without what was said last, and with other limits, it differs.
+    last = figures.query("SELECT id FROM alert_outbox ORDER BY at_ns DESC LIMIT 1")[0][0]
+    with figures._writer.transaction():
+        figures._writer.execute("DELETE FROM alert_outbox WHERE id = ?", (last,))
+    assert len(replay(figures.store, rounds.evaluator.rules, minute, end, end + SETTLE_NS).more) == 1
+
+
+def test_two_evaluators_at_once_raise_each_alert_once(figures: Figures, now_ns: int, tmp_path: Path) -> None:
+    settings, minute = rules(tmp_path, DEFAULT), now_ns - now_ns % MINUTE_NS
+    warm = Rounds(figures, settings)
+    warm.go(now_ns - 2 * LEASE_NS)
+    warm.evaluator.close()
     figures.groups(10)
     figures.roots(minute, 0, 50)
     counts: list[int] = []
     barrier = threading.Barrier(4)
 
     def compete() -> None:
-        with AlertEvaluator(figures.store, SETTINGS) as evaluator:
+        with AlertEvaluator(figures.store, settings) as evaluator:
             barrier.wait()
             raised = 0
             for step in range(10):
                 # Each lease has run out by the next step: every round may change hands.
-                at = now_ns + step * 2 * LEASE_NS
-                raised += evaluator.evaluate(at, at, True)
+                raised += evaluator.evaluate(now_ns + step * 2 * LEASE_NS, {0: 0})
             counts.append(raised)
 
     threads = [threading.Thread(target=compete) for _ in range(4)]
@@ -306,41 +432,62 @@ def test_two_evaluators_at_once_raise_each_alert_once(figures: Figures, now_ns: 
     assert len(alerts) == len({alert.id for alert in alerts}) == sum(counts) == 11
 
 
-def test_other_evaluator_waits_for_the_lease_of_one_that_died(figures: Figures, now_ns: int) -> None:
-    died = AlertEvaluator(figures.store, SETTINGS)
-    assert died.evaluate(now_ns, now_ns, True) == 0
-    figures.groups(1)
-    with AlertEvaluator(figures.store, SETTINGS) as other:
-        assert other.evaluate(now_ns + LEASE_NS - 1, now_ns, True) == 0
-        assert not other.holds_lease
-        assert other.evaluate(now_ns + LEASE_NS, now_ns, True) == 1
-        assert other.holds_lease
-        assert died.evaluate(now_ns + LEASE_NS + 1, now_ns, True) == 0
-        assert not died.holds_lease
-    died.close()
-
-
-def test_closed_evaluator_gives_its_lease_back(figures: Figures, now_ns: int) -> None:
-    with AlertEvaluator(figures.store, SETTINGS) as first:
-        first.evaluate(now_ns, now_ns, True)
-    with AlertEvaluator(figures.store, SETTINGS) as second:
-        second.evaluate(now_ns + 1, now_ns + 1, True)
-        assert second.holds_lease
-
-
-def test_watermark_is_the_least_log_time_and_now_at_the_end(
-    figures: Figures, evaluator: AlertEvaluator, now_ns: int
+def test_other_evaluator_waits_for_the_lease_of_one_that_died(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:
+    died, other = make_rounds(DEFAULT), make_rounds(DEFAULT)
+    assert died.go(now_ns) == 0
+    figures.groups(1)
+    assert other.go(now_ns + LEASE_NS - 1) == 0
+    assert not other.evaluator.holds_lease
+    assert other.go(now_ns + LEASE_NS) == 1
+    assert other.evaluator.holds_lease
+    assert died.go(now_ns + LEASE_NS + 1) == 0
+    assert not died.evaluator.holds_lease
+
+
+def test_round_that_lost_its_lease_while_it_judged_writes_nothing(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = make_rounds(DEFAULT), make_rounds(DEFAULT)
+    figures.groups(1)
+    write = AlertEvaluator._write
+
+    def write_late(evaluator: AlertEvaluator, *arguments: Any) -> bool:
+        monkeypatch.setattr(AlertEvaluator, "_write", write)
+        assert other.go(now_ns + LEASE_NS) == 1
+        return write(evaluator, *arguments)
+
+    monkeypatch.setattr(AlertEvaluator, "_write", write_late)
+    assert slow.go(now_ns) == 0
+    assert not slow.evaluator.holds_lease
+    assert len(figures.alerts()) == 1
+
+
+def test_closed_evaluator_gives_its_lease_back(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
+    first, second = make_rounds(DEFAULT), make_rounds(DEFAULT)
+    first.go(now_ns)
+    first.evaluator.close()
+    second.go(now_ns + 1)
+    assert second.evaluator.holds_lease
+
+
+def test_figures_are_complete_up_to_the_least_log_time_and_now_at_the_end(figures: Figures, now_ns: int) -> None:
     figures.position(partition=0, next_offset=10, log_time_ns=now_ns - 5)
     figures.position(partition=1, next_offset=20, log_time_ns=now_ns - 7)
-    assert evaluator.watermark({0: 10, 1: 20}, now_ns) == (now_ns, True)
-    assert evaluator.watermark({0: 11, 1: 20}, now_ns) == (now_ns - 5, False)
-    assert evaluator.watermark({0: 11, 1: 21}, now_ns) == (now_ns - 7, False)
+
+    def watermark(ends: dict[int, int]) -> int:
+        with open_snapshot(figures.store) as snapshot:
+            return _watermark(snapshot, "errors", ends, now_ns)
+
+    assert watermark({0: 10, 1: 20}) == now_ns
+    assert watermark({0: 11, 1: 20}) == now_ns - 5
+    assert watermark({0: 11, 1: 21}) == now_ns - 7
     # Nobody has read partition 2 yet, but it is empty; of partition 3 nothing is applied.
-    assert evaluator.watermark({0: 10, 1: 20, 2: 0}, now_ns) == (now_ns, True)
-    assert evaluator.watermark({0: 10, 1: 20, 3: 1}, now_ns) == (0, False)
+    assert watermark({0: 10, 1: 20, 2: 0}) == now_ns
+    assert watermark({0: 10, 1: 20, 3: 1}) == 0
     # The log was made again, and the worker has not noticed.
-    assert evaluator.watermark({0: 4, 1: 20}, now_ns) == (now_ns - 5, False)
+    assert watermark({0: 4, 1: 20}) == now_ns - 5
 
 
 async def _records(settings: ConsumerSettings, topic: str, count: int) -> list[TailedRecord]:
@@ -367,7 +514,7 @@ async def test_alert_is_published_with_the_same_id_after_a_stop_between_outbox_a
     # It stored the alert, sent it, and died before it could note the acknowledgement.
     died = AlertEvaluator(store, settings)
     at = store.created_at_ns + 1
-    assert died.evaluate(at, at, True) == 1
+    assert died.evaluate(at, {0: 0, 1: 0}) == 1
     stored = died.outbox()
     async with Publisher(settings) as publisher:
         await publisher.publish(f"{topic_prefix}.alerts", b"checkout", stored[0].payload)
@@ -380,8 +527,20 @@ async def test_alert_is_published_with_the_same_id_after_a_stop_between_outbox_a
     stop.set()
     await asyncio.wait_for(loop, 5)
     ids = [decode_alert(record.value or b"").id for record in records]
-    assert ids == [stored[0].id, stored[0].id, "new_error_group/checkout/fingerprint-001"]
-    assert {record.key for record in records} == {b"checkout"}
+    second = "new_error_group?fingerprint=fingerprint-001&service=checkout"
+    assert ids == [stored[0].id, stored[0].id, f"{second}/1"]
+    assert [record.key for record in records[1:]] == [stored[0].id.removesuffix("/1").encode(), second.encode()]
+    headers = dict(records[-1].headers)
+    assert headers.pop("ce_time").endswith(b"Z")
+    assert headers == {
+        "ce_specversion": b"1.0",
+        "ce_id": f"{second}/1".encode(),
+        "ce_source": f"/runtap/{store.store_id}".encode(),
+        "ce_type": b"runtap.alert.noticed",
+        "ce_subject": second.encode(),
+        "content-type": b"application/json",
+        "correlation_id": f"{second}/1".encode(),
+    }
     assert figures.query("SELECT count(*) FROM alert_outbox WHERE published = 0")[0][0] == 0
     figures.close()
     store.close()
@@ -456,10 +615,10 @@ async def test_the_store_is_not_closed_under_an_evaluation_of_a_cancelled_loop(
     begun, may_end, done = threading.Event(), threading.Event(), list[str]()
     evaluate, close = AlertEvaluator.evaluate, AlertEvaluator.close
 
-    def wait_and_evaluate(evaluator: AlertEvaluator, now_ns: int, watermark_ns: int, caught_up: bool) -> int:
+    def wait_and_evaluate(evaluator: AlertEvaluator, now_ns: int, ends: dict[int, int]) -> int:
         begun.set()
         may_end.wait(10)
-        raised = evaluate(evaluator, now_ns, watermark_ns, caught_up)
+        raised = evaluate(evaluator, now_ns, ends)
         done.append(f"evaluated, lease held: {evaluator.holds_lease}")
         return raised
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from starlette.routing import Route
 
 from alert_samples import AlertLog, make_alert
 from prometheus_tools import run_tool
-from runtap_consumers.alerts.channels import Channel, read_channels
+from runtap_consumers.alerts.channels import Channel
+from runtap_consumers.alerts.rule_file import OCCURRENCES, parse_rules
+from runtap_consumers.alerts.rules import make_rule
+from runtap_consumers.figures.quantities import PRESENT_QUANTITIES, QUANTITIES
 from runtap_consumers.notify.webhook import signed_headers, signer_of
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import encode_alert
@@ -37,8 +39,17 @@ def example(language: str, word: str) -> str:
     return textwrap.dedent(found)
 
 
+def test_rules_are_read() -> None:
+    spend, month = parse_rules(example("toml", "[[budget]]"), "alerts.toml", ()).rules
+    assert (spend.id, month.id, make_rule(spend).projection) == ("user_spend", "month", "cost")
+    named = set(re.findall(r"`([a-z][a-z_0-9]+)`", TEXT))
+    families = {name.rpartition("_")[0] for name in QUANTITIES if name.startswith(("latency", "time_to"))}
+    for name in (*QUANTITIES, *PRESENT_QUANTITIES, *OCCURRENCES):
+        assert name in named or name.rpartition("_")[0] in families, name
+
+
 def test_channels_are_read() -> None:
-    channels = read_channels(tomllib.loads(example("toml", "[[channel]]"))["channel"], "alerts.toml")
+    channels = parse_rules(example("toml", "[[channel]]"), "alerts.toml", ()).channels
     assert [(channel.id, channel.kind, channel.allow_private) for channel in channels] == [
         ("on-call", "webhook", False),
         ("alertmanager", "alertmanager", True),

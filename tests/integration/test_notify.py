@@ -234,13 +234,13 @@ def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         return done.stderr
 
-    assert "x.toml cannot be read" in refused("notify")
+    assert "cannot read the alert rules x.toml" in refused("notify")
     assert "a process of its own" in refused("notify", "cost")
     assert "a process of its own" in refused("notify", "--drain")
-    (tmp_path / "x.toml").write_text('[[rule]]\nid = "spend"\n')
-    assert "x.toml has no channel: write [[channel]]" in refused("notify")
+    (tmp_path / "x.toml").write_text("")
+    assert "x.toml: there is no channel: write [[channel]]" in refused("notify")
     (tmp_path / "x.toml").write_text("[[channel]\n")
-    assert "x.toml cannot be read" in refused("notify")
+    assert "x.toml: Expected" in refused("notify")
 
 
 async def test_the_command_serves_its_health_and_metrics(log: AlertLog, tmp_path: Path) -> None:

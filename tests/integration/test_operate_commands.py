@@ -27,8 +27,8 @@ from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.topics import check_topics, create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_schemas import Alert, encode_alert, encode_event
-from samples import START_NS, chain_end, failure, framed, model_call, session_start
+from runtap_schemas import encode_alert, encode_event
+from samples import an_alert, chain_end, failure, framed, model_call, session_start
 from worker_process import WorkerSetting, numbered, produce
 
 MakeTopic = Callable[..., Awaitable[str]]
@@ -94,13 +94,13 @@ def test_topics_are_made_once_and_differences_are_told(command: Command, topic_p
     assert "On a single broker give --replication-factor 1: one copy of each record, which is lost with" in line
     made = command.run("topics", "create", "--replication-factor", "1", "--partitions", "4")
     assert (made.returncode, made.stderr) == (0, "")
-    assert [line.split(":")[1].split()[0] for line in made.stdout.splitlines()] == ["made"] * 3
+    assert [line.split(":")[1].split()[0] for line in made.stdout.splitlines()] == ["made"] * 4
     again = command.run("topics", "create", "--replication-factor", "1", "--partitions", "8")
     assert again.returncode == 0
-    assert [line.split(":")[1].split()[0] for line in again.stdout.splitlines()] == ["exists"] * 3
+    assert [line.split(":")[1].split()[0] for line in again.stdout.splitlines()] == ["exists"] * 4
     assert again.stderr == f"warning: {topic_prefix}.events: partitions is 4, not 8\n"
     cluster = asyncio.run(check_topics(command.settings))
-    assert [state.partitions for state in cluster.topics] == [4, 1, 1]
+    assert [state.partitions for state in cluster.topics] == [4, 1, 1, 1]
     assert {state.settings["message.timestamp.type"] for state in cluster.topics} == {"LogAppendTime"}
     assert cluster.topics[0].settings["retention.ms"] == str(8 * 86_400_000)
 
@@ -108,8 +108,8 @@ def test_topics_are_made_once_and_differences_are_told(command: Command, topic_p
 async def test_topics_of_three_replicas_need_two_in_sync(command: Command) -> None:
     printed = command.run("topics", "create", "--print", "--partitions", "12").stdout.splitlines()
     words = [shlex.split(line) for line in printed]
-    assert [line[0] for line in words] == ["kafka-topics.sh"] * 3
-    assert [line[line.index("--partitions") + 1] for line in words] == ["12", "1", "1"]
+    assert [line[0] for line in words] == ["kafka-topics.sh"] * 4
+    assert [line[line.index("--partitions") + 1] for line in words] == ["12", "1", "1", "1"]
     assert all("min.insync.replicas=2" in line for line in words)
     # Nothing was made.
     assert not any(state.exists for state in (await check_topics(command.settings)).topics)
@@ -123,7 +123,7 @@ def test_doctor_fails_where_topics_are_missing_and_says_what_to_do(command: Comm
     assert "1 broker" in lines[1]
     failed = [line for line in lines if line.startswith("FAIL")]
     assert [line.split()[2] for line in failed] == [
-        f"{topic_prefix}.{name}:" for name in ("events", "alerts", "dead-letters")
+        f"{topic_prefix}.{name}:" for name in ("events", "alerts", "alerts.state", "dead-letters")
     ]
     advice = f"→ runtap topics create --topic-prefix {topic_prefix} --replication-factor 1"
     assert advice in examined.stdout
@@ -137,9 +137,9 @@ async def test_doctor_is_content_with_what_runtap_made(command: Command, topic_p
     examined = command.run("doctor", "--database-url", store_url, LANGSMITH_TRACING="true", LANGSMITH_API_KEY="k" * 20)
     assert (examined.returncode, examined.stderr) == (0, "")
     levels = [line.split()[0] for line in examined.stdout.splitlines()]
-    assert levels == ["OK"] * 9, examined.stdout
+    assert levels == ["OK"] * 10, examined.stdout
     subjects = [line.split()[1].rstrip(":") for line in examined.stdout.splitlines()]
-    assert subjects == ["settings", "Kafka", "topic", "topic", "topic", "rights", "store", "prices", "LangSmith"]
+    assert subjects == ["settings", "Kafka", *["topic"] * 4, "rights", "store", "prices", "LangSmith"]
     assert "k" * 20 not in examined.stdout
 
 
@@ -287,18 +287,13 @@ def test_tail_of_a_missing_topic_says_how_to_make_it(command: Command, topic_pre
 
 async def test_alerts_are_tailed(command: Command, topic_prefix: str, events_topic: MakeTopic) -> None:
     await events_topic(partitions=1)
-    alert = Alert(
-        id="error_rate/checkout/prod/1",
-        rule="error_rate",
-        state="firing",
-        at_ns=START_NS,
-        service="checkout",
-        summary="checkout (prod): 20 of 30 root runs failed",
-    )
+    alert = an_alert()
     await publish(command, f"{topic_prefix}.alerts", encode_alert(alert), b"not an alert")
     with command.started("alerts", "tail", "--from-beginning") as process:
         lines = await asyncio.to_thread(lines_of, process, 2)
-    assert lines[0] == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed\n"
+    assert lines[0] == (
+        "10:00:00.000  firing    critical  service checkout: 20 of 30 root runs failed  trace trace-1\n"
+    )
     assert "unreadable  partition 0, offset 1" in lines[1]
     with command.started("alerts", "tail", "--from-beginning", "--json") as process:
         lines = await asyncio.to_thread(lines_of, process, 2)

@@ -21,7 +21,19 @@ from runtap_consumers.figures import words
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import open_store
 from runtap_schemas import RunError, Usage
-from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report, session_start, unreadable
+from samples import (
+    SECOND_NS,
+    START_NS,
+    Log,
+    alert_row,
+    an_alert,
+    chain_end,
+    failure,
+    model_call,
+    report,
+    session_start,
+    unreadable,
+)
 from serve_process import Server, served
 
 pytestmark = pytest.mark.timeout(400)
@@ -93,9 +105,9 @@ def fill_with_ordinary_runs(tools: WorkerTools) -> None:
 
 
 def add_alert(tools: WorkerTools, service: str, summary: str) -> None:
-    row = {"id": summary, "rule": "error_rate", "state": "firing", "at_ns": START_NS, "service": service}
+    alert = an_alert(id=summary[:300], group={"service": service}, summary=summary)
     with tools.store.engine.begin() as connection:
-        connection.execute(tables.alert_outbox.insert().values(**row, summary=summary, payload=b"{}", published=1))
+        connection.execute(tables.alert_outbox.insert().values(**alert_row(alert, START_NS)))
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +469,8 @@ def without_policy(
         page.add_init_script("window.firings = 0; window.fired = () => { window.firings += 1; };")
         page.route("**/*", answer)
         yield page
+        # What is under way when the tab closes has nobody to answer.
+        page.unroute_all(behavior="ignoreErrors")
 
 
 def firings(page: Page, at: Sequence[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 from partition_setting import WorkerTools
 from runtap_consumers.figures.report import SESSIONS_SHOWN, build_report, read_completeness
 from runtap_consumers.figures.runs import Run, abandoned_before, describe_run
+from runtap_consumers.figures.sections import AlertFigures
 from runtap_consumers.instants import day_start_ns, format_instant
 from runtap_consumers.projections.sketch import Sketch, bucket_of
 from runtap_consumers.store import tables
@@ -20,7 +21,8 @@ from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.sessions import count_sessions, read_sessions
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
-from samples import START_NS, Log, model_call
+from runtap_schemas import Alert
+from samples import START_NS, Log, alert_row, an_alert, model_call
 
 UTC = ZoneInfo("UTC")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -503,17 +505,8 @@ def test_alerts_of_the_range_come_newest_first(store: Store) -> None:
         store,
         "alert_outbox",
         *(
-            {
-                "id": name,
-                "at_ns": at_ns,
-                "rule": "error_rate",
-                "state": state,
-                "service": service,
-                "summary": "s",
-                "payload": b"{}",
-                "published": 0,
-            }
-            for name, at_ns, state, service in [
+            alert_row(an_alert(id=name, status=status, group={"service": service}), at_ns)
+            for name, at_ns, status, service in [
                 ("a1", NOON_NS, "firing", "checkout"),
                 ("a2", NOW_NS, "resolved", "checkout"),
                 ("a3", NOW_NS, "noticed", "search"),
@@ -521,17 +514,11 @@ def test_alerts_of_the_range_come_newest_first(store: Store) -> None:
             ]
         ),
     )
-    alerts = build_report(store, None, None, "checkout", UTC, NOW_NS)["alerts"]
-    assert alerts == [
-        {
-            "id": "a2",
-            "rule": "error_rate",
-            "state": "resolved",
-            "at": "2025-06-20T12:00:30.000000Z",
-            "summary": "s",
-        },
-        {"id": "a1", "rule": "error_rate", "state": "firing", "at": "2025-06-20T12:00:00.000000Z", "summary": "s"},
-    ]
+    newest, oldest = build_report(store, None, None, "checkout", UTC, NOW_NS)["alerts"]
+    assert (newest["id"], newest["status"], newest["at"]) == ("a2", "resolved", "2025-06-20T12:00:30.000000Z")
+    assert (oldest["id"], oldest["status"], oldest["at"]) == ("a1", "firing", "2025-06-20T12:00:00.000000Z")
+    assert set(newest) == AlertFigures.__annotations__.keys() == Alert.__annotations__.keys() - {"schema"}
+    assert (newest["rule"], newest["value"]) == ({"id": "error_rate", "revision": "1"}, None)
 
 
 def test_ledger_shows_the_worst_projection_and_leaves_superseded_starts_out(store: Store) -> None:

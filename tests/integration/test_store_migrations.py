@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from sqlalchemy import Connection, inspect, text
 
 from cost_sql import COST
+from runtap_consumers.alerts.statements import read_history, read_marks, read_states
+from runtap_consumers.alerts.windows import Mark
 from runtap_consumers.errors import StoreError
 from runtap_consumers.projections.rollups import COST_MEASURES, GRAINS, RUN_DURATIONS
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import migrate_store, open_store
+from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS
+from runtap_schemas import decode_alert
 from samples import START_NS
 
 # What each revision brought: tables, and columns of tables that were there.
@@ -23,6 +29,7 @@ _TABLES = {
     ),
     "0007": ("cost_keys", "cost_by_attribute_hour", "cost_by_attribute_day", "session_costs", "sessions"),
     "0011": ("run_durations",),
+    "0014": ("touched_minutes", "alert_lease", "alert_marks", "alert_states", "alert_outbox"),
 }
 # Of run_durations.
 DURATION_COLUMNS = [name for one in RUN_DURATIONS.measures for name in (one.whole, one.name) if name]
@@ -69,7 +76,36 @@ PRIMARY KEY (service, environment, run_type, model, partition, generation))
 """
 
 
+# The tables of revisions before 0014.
+_OLD_ALERTS = """
+CREATE TABLE touched_minutes (bucket_ns BIGINT, partition BIGINT, generation BIGINT, touches BIGINT,
+PRIMARY KEY (bucket_ns, partition, generation));
+CREATE TABLE alert_lease (id INTEGER PRIMARY KEY, holder TEXT, expires_at_ns BIGINT, learning_until_ns BIGINT,
+evaluated_to_ns BIGINT);
+CREATE TABLE alert_states (rule TEXT, service TEXT, environment TEXT, state TEXT, transition BIGINT,
+window_to_ns BIGINT, PRIMARY KEY (rule, service, environment));
+CREATE TABLE alert_known_groups (service TEXT, fingerprint TEXT, known_at_ns BIGINT,
+PRIMARY KEY (service, fingerprint));
+CREATE TABLE alert_budgets (service TEXT, hour_ns BIGINT, sent BIGINT, suppressed BIGINT, summarised BIGINT,
+PRIMARY KEY (service, hour_ns));
+CREATE TABLE alert_outbox (id TEXT PRIMARY KEY, at_ns BIGINT, rule TEXT, state TEXT, service TEXT, summary TEXT,
+payload {}, published BIGINT)
+"""
+
+
+def _take_back_0014(connection: Connection) -> None:
+    for name in _TABLES["0014"]:
+        connection.execute(text(f"DROP TABLE {name}"))
+    binary = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
+    for statement in _OLD_ALERTS.format(binary).split(";"):
+        connection.execute(text(statement))
+    for grain in GRAINS:
+        for name in ("cut_off", "refused"):
+            connection.execute(text(f"ALTER TABLE performance_{grain} DROP COLUMN {name}"))
+
+
 def _take_back_0013(connection: Connection) -> None:
+    _take_back_0014(connection)
     connection.execute(text("DROP TABLE run_durations"))
     connection.execute(text(_OLD_DURATIONS))
 
@@ -145,13 +181,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 13)])
+@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 14)])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0013": _take_back_0014,
             "0012": _take_back_0013,
             "0011": _take_back_0012,
             "0010": _take_back_0011,
@@ -377,6 +414,56 @@ def test_durations_of_before_are_those_until_the_end(store_url: str) -> None:
     with open_store(store_url) as store, store.read() as connection:
         found = connection.execute(text(f"SELECT until, model, {columns} FROM run_durations")).all()
     assert [tuple(row) for row in found] == [("end", "m", *counts)]
+
+
+def test_what_fires_is_known_and_was_said_goes_on_under_rules_of_a_file(store_url: str) -> None:
+    store = open_store(store_url, "runtap.events", "UTC")
+    said = {
+        "version": 1,
+        "id": "error_rate/shop/prod/3",
+        "rule": "error_rate",
+        "state": "firing",
+        "at_ns": START_NS,
+        "service": "shop",
+        "environment": "prod",
+        "summary": "it burns",
+        "rate": 0.25,
+        "count": 5,
+        "window_from_ns": START_NS - 300 * 10**9,
+        "window_to_ns": START_NS,
+        "sample_run_id": "run-1",
+    }
+    with store.engine.begin() as connection:
+        _take_back_0014(connection)
+        for statement in (
+            f"INSERT INTO alert_lease VALUES (1, 'a', 0, 7, {START_NS})",
+            f"INSERT INTO alert_states VALUES ('error_rate', 'shop', 'prod', 'firing', 3, {START_NS})",
+            "INSERT INTO alert_known_groups VALUES ('shop', 'f1', 5)",
+            f"INSERT INTO touched_minutes VALUES ({START_NS}, 0, 0, 4)",
+        ):
+            connection.execute(text(statement))
+        connection.execute(
+            text(
+                f"INSERT INTO alert_outbox VALUES ('error_rate/shop/prod/3', {START_NS}, 'error_rate', 'firing', "
+                "'shop', 'it burns', :payload, 0)"
+            ),
+            {"payload": json.dumps(said).encode()},
+        )
+        connection.execute(text("UPDATE alembic_version SET version_num = '0013'"))
+    store.close()
+    migrate_store(store_url)
+    store = open_store(store_url)
+    with open_snapshot(store) as snapshot:
+        states, marks = read_states(snapshot), read_marks(snapshot)
+        (row,) = read_history(snapshot, 0, 2 * START_NS)
+    store.close()
+    firing = states["error_rate"]["shop", "prod"]
+    assert (firing.level, firing.transition, firing.incident) == (1, 3, "error_rate/shop/prod/3")
+    assert states["new_error_group"]["shop", "f1"].level == 0
+    assert marks == {"errors": Mark(START_NS, START_NS)}
+    alert = decode_alert(row.payload)
+    assert (alert.status, alert.value, alert.group) == ("firing", "0.25", {"service": "shop", "environment": "prod"})
+    assert (row.published, alert.sample_run_ids, alert.summary) == (0, ["run-1"], "it burns")
 
 
 def test_a_store_is_made_by_migration_where_that_was_asked_for(store_url: str) -> None:

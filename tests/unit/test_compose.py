@@ -13,6 +13,7 @@ import typer
 import yaml
 from typer.main import get_command
 
+from runtap_consumers.alerts.rule_file import default_text, find_rules, parse_rules
 from runtap_consumers.cli import app
 from runtap_consumers.projections import PROJECTIONS
 from runtap_consumers.settings import ConsumerSettings
@@ -74,13 +75,19 @@ def test_every_setting_of_a_service_exists_and_its_value_is_accepted(name: str, 
 
 def test_there_is_a_worker_for_each_projection_and_one_for_alerts_or_one_for_all() -> None:
     named = {name: service["command"][1:-2] for name, service in WORKERS.items()}
-    assert named == {**{name: [name] for name in (*PROJECTIONS, "alerts")}, "all": []}
-    # Who names no service gets those, and who names `all` and `grafana` gets what these two need.
+    assert named == {**{name: [name] for name in (*PROJECTIONS, "alerts", "notify")}, "all": []}
+    # Who names no service gets those, and who names `all`, `notify` and `grafana` gets what these need.
     assert [name for name, service in SERVICES.items() if "profiles" in service] == ["all"]
-    needed = {"all", "grafana"}
+    needed = {"all", "notify", "grafana"}
     while more := {one for name in needed for one in SERVICES[name].get("depends_on", [])} - needed:
         needed |= more
     assert needed == SERVICES.keys() - {*PROJECTIONS, "alerts"}
+
+
+def test_rules_are_the_built_in_ones_and_alerts_go_to_alertmanager() -> None:
+    file = find_rules(str(ROOT / "deploy" / "runtap" / "alerts.toml"), ())
+    assert file.rules == parse_rules(default_text(), "built in", ()).rules
+    assert [(channel.url, channel.allow_private) for channel in file.channels] == [("http://alertmanager:9093", True)]
 
 
 def test_a_new_store_is_there_before_whoever_needs_it() -> None:

@@ -26,6 +26,8 @@ def unbounded(kind: inspect.Type, place: tuple[str, ...] = ()) -> Iterator[tuple
         case inspect.StructType():
             for field in kind.fields:
                 yield from unbounded(field.type, (kind.cls.__name__, field.name))
+        case inspect.Metadata():
+            yield from unbounded(kind.type, place)
         case inspect.UnionType():
             for one in kind.types:
                 yield from unbounded(one, place)

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtap_schemas import (
-    Alert,
     EmitterReported,
     Frame,
     LaneAbandoned,
@@ -31,6 +30,7 @@ from runtap_schemas import (
     Skipped,
     Unreadable,
     Usage,
+    alert_key,
     decode_alert,
     decode_event,
     decode_frame,
@@ -149,6 +149,11 @@ def test_an_encoded_event_decodes_to_itself() -> None:
 
 
 def test_an_alert_decodes_to_itself() -> None:
-    alert = Alert(id="error_rate/checkout/test/1", rule="error_rate", state="firing", at_ns=5, service="s", summary="x")
-    assert orjson.loads(encode_alert(alert))["version"] == 1
+    alert = decode_alert((GOLDEN / "v1" / "alert.json").read_bytes())
+    assert orjson.loads(encode_alert(alert))["schema"] == "runtap.alert.v1"
     assert decode_alert(encode_alert(alert)) == alert
+
+
+def test_keys_of_alerts_are_sorted_and_percent_encoded() -> None:
+    assert alert_key("spend", {}) == "spend"
+    assert alert_key("spend", {"user": "a&b=c", "model": "gpt 5/ü"}) == "spend?model=gpt%205%2F%C3%BC&user=a%26b%3Dc"

@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from alert_samples import make_alert
-from runtap_consumers.alerts.channels import Channel, read_channels
-from runtap_consumers.errors import InputError
+from runtap_consumers.alerts.channels import Channel
+from runtap_consumers.alerts.rule_file import parse_rules
+from runtap_consumers.errors import AlertFileError
 from runtap_consumers.notify import alertmanager
 from runtap_consumers.notify.alertmanager import FiringLease, Told
 from runtap_consumers.notify.target import LONGEST_ASKED_SECONDS, Reply, Target, is_public, pause_seconds
@@ -28,32 +30,39 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK = {"id": "on-call", "kind": "webhook", "url": "https://hooks.example.com/x", "secret_env": "ON_CALL"}
 
 
+def channels_in(*tables: dict[str, Any]) -> Sequence[Channel]:
+    lines = [
+        "[[channel]]\n" + "".join(f"{key} = {json.dumps(of)}\n" for key, of in each.items() if of) for each in tables
+    ]
+    return parse_rules("".join(lines), "alerts.toml", ()).channels
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"id": "On call"}, "channel On call: id: String should match pattern"),
-        ({"kind": "smoke"}, "channel on-call: kind: Input should be 'webhook' or 'alertmanager'"),
+        ({"id": "On call"}, "channel 'On call': id: String should match pattern"),
+        ({"kind": "smoke"}, "channel 'on-call': kind: Input should be 'webhook' or 'alertmanager'"),
         ({"url": "ftp://x/"}, "url: expected http://HOST"),
         ({"url": "https:///x"}, "url: expected http://HOST"),
         ({"url": "https://host/ö"}, "url: expected http://HOST"),
         ({"url": "https://host:port/"}, "url: expected http://HOST"),
         ({"url": "https://u:p@host/"}, "url: leave user and password out"),
         ({"secret_env": None}, "secret_env is missing"),
-        ({"secret": SECRET}, "secret: Extra inputs are not permitted"),
+        ({"secret": SECRET}, "secret: there is no such key"),
     ],
 )
 def test_a_wrong_channel_is_refused_by_file_channel_and_key(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=r"^alerts\.toml: channel") as refused:
-        read_channels([{**WEBHOOK, **changes}], "alerts.toml")
+    with pytest.raises(AlertFileError, match=r"^alerts\.toml: channel") as refused:
+        channels_in({**WEBHOOK, **changes})
     assert said in str(refused.value)
     assert SECRET not in str(refused.value)
     assert "u:p" not in str(refused.value)
 
 
 def test_two_channels_of_one_id_are_refused() -> None:
-    assert [channel.id for channel in read_channels([WEBHOOK, {**WEBHOOK, "id": "other"}], "f")] == ["on-call", "other"]
-    with pytest.raises(InputError, match="f: channel on-call: another one has that id"):
-        read_channels([WEBHOOK, WEBHOOK], "f")
+    assert [channel.id for channel in channels_in(WEBHOOK, {**WEBHOOK, "id": "other"})] == ["on-call", "other"]
+    with pytest.raises(AlertFileError, match="'on-call' is the id of more than one channel"):
+        channels_in(WEBHOOK, WEBHOOK)
 
 
 def test_a_secret_is_that_of_the_environment_or_of_dot_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ ended = st.builds(
     time_to_first_token_ns=st.none() | st.integers(0, 10**16),
     usage=st.none() | st.builds(Usage, input_tokens=st.just(1), output_tokens=st.none() | st.integers(0, 10**9)),
     usage_source=st.sampled_from(["response", "cache"]),
+    finish_reason=st.sampled_from(["stop", "length", "max_tokens", "content_filter", None]),
 )
 
 
@@ -67,6 +68,8 @@ def measures_of(runs: list[RunEnded]) -> dict[str, Any]:
         "output_tokens": sum(tokens for tokens, _ in answers),
         "output_ns": sum(duration for _, duration in answers),
         "first_token_count": len(first_tokens),
+        "cut_off": sum(run.finish_reason in ("length", "max_tokens") for run in runs),
+        "refused": sum(run.finish_reason == "content_filter" for run in runs),
         "sketch": sorted(map(bucket_of, durations)),
         "first_token_sketch": sorted(map(bucket_of, first_tokens)),
     }

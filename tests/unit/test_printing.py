@@ -82,7 +82,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "errors": {"total": 7, "groups": [GROUP], "recent": [error]},
         "session_count": 1,
         "sessions": [SESSION],
-        "alerts": [{"at": AT, "rule": "error_rate", "state": "firing", "summary": "checkout: 12 of 106 failed"}],
+        "alerts": [{"at": AT, "severity": "critical", "status": "firing", "summary": "checkout: 12 of 106 failed"}],
         "ledger": {"captured": 9, "applied": 4, "in_flight": 2, "dropped": {"full": 1}, "lost": 1, "quarantined": 1},
         **changes,
     }

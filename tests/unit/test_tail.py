@@ -18,9 +18,18 @@ from runtap_consumers.cli.tail import (
     json_line,
 )
 from runtap_consumers.kafka.record_tail import TailedRecord
-from runtap_schemas import Alert, LaneAbandoned, RunNoted, RunScored, RunStreamed, Skipped, Unreadable, encode_event
+from runtap_schemas import (
+    LaneAbandoned,
+    RunNoted,
+    RunScored,
+    RunStreamed,
+    Skipped,
+    Unreadable,
+    encode_event,
+)
 from samples import (
     START_NS,
+    an_alert,
     chain_end,
     failure,
     framed,
@@ -128,18 +137,11 @@ def test_event_types_are_those_of_the_wire() -> None:
     assert {"run.started", "run.ended", "emitter.reported"} <= {*event_types()}
 
 
-def test_alert_shows_state_summary_and_sample() -> None:
-    alert = Alert(
-        id="error_rate/checkout/prod/1",
-        rule="error_rate",
-        state="firing",
-        at_ns=START_NS,
-        service="checkout",
-        summary="checkout (prod): 20 of 30 root runs failed",
-        sample_run_id="run-1",
+def test_alert_shows_status_severity_summary_and_trace() -> None:
+    line = describe(entry(an_alert()), UTC)
+    assert line.plain == (
+        "10:00:00.000  firing    critical  service checkout: 20 of 30 root runs failed  trace trace-1"
     )
-    line = describe(entry(alert), UTC)
-    assert line.plain == "10:00:00.000  firing    checkout (prod): 20 of 30 root runs failed  sample run run-1"
     assert "bold red" in [str(span.style) for span in line.spans]
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from runtap_consumers.errors import InputError
 from runtap_schemas import SettingsError
 
 
@@ -66,24 +64,3 @@ class Channel(BaseModel):
         if not secret:
             raise SettingsError(f"channel {self.id}: {self.secret_env} is not set: put the channel's secret there")
         return secret
-
-
-def read_channels(tables: Sequence[Mapping[str, Any]], file: str) -> list[Channel]:
-    """The channels of the tables `[[channel]]`.
-
-    Raises:
-        InputError: one of them cannot work; the message names file, channel and key.
-    """
-    found: dict[str, Channel] = {}
-    for number, table in enumerate(tables, start=1):
-        name = f"{file}: channel {table.get('id', number)}"
-        try:
-            channel = Channel.model_validate(table)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = "".join(f"{part}: " for part in problem["loc"])
-            raise InputError(f"{name}: {key}{problem['msg'].removeprefix('Value error, ')}") from error
-        if channel.id in found:
-            raise InputError(f"{name}: another one has that id: give each its own")
-        found[channel.id] = channel
-    return list(found.values())

@@ -1,32 +1,63 @@
-"""Evaluating the alert rules over the whole store: one evaluator at a time, one transaction a round."""
+"""Evaluating the alert rules over the whole store: one evaluator at a time, each round over one state of the store.
+
+A round takes the lease, reads and judges, then writes marks, states and alerts in one transaction, which fails where
+the lease has changed hands meanwhile. What commits announce is forgotten only with that.
+"""
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import merge
+from typing import Self
+from zoneinfo import ZoneInfo
 
 import structlog
+from msgspec import structs
 
-from runtap_consumers.alerts import rules
 from runtap_consumers.alerts import statements as alert_rows
-from runtap_consumers.alerts.statements import OutboxRow
+from runtap_consumers.alerts.records import alert_id, make_record
+from runtap_consumers.alerts.rule_source import RuleSource
+from runtap_consumers.alerts.snapshot_figures import RunningSums, SnapshotFigures
+from runtap_consumers.alerts.state import Rule, State, Verdict
+from runtap_consumers.alerts.statements import DUE, SUMMARISED, WITHHELD, OutboxRow, Touched, stored_group
+from runtap_consumers.alerts.windows import SETTLE_NS, Mark, RoundPlan, Window, complete_to
+from runtap_consumers.figures.quantities import Present
+from runtap_consumers.instants import format_instant
+from runtap_consumers.pricing.source import load_prices
+from runtap_consumers.pricing.table import PriceTable
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
+from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
+from runtap_consumers.store.read.window_sums import Group
 from runtap_consumers.store.writer import Writer
-from runtap_consumers.units import HOUR_NS, minute_of
-from runtap_schemas import Alert, encode_alert
+from runtap_consumers.units import MINUTE_NS, minute_of
+from runtap_schemas.alerts import Alert, AlertRule, decode_alert, encode_alert
 
 LEASE_NS = 10 * 10**9
+# Of a rule and minute; the groups beyond are named in a summary.
+NEW_ALERTS_A_MINUTE = 50
+# A round that has more to judge goes on in the next one, so that health and lease keep up.
+_ROUND_SECONDS = 4.0
 
 _logger = structlog.get_logger(__name__)
+_UTC = ZoneInfo("UTC")
 
 
-class Watermark(NamedTuple):
-    """Up to which log time everything is applied, in all partitions; `caught_up`: everything there is."""
+@dataclass
+class _Round:
+    """What a round has found so far, over one state of the store."""
 
-    watermark_ns: int
-    caught_up: bool
+    figures: SnapshotFigures
+    now_ns: int
+    behind_ns: int
+    begun: dict[str, int]
+    changed: dict[str, dict[Group, State]] = field(default_factory=dict)
+    rows: list[OutboxRow] = field(default_factory=list)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    summarised: list[str] = field(default_factory=list)
 
 
 class AlertEvaluator:
@@ -38,9 +69,20 @@ class AlertEvaluator:
     def __init__(self, store: Store, settings: ConsumerSettings) -> None:
         self._store = store
         self._settings = settings
+        self._source = RuleSource(settings)
         self._writer = Writer.of(store)
         self._name = uuid.uuid4().hex
+        # As the store has them, while no other evaluator has written; else `None`.
+        self._states: dict[str, dict[Group, State]] | None = None
+        self._judged_rules: Sequence[Rule] = ()
+        self._running: dict[str, RunningSums] = {}
+        self._loaded_prices: PriceTable | None = None
         self.holds_lease = False
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules as they are now."""
+        return self._source.rules()
 
     def now_ns(self) -> int:
         """The present by the database's clock, Unix nanoseconds: one that is an hour ahead would judge an hour ahead,
@@ -48,13 +90,12 @@ class AlertEvaluator:
         """
         return int(self._writer.read(f"SELECT {self._writer.dialect.now_ns}")[0][0])
 
-    def evaluate(self, now_ns: int, watermark_ns: int, caught_up: bool) -> int:
+    def evaluate(self, now_ns: int, ends: Mapping[int, int]) -> int:
         """Judges what has changed since the last round, and stores alerts in the outbox.
 
         Args:
-            now_ns: the present, as `now_ns` says.
-            watermark_ns: the least log time that is applied over all partitions; `now_ns` for one that is at its end.
-            caught_up: all partitions are at their end, so that the present's window can be judged too.
+            now_ns: the present, as `now_ns` says, asked for before the ends.
+            ends: the next offset of every partition.
 
         Returns:
             How many alerts were raised; 0 also where another evaluator holds the lease.
@@ -62,75 +103,196 @@ class AlertEvaluator:
         Raises:
             StoreError: nothing was written.
         """
-        writer, held = self._writer, self.holds_lease
-        # True again only once this round has committed.
-        self.holds_lease = False
-        with writer.transaction():
-            learning_until_ns = self._store.created_at_ns + int(self._settings.alert_learning_seconds * 10**9)
-            lease = alert_rows.lock_lease(writer, learning_until_ns, minute_of(now_ns))
-            if lease is None or (lease.holder != self._name and lease.expires_at_ns > now_ns):
-                return 0
-            alerts = [
-                *self._new_groups(now_ns, lease.learning_until_ns),
-                *self._summaries(now_ns),
-            ]
-            touched_ns = alert_rows.take_touched_minutes(writer)
-            plan = rules.plan_windows(lease.evaluated_to_ns, touched_ns, watermark_ns, now_ns if caught_up else None)
-            alerts += self._error_rates(now_ns, plan.windows)
-            # A nanosecond apart, so that they are published in this order.
-            rows = [_outbox_row(alert, now_ns + index) for index, alert in enumerate(alerts)]
-            alert_rows.add_to_outbox(writer, rows)
-            alert_rows.renew_lease(writer, self._name, now_ns + LEASE_NS, plan.evaluated_to_ns)
-        self.holds_lease = True
-        if not held:
-            _logger.info("alert_lease_taken", store_id=self._store.store_id, previous_holder=lease.holder or None)
-        return len(alerts)
-
-    def _new_groups(self, now_ns: int, learning_until_ns: int) -> list[Alert]:
-        groups = alert_rows.read_new_groups(self._writer)
-        if not groups:
-            return []
-        alert_rows.add_known_groups(self._writer, groups, now_ns)
-        if now_ns < learning_until_ns:
-            _logger.info("error_groups_learned", groups=len(groups))
-            return []
-        hour_ns = now_ns - now_ns % HOUR_NS
-        sent = alert_rows.read_sent(self._writer, hour_ns)
-        named, spent = rules.choose_new_groups(groups, sent, self._settings.alert_groups_an_hour)
-        for service, (now_sent, suppressed) in spent.items():
-            alert_rows.spend_budget(self._writer, service, hour_ns, now_sent, suppressed)
-        return [rules.new_group_alert(group, now_ns) for group in named]
-
-    def _summaries(self, now_ns: int) -> list[Alert]:
-        budgets = alert_rows.take_unsummarised(self._writer, now_ns - now_ns % HOUR_NS)
-        return [rules.summary_alert(budget, now_ns) for budget in budgets]
-
-    def _error_rates(self, now_ns: int, windows: Sequence[int]) -> list[Alert]:
-        if not windows:
-            return []
-        minutes = alert_rows.read_roots(self._writer, windows[0] - rules.WINDOW_NS, windows[-1])
-        states = alert_rows.read_states(self._writer, rules.ERROR_RATE)
-        limits = rules.RateLimits(self._settings.alert_error_rate, self._settings.alert_least_roots)
-        verdict = rules.judge_error_rates(minutes, windows, states, limits, now_ns)
-        for (service, environment), state in verdict.states.items():
-            alert_rows.write_state(self._writer, rules.ERROR_RATE, service, environment, state)
-        return verdict.alerts
-
-    def watermark(self, ends: Mapping[int, int], now_ns: int) -> Watermark:
-        """Compares what is applied with where the log ends.
-
-        Args:
-            ends: the next offset of every partition, read before this call.
-            now_ns: the present as of that reading.
-        """
+        held, self.holds_lease = self.holds_lease, False
+        states, self._states = self._states if held else None, None
+        learning_until_ns = self._store.created_at_ns + int(self._settings.alert_learning_seconds * 10**9)
         with self._writer.transaction():
-            applied = alert_rows.applied_log(self._writer)
-        at_end = {
-            partition: applied[partition][0] == end if partition in applied else end == 0
-            for partition, end in ends.items()
+            lease = alert_rows.take_lease(self._writer, self._name, now_ns, LEASE_NS, learning_until_ns)
+        if lease is None:
+            return 0
+        if not held:
+            self._running.clear()
+            _logger.info("alert_lease_taken", store_id=self._store.store_id, previous_holder=lease.holder or None)
+        rules = self._source.rules()
+        with open_snapshot(self._store) as snapshot:
+            touched = alert_rows.read_touched(snapshot)
+            removed: list[tuple[str, Group, State]] = []
+            if states is None or rules is not self._judged_rules:
+                states, removed = _fitting(alert_rows.read_states(snapshot), rules)
+            found = self._judge(snapshot, rules, states, touched, now_ns, ends, lease.learning_until_ns)
+            self._end_removed(found, removed)
+        if not self._write(found, rules, touched, lease.round):
+            return 0
+        self._states, self._judged_rules, self.holds_lease = states, rules, True
+        return len(found.rows)
+
+    def _judge(
+        self,
+        snapshot: Snapshot,
+        rules: Sequence[Rule],
+        states: dict[str, dict[Group, State]],
+        touched: Sequence[Touched],
+        now_ns: int,
+        ends: Mapping[int, int],
+        learning_until_ns: int,
+    ) -> _Round:
+        marks = alert_rows.read_marks(snapshot)
+        watermarks = {name: _watermark(snapshot, name, ends, now_ns) for name in snapshot.projections}
+        behind_ns = now_ns - min(watermarks.values(), default=now_ns)
+        oldest = {
+            name: min(each.bucket_ns for each in touched if each.projection == name)
+            for name in {each.projection for each in touched}
         }
-        times = (now_ns if at_end[number] else applied.get(number, (0, 0))[1] for number in ends)
-        return Watermark(min(times, default=0), bool(ends) and all(at_end.values()))
+        for name, mark in marks.items():
+            if mark.touched_ns is not None:
+                oldest[name] = min(oldest.get(name, mark.touched_ns), mark.touched_ns)
+        present = Present(now_ns, behind_ns)
+        figures = SnapshotFigures(snapshot, self._store.zone, present, learning_until_ns, oldest, self._running)
+        begun = alert_rows.count_begun(snapshot, minute_of(now_ns))
+        this = _Round(figures, now_ns, behind_ns, begun)
+        self._add_summaries(this, snapshot)
+        deadline = time.monotonic() + _ROUND_SECONDS
+        # What is of the present has no mark that a watermark could hold.
+        watermarks[""] = now_ns + SETTLE_NS
+        for projection in sorted({rule.projection for rule in rules}):
+            first = Mark(minute_of(now_ns) - (0 if projection else MINUTE_NS))
+            mark = replace(marks.get(projection, first), touched_ns=oldest.get(projection))
+            plan = RoundPlan(mark, complete_to(watermarks.get(projection, 0)), now_ns)
+            chosen = [rule for rule in rules if rule.projection == projection]
+            this.marks[projection] = self._judge_projection(this, plan, chosen, states, deadline)
+        return this
+
+    def _judge_projection(
+        self,
+        this: _Round,
+        plan: RoundPlan,
+        rules: Sequence[Rule],
+        states: dict[str, dict[Group, State]],
+        deadline: float,
+    ) -> Mark:
+        """Judges windows by their end, over all rules; returns how far it came."""
+        zone = self._store.zone
+        windows = merge(*(_with_rule(rule, plan, zone) for rule in rules), key=lambda pair: pair[0].to_ns)
+        done_ns = 0
+        for window, rule in windows:
+            if window.to_ns > done_ns and done_ns and time.monotonic() > deadline:
+                is_early = done_ns > plan.complete_to_ns
+                return Mark(max(plan.mark.judged_to_ns, plan.complete_to_ns) if is_early else done_ns, done_ns)
+            done_ns = window.to_ns
+            known = states[rule.settings.id]
+            for finding in rule.judge(this.figures, window, known):
+                self._note(this, rule, finding, known)
+        judged_to_ns, touched_ns = plan.mark.judged_to_ns, plan.mark.touched_ns
+        if plan.complete_to_ns < judged_to_ns and touched_ns is not None:
+            # The watermark has gone back (a partition was added): what was touched beyond it is judged when it returns.
+            return Mark(max(plan.complete_to_ns, min(judged_to_ns, touched_ns)))
+        return Mark(max(judged_to_ns, plan.complete_to_ns))
+
+    def _note(self, this: _Round, rule: Rule, finding: Verdict, known: dict[Group, State]) -> None:
+        rule_id, group, state = rule.settings.id, finding.group, finding.state
+        if finding.status is not None:
+            record_id = alert_id(rule.settings, group, state.transition)
+            is_first = not state.incident and finding.status != "resolved"
+            if is_first and this.begun.get(rule_id, 0) >= NEW_ALERTS_A_MINUTE:
+                state = state._replace(is_withheld=True)
+            elif is_first:
+                this.begun[rule_id] = this.begun.get(rule_id, 0) + 1
+            state = state._replace(incident=state.incident or record_id)
+            record = make_record(rule, replace(finding, state=state), this.figures, self._prices, this.behind_ns)
+            withheld = WITHHELD if finding.status != "resolved" else SUMMARISED
+            self._add(this, record, group, finding.window, withheld if state.is_withheld else DUE)
+            if finding.status != "firing":
+                state = state._replace(incident="", is_withheld=False)
+        known[group] = state
+        this.changed.setdefault(rule_id, {})[group] = state
+
+    @staticmethod
+    def _add(this: _Round, record: Alert, group: Group, window: Window | None, published: int) -> None:
+        this.rows.append(
+            OutboxRow(
+                record.id,
+                # A nanosecond apart, so that they are published in this order.
+                this.now_ns + len(this.rows),
+                record.rule.id,
+                record.status,
+                record.severity,
+                stored_group(group),
+                record.group.get("service", ""),
+                record.summary,
+                0 if window is None else window.from_ns,
+                0 if window is None else window.to_ns,
+                encode_alert(record),
+                0,
+                published,
+            )
+        )
+
+    def _end_removed(self, this: _Round, removed: Sequence[tuple[str, Group, State]]) -> None:
+        """Resolves what fires by a rule that is gone, or that has other groups now."""
+        for rule_id, group, state in removed:
+            payload = self._last_payload(rule_id, group)
+            if payload is None:
+                continue
+            ended = State(transition=state.transition + 1)
+            last = decode_alert(payload)
+            record = structs.replace(
+                last,
+                id=f"{state.incident.rpartition('/')[0]}/{ended.transition}",
+                status="resolved",
+                at=format_instant(this.now_ns, _UTC),
+                summary=f"the rule {rule_id} is not there any more; it said: {last.summary}",
+            )
+            self._add(this, record, group, None, SUMMARISED if state.is_withheld else DUE)
+            this.changed.setdefault(rule_id, {})[group] = ended
+
+    def _last_payload(self, rule_id: str, group: Group) -> bytes | None:
+        rows = self._writer.read(
+            "SELECT payload FROM alert_outbox WHERE rule = ? AND group_values = ? ORDER BY at_ns DESC LIMIT 1",
+            (rule_id, stored_group(group)),
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def _add_summaries(self, this: _Round, snapshot: Snapshot) -> None:
+        for rule_id, count, first_ns in alert_rows.read_withheld(snapshot, minute_of(this.now_ns)):
+            record = Alert(
+                id=f"{rule_id}/more/{minute_of(first_ns) // 10**9}",
+                incident_id=f"{rule_id}/more/{minute_of(first_ns) // 10**9}",
+                status="noticed",
+                severity="warning",
+                rule=AlertRule(rule_id, ""),
+                group={},
+                at=format_instant(this.now_ns, _UTC),
+                value=str(count),
+                unit="alerts",
+                summary=f"{rule_id}: {count:,} groups more within a minute: `runtap alerts list` names them",
+                query=f"runtap alerts list --rule {rule_id}",
+            )
+            self._add(this, record, (), None, DUE)
+            this.summarised.append(rule_id)
+
+    def _write(self, this: _Round, rules: Sequence[Rule], touched: Sequence[Touched], number: int) -> bool:
+        writer = self._writer
+        with writer.transaction():
+            if not alert_rows.finish_round(writer, self._name, number):
+                return False
+            for rule_id in this.summarised:
+                alert_rows.mark_summarised(writer, rule_id, minute_of(this.now_ns))
+            for projection in {each.projection for each in touched}:
+                ids = [rule.settings.id for rule in rules if rule.projection == projection]
+                minutes = {each.bucket_ns for each in touched if each.projection == projection}
+                alert_rows.mark_revised(writer, ids, sorted(minutes), this.now_ns)
+            for rule_id, changed in this.changed.items():
+                alert_rows.write_states(writer, rule_id, changed.items())
+            alert_rows.add_to_outbox(writer, this.rows)
+            for projection, mark in this.marks.items():
+                alert_rows.write_mark(writer, projection, mark)
+            alert_rows.forget_touched(writer, touched)
+        return True
+
+    def _prices(self) -> PriceTable:
+        if self._loaded_prices is None:
+            self._loaded_prices = load_prices(self._settings)
+        return self._loaded_prices
 
     def outbox(self) -> list[OutboxRow]:
         """Alerts that are not acknowledged yet, in the order in which they arose."""
@@ -159,5 +321,32 @@ class AlertEvaluator:
         self.close()
 
 
-def _outbox_row(alert: Alert, at_ns: int) -> OutboxRow:
-    return OutboxRow(alert.id, at_ns, alert.rule, alert.state, alert.service, alert.summary, encode_alert(alert))
+def _fitting(
+    states: dict[str, dict[Group, State]], rules: Sequence[Rule]
+) -> tuple[dict[str, dict[Group, State]], list[tuple[str, Group, State]]]:
+    """The states of the rules that there are, and those of others, or of other groups, that fire."""
+    widths = {rule.settings.id: len(rule.settings.group_by) for rule in rules}
+    fitting: dict[str, dict[Group, State]] = {rule_id: {} for rule_id in widths}
+    removed = []
+    for rule_id, known in states.items():
+        for group, state in known.items():
+            if len(group) == widths.get(rule_id):
+                fitting[rule_id][group] = state
+            elif state.incident:
+                removed.append((rule_id, group, state))
+    return fitting, removed
+
+
+def _with_rule(rule: Rule, plan: RoundPlan, zone: ZoneInfo) -> Iterator[tuple[Window, Rule]]:
+    return ((window, rule) for window in rule.windows(plan, zone))
+
+
+def _watermark(snapshot: Snapshot, projection: str, ends: Mapping[int, int], now_ns: int) -> int:
+    """Up to which log time a projection has applied everything in all partitions; the present for one at its end."""
+    applied = {row.partition: row for row in snapshot.positions if row.projection == projection}
+    times = []
+    for partition, end in ends.items():
+        row = applied.get(partition)
+        is_at_end = end == 0 if row is None else row.next_offset == end
+        times.append(now_ns if is_at_end else 0 if row is None else row.log_time_ns)
+    return min(times, default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,8 @@ from runtap_consumers.errors import KafkaUnavailableError, StoreError
 from runtap_consumers.kafka.client import Publisher, TopicEnds
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import Store
-from runtap_schemas.topics import alerts_topic
+from runtap_schemas.alerts import alert_headers, decode_alert
+from runtap_schemas.topics import alerts_state_topic, alerts_topic
 
 ROUND_SECONDS = 1.0
 _LONGEST_BACK_OFF_SECONDS = 30.0
@@ -45,12 +47,14 @@ async def run_alerts(
                 evaluator, thread = AlertEvaluator(store, settings), ThreadPoolExecutor(1, "runtap-alerts")
                 try:
                     while not stop.is_set():
-                        await _run_round(evaluator, thread, ends, publisher, settings)
+                        began = time.monotonic()
+                        await _run_round(evaluator, thread, ends, publisher, store, settings.topic_prefix)
                         on_round()
                         if failures:
                             _logger.info("alerts_resumed", failures=failures)
                             failures = 0
-                        await _sleep(stop, ROUND_SECONDS)
+                        # A quarter of a core at most.
+                        await _sleep(stop, max(ROUND_SECONDS, 3 * (time.monotonic() - began)))
                 finally:
                     # In the thread that evaluates: if the round was cancelled it may be at work, and closing SQLite's
                     # connection under it crashes the process.
@@ -70,22 +74,28 @@ async def _run_round(
     thread: ThreadPoolExecutor,
     ends: TopicEnds,
     publisher: Publisher,
-    settings: ConsumerSettings,
+    store: Store,
+    topic_prefix: str,
 ) -> None:
     in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
     # In this order (now, log ends, positions), or a record that comes in between would count as applied.
     now_ns = await in_thread(evaluator.now_ns)
     log_ends = await ends.read()
-    watermark_ns, caught_up = await in_thread(evaluator.watermark, log_ends, now_ns)
-    raised = await in_thread(evaluator.evaluate, now_ns, watermark_ns, caught_up)
+    raised = await in_thread(evaluator.evaluate, now_ns, log_ends)
     if raised:
         _logger.info("alerts_raised", alerts=raised)
     if not evaluator.holds_lease:
         return
     for row in await in_thread(evaluator.outbox):
-        await publisher.publish(alerts_topic(settings.topic_prefix), row.service.encode(), row.payload)
+        alert = decode_alert(row.payload)
+        key = alert.key.encode()
+        await publisher.publish(alerts_topic(topic_prefix), key, row.payload, alert_headers(alert, store.store_id))
+        if alert.status != "noticed":
+            # What fires now, for whoever comes later: nothing of it once it is resolved.
+            value = row.payload if alert.status == "firing" else None
+            await publisher.publish(alerts_state_topic(topic_prefix), key, value, alert_headers(alert, store.store_id))
         await in_thread(evaluator.mark_published, row.id)
-        _logger.info("alert_published", id=row.id, state=row.state)
+        _logger.info("alert_published", id=row.id, status=row.status)
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from runtap_consumers.cli import costs, dead_letters, look, prices, rebuild, reprice, serve, traces, work
+from runtap_consumers.cli import alerts, costs, dead_letters, look, prices, rebuild, reprice, serve, traces, work
 from runtap_consumers.cli.terminal import one_line, say
-from runtap_consumers.errors import InputError, PriceFileError
+from runtap_consumers.errors import AlertFileError, InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
 from runtap_schemas.masking import without_passwords
 
@@ -88,7 +88,7 @@ for _panel, _commands in (
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 for _name, _app, _panel in (
-    ("alerts", look.alerts_app, LOOK),
+    ("alerts", alerts.alerts_app, LOOK),
     ("ledger", look.ledger_app, LOOK),
     ("prices", prices.prices_app, LOOK),
     ("topics", work.topics_app, RUN),
@@ -104,4 +104,4 @@ def run() -> None:
         app(prog_name="runtap")
     except RuntapError as error:
         say(f"runtap: {without_passwords(one_line(str(error)))}", err=True)
-        sys.exit(2 if isinstance(error, SettingsError | InputError | PriceFileError) else 1)
+        sys.exit(2 if isinstance(error, SettingsError | InputError | PriceFileError | AlertFileError) else 1)

@@ -1,4 +1,4 @@
-"""`runtap report`, `runs`, `sessions`, `ledger`, `tail`, `alerts tail`: figures and streams, for people and as JSON."""
+"""`runtap report`, `runs`, `sessions`, `ledger`, `tail`: figures and streams, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from runtap_consumers.cli.terminal import say, write_json
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.words import STATUSES
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas.topics import alerts_topic, events_topic
+from runtap_schemas.topics import events_topic
 
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
 # What `runs --sort` takes, and the column.
 SORTS = {"started": "started_at_ns", "duration": "duration_ns", "cost": "cost_picodollars", "tokens": "input_tokens"}
-alerts_app = typer.Typer(help="The alerts.", no_args_is_help=True)
 ledger_app = typer.Typer(help="Where every captured event is.")
 
 Json = Annotated[bool, typer.Option("--json", help="The records as they are, one a line.")]
@@ -230,20 +229,10 @@ def tail(
         if is_wanted(entry.event, session, wanted_types):
             show(entry)
 
-    _run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, entries_of, show_wanted))
+    run_until_ended(follow(settings, events_topic(settings.topic_prefix), from_beginning, entries_of, show_wanted))
 
 
-@alerts_app.command("tail")
-@takes_settings("bootstrap_servers", "timezone")
-def tail_alerts(settings: ConsumerSettings, json: Json = False, from_beginning: FromBeginning = False) -> None:
-    """Alerts as they are raised, one line each. Ctrl-C ends it."""
-    from runtap_consumers.cli.tail import alert_of, as_json, as_lines, follow
-
-    show = as_json if json else as_lines(settings.zone())
-    _run_until_ended(follow(settings, alerts_topic(settings.topic_prefix), from_beginning, alert_of, show))
-
-
-def _run_until_ended(stream: Coroutine[Any, Any, None]) -> None:
+def run_until_ended(stream: Coroutine[Any, Any, None]) -> None:
     """Runs until Ctrl-C, or until nobody reads the output any more: both are the way to end it, no failure."""
     configure_logs("warning")
     try:

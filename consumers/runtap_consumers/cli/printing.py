@@ -52,7 +52,7 @@ SESSIONS = (
     "session_id<24 user_ids<24? status started_at? duration_seconds traces? llm_calls tool_calls? errors input_tokens "
     "output_tokens cost_usd"
 )
-ALERTS = "at rule? state summary*"
+ALERTS = "at severity? status summary*"
 RUNS = (
     "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd "
     "user_id<12? run_id?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from runtap_consumers.cli.terminal import one_line, say, visible, visible_json
+from runtap_consumers.errors import InputError
 from runtap_consumers.figures.words import ERROR_FACTS, duration, error_text, show
-from runtap_consumers.instants import local_time
+from runtap_consumers.instants import local_time, parse_instant
 from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas import (
@@ -31,7 +32,7 @@ from runtap_schemas import (
     SessionEvent,
     Skipped,
     Unreadable,
-    codec,
+    decode_alert,
     decode_frame,
 )
 
@@ -90,7 +91,7 @@ def alert_of(record: TailedRecord) -> Iterator[Entry]:
     """The alert of a record of the alerts topic."""
     value = record.value or b""
     try:
-        yield Entry(record, value, codec.decode_alert(value))
+        yield Entry(record, value, decode_alert(value))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         yield Entry(record, value, Unreadable(str(error)))
 
@@ -173,6 +174,10 @@ def describe(entry: Entry, zone: ZoneInfo) -> Text:
     Text is appended as it is: what a service sends is never read as markup or as control codes.
     """
     captured_ns = getattr(entry.event, "at_ns", None)
+    if isinstance(entry.event, Alert):
+        # Whoever may write the topic may write anything for a time.
+        with suppress(InputError):
+            captured_ns = parse_instant(entry.event.at, zone, 0)
     moment = local_time(entry.record.log_time_ns if captured_ns is None else captured_ns, zone)
     line = Text(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", style="")
     for part in _parts_of(entry):
@@ -192,9 +197,11 @@ def _parts_of(entry: Entry) -> Iterator[Part]:
             yield f"partition {record.partition}, offset {record.offset}"
             yield one_line(event.cause, _TEXT_LENGTH), "red"
         case Alert():
-            yield f"{event.state:8}", _STYLES.get(event.state, "yellow")
+            yield f"{event.status:8}", _STYLES.get(event.status, "yellow")
+            yield f"{event.severity:8}"
             yield event.summary
-            yield f"sample run {event.sample_run_id}" if event.sample_run_id else "", "dim"
+            # What `runtap trace` takes.
+            yield f"trace {event.trace_id}" if event.trace_id else "", "dim"
         case Skipped():
             yield emitter or "(unknown service)", "dim"
             yield f"unknown event type {event.type}", "yellow"

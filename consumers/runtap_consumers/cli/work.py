@@ -52,10 +52,14 @@ def worker(
         return asyncio.run(run_notifier(settings, channels_of(settings), health_at))
     # The worker brings the Kafka client and the prices along, which the other commands need not wait for.
     from runtap_consumers.alerts.loop import run_alerts
+    from runtap_consumers.alerts.rule_file import find_rules
     from runtap_consumers.figures.shared_emitters import tell_shared_emitters
     from runtap_consumers.pricing.source import PriceSource
     from runtap_consumers.worker.process import run_worker
 
+    if alerts:
+        # A mistake stops it now; one that is made later does not.
+        find_rules(settings.alerts, settings.cost_attributes)
     running = run_worker(
         settings,
         projections,

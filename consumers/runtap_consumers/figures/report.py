@@ -11,6 +11,8 @@ from dataclasses import astuple
 from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
+import orjson
+
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.completeness import (
     Completeness,
@@ -122,7 +124,7 @@ def build_sections(
                 describe_session(row, complete.at_ns, zone)
                 for row in read_sessions(snapshot, *within, limit=SESSIONS_SHOWN)
             ],
-            "alerts": lambda: _alerts_section(snapshot, time_range, service, zone),
+            "alerts": lambda: describe_alerts(snapshot, *within, zone),
             "ledger": lambda: describe_all(books, work_out_ledger(books, snapshot.projections)),
         }
         found = {
@@ -147,12 +149,13 @@ def read_completeness(snapshot: Snapshot, projections: Sequence[str]) -> Complet
     return work_out_completeness(read_books(snapshot), projections)
 
 
-def _alerts_section(
-    snapshot: Snapshot, time_range: TimeRange, service: str | None, zone: ZoneInfo
+def describe_alerts(
+    snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None, zone: ZoneInfo
 ) -> list[AlertFigures]:
+    """Alerts that were raised in a range, newest first."""
     return [
-        {**pick(AlertFigures, vars(alert)), "at": format_instant(alert.at_ns, zone)}
-        for alert in read_alerts(snapshot, time_range.from_ns, time_range.to_ns, service)
+        {**pick(AlertFigures, orjson.loads(payload)), "at": format_instant(at_ns, zone)}
+        for at_ns, payload in read_alerts(snapshot, from_ns, to_ns, service)
     ]
 
 

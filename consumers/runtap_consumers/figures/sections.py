@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from runtap_consumers.figures.completeness import AllSums
 from runtap_consumers.figures.sessions import SessionFigures
-from runtap_consumers.figures.shapes import Dollars, Instant, OfRange
+from runtap_consumers.figures.shapes import Dollars, Instant, OfRange, Range
 
 
 class ModelCost(TypedDict):
@@ -125,14 +125,37 @@ class ErrorSection(TypedDict):
     recent: list[LastError]
 
 
-class AlertFigures(TypedDict):
-    """An alert that fired or was resolved."""
+class RuleName(TypedDict):
+    """The rule that raised an alert, and the revision of it that did."""
 
     id: str
-    rule: str
-    state: str
+    revision: str
+
+
+class AlertFigures(TypedDict):
+    """An alert that fired, was resolved, or was noticed: the record that its topic holds (`runtap_schemas.alerts`)."""
+
+    id: str
+    incident_id: str
+    status: str
+    severity: str
+    rule: RuleName
+    group: dict[str, str]
     at: Instant
+    value: str | None
+    threshold: str | None
+    unit: str
+    window: Range | None
+    complete_to: Instant | None
+    trace_id: str | None
+    sample_run_ids: list[str]
+    error_type: str | None
+    error_place: str | None
+    change: dict[str, Dollars] | None
     summary: str
+    query: str
+    labels: dict[str, str]
+    runbook: str | None
 
 
 class Components(OfRange):

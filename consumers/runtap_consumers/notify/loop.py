@@ -6,20 +6,18 @@ Kafka keeps how far a channel is. Its offset moves once the receiver has an aler
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import time
-import tomllib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from runtap_consumers.alerts.channels import Channel, read_channels
+from runtap_consumers.alerts.channels import Channel
+from runtap_consumers.alerts.rule_file import find_rules
 from runtap_consumers.alerts.subscription import read_alert
 from runtap_consumers.errors import InputError, KafkaUnavailableError
 from runtap_consumers.kafka.client_log import watch_client_log
@@ -39,23 +37,20 @@ _Request = tuple[bytes, dict[str, str]]
 _logger = structlog.get_logger(__name__)
 
 
-def channels_of(settings: ConsumerSettings) -> list[Channel]:
+def channels_of(settings: ConsumerSettings) -> Sequence[Channel]:
     """The channels of the file of alert rules.
 
     Raises:
-        InputError: there is no file, it cannot be read, or has no channel.
+        AlertFileError: it cannot be read, or is wrong.
+        InputError: it has no channel.
     """
-    file = os.environ.get("RUNTAP_ALERTS") or "alerts.toml"
-    try:
-        tables = tomllib.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read, and has the channels of notify: {error}") from error
-    if not (channels := read_channels(tables.get("channel", []), file)):
+    found = find_rules(settings.alerts, settings.cost_attributes)
+    if not found.channels:
         raise InputError(
-            f'{file} has no channel: write [[channel]], id = "on-call", kind = "webhook", url = "https://…", '
-            'secret_env = "ON_CALL_SECRET" (docs/alerts.md)'
+            f'{found.name}: there is no channel: write [[channel]], id = "on-call", kind = "webhook", '
+            'url = "https://…", secret_env = "ON_CALL_SECRET" into alerts.toml (docs/alerts.md)'
         )
-    return channels
+    return found.channels
 
 
 async def run_notifier(

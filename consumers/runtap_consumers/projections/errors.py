@@ -14,7 +14,6 @@ from runtap_consumers.projections.rollups import (
     RECENT_ERRORS,
     RECENT_ERRORS_KEPT,
     ROOTS,
-    TOUCHED_MINUTES,
     Changes,
 )
 from runtap_consumers.units import minute_of
@@ -30,7 +29,6 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     errors: Rows = {}
     groups: Rows = {}
     recent: Rows = {}
-    touched: Rows = {}
     for event, at_ns in batch.ended:
         if event.is_root:
             minute = minute_of(at_ns)
@@ -38,7 +36,6 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
             root[_STATUS_INDEX[event.status]] += 1
             if event.status == "error" and root[4] is None:
                 root[4] = event.run_id
-            touched[(minute,)] = [1]
         error = event.error
         if error is None or event.status != "error" or not error.origin:
             continue
@@ -62,7 +59,7 @@ def fold_errors(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
     kept = dict(sorted(recent.items())[-RECENT_ERRORS_KEPT:])
     return Changes(
         minutes={ROOTS.name: roots, ERRORS.name: errors},
-        rows={ERROR_GROUPS.name: groups, RECENT_ERRORS.name: kept, TOUCHED_MINUTES.name: touched},
+        rows={ERROR_GROUPS.name: groups, RECENT_ERRORS.name: kept},
     )
 
 

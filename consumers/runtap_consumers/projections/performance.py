@@ -25,6 +25,9 @@ from runtap_schemas import RunEnded
 
 _STATUSES: tuple[str, ...] = ("ok", "error", "interrupted", "cancelled")
 _TIMED = ("llm", "chain")
+# Finish reasons as providers name them: OpenAI, Anthropic, Google, Bedrock, Ollama.
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
+_REFUSED = {"content_filter", "content_filtered", "refusal", "safety", "guardrail_intervened", "prohibited_content"}
 # Of a histogram: the sum of durations comes after those up to each bound and those above the last.
 _TOTAL = len(DURATION_BOUNDS_NS) + 1
 
@@ -83,6 +86,7 @@ def _measures(events: list[RunEnded]) -> list[Any]:
         if event.usage is not None and event.usage.output_tokens is not None and event.usage_source != "cache"
     ]
     first_tokens = _first_tokens(events)
+    reasons = [event.finish_reason.lower() for event in events if event.finish_reason is not None]
     return [
         len(events),
         *map(statuses.count, _STATUSES),
@@ -92,6 +96,8 @@ def _measures(events: list[RunEnded]) -> list[Any]:
         sum(tokens for _, tokens in answers),
         sum(duration for duration, _ in answers),
         len(first_tokens),
+        sum(reason in _CUT_OFF for reason in reasons),
+        sum(reason in _REFUSED for reason in reasons),
         list(map(bucket_of, durations)),
         list(map(bucket_of, first_tokens)),
     ]

@@ -167,7 +167,8 @@ PERFORMANCE = Rollup(
         # Tokens and durations of the runs that reported output tokens: their ratio is the output speed.
         *_sums("output_tokens"),
         _duration("output_ns", "output_seconds"),
-        *_sums("first_token_count"),
+        # `cut_off`: answers that ended at a limit of tokens; `refused`: those that a filter or the model withheld.
+        *_sums("first_token_count", "cut_off", "refused"),
         Measure("sketch", Merge.REPLACE, "bytes", in_total=False),
         Measure("first_token_sketch", Merge.REPLACE, "bytes", in_total=False),
     ),
@@ -211,9 +212,9 @@ RECENT_ERRORS = Rollup(
     ),
     integer_keys=("at_ns",),
 )
-# Minutes that commits touched since the alert evaluator last looked; it deletes what it has read. The count makes a
-# second touch an update, which waits for that deletion: else a touch is deleted before what it announces is committed.
-TOUCHED_MINUTES = Rollup("touched_minutes", ("bucket_ns",), _sums("touches"), integer_keys=("bucket_ns",))
+# Minutes of which commits of a projection wrote figures since the alert evaluator last looked. It deletes what it has
+# judged, unless the count says that they were touched again meanwhile.
+TOUCHED_MINUTES = Rollup("touched_minutes", ("projection", "bucket_ns"), _sums("touches"), integer_keys=("bucket_ns",))
 
 # A row for each user of a session, '' where an event names none.
 SESSIONS = Rollup(
@@ -352,3 +353,8 @@ class Changes:
     rows: dict[str, dict[tuple[Any, ...], list[Any]]] = field(default_factory=dict)
     runs: list[tuple[Any, ...]] = field(default_factory=list)
     ended_run_ids: list[str] = field(default_factory=list)
+
+    def announce(self, projection: str) -> None:
+        """Notes the minutes of which this has figures."""
+        minutes = {key[0] for rows in self.minutes.values() for key in rows}
+        self.rows[TOUCHED_MINUTES.name] = {(projection, minute): [1] for minute in minutes}

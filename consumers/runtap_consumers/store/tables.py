@@ -199,48 +199,48 @@ repricings = _table(
     *(_bigint(name) for name in ("kept_calls", "kept_session_calls", "kept_attribute_calls")),
 )
 
-# The alert evaluator: at most one at a time holds the lease.
+# The alert evaluator: at most one at a time holds the lease; `round` is another number after each round that wrote.
 alert_lease = _table(
     "alert_lease",
     Column("id", Integer, primary_key=True, autoincrement=False),
     _text("holder"),
     _bigint("expires_at_ns"),
     _bigint("learning_until_ns"),
-    _bigint("evaluated_to_ns"),
+    _bigint("round"),
 )
+# How far the figures of a projection were judged (`alerts.windows.Mark`); that of '' is of the present.
+alert_marks = _table(
+    "alert_marks",
+    _text("projection", primary_key=True),
+    _bigint("judged_to_ns"),
+    Column("touched_ns", _INTEGER),
+)
+# What a rule knows of a group (`alerts.state.State`). `group_values`: JSON, the values of the rule's `group_by`.
 alert_states = _table(
     "alert_states",
     _text("rule", primary_key=True),
-    _text("service", primary_key=True),
-    _text("environment", primary_key=True),
-    _text("state"),
-    _bigint("transition"),
-    _bigint("window_to_ns"),
+    _text("group_values", primary_key=True),
+    *(_bigint(name) for name in ("level", "transition", "window_to_ns", "since_ns")),
+    _text("incident"),
+    *(_bigint(name) for name in ("said_ns", "seen", "is_withheld")),
 )
-# Error groups that were seen once: a rebuild of the figures must not make every group new again.
-alert_known_groups = _table(
-    "alert_known_groups",
-    _text("service", primary_key=True),
-    _text("fingerprint", primary_key=True),
-    _bigint("known_at_ns"),
-)
-alert_budgets = _table(
-    "alert_budgets",
-    _text("service", primary_key=True),
-    _bigint("hour_ns", primary_key=True, autoincrement=False),
-    _bigint("sent"),
-    _bigint("suppressed"),
-    _bigint("summarised"),
-)
-# Written with the state that made it, published afterwards; also the history that the report shows.
+# Written with the state that made it, published afterwards; also the history that the report shows. `payload` is the
+# record. `published`: 0 not yet, 1 acknowledged, 2 withheld and to be named in a summary, 3 withheld and named.
+# `revised_at_ns`: when a commit touched its window after it was raised, 0 never.
 alert_outbox = _table(
     "alert_outbox",
     _text("id", primary_key=True),
     _bigint("at_ns"),
     _text("rule"),
-    _text("state"),
+    _text("status"),
+    _text("severity"),
+    _text("group_values"),
     _text("service"),
     _text("summary"),
+    _bigint("window_from_ns"),
+    _bigint("window_to_ns"),
     Column("payload", LargeBinary, nullable=False),
+    _bigint("revised_at_ns"),
     _bigint("published"),
+    Index("alert_outbox_at", "at_ns"),
 )

@@ -217,7 +217,9 @@ class Partition:
             commit.deletions += rows.deletions
 
     def _changes_of(self, name: str, batch: Batch) -> Changes:
-        return PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
+        changes = PROJECTIONS[name](batch, self._tools.settings.cost_attributes)
+        changes.announce(name)
+        return changes
 
     def _with_open_row(self, changes: Changes) -> list[str]:
         """Of the runs that ended those that stand among the open ones."""

@@ -304,8 +304,8 @@ const WORDS = {
     "此范围内没有会话：metadata 中 session_id 相同的运行属于同一会话。",
   ],
   "empty.alerts": [
-    "No alert in this range. Rules: RUNTAP_ALERT_…, docs/settings.md.",
-    "此范围内没有告警。规则见 docs/settings.md 的 RUNTAP_ALERT_…。",
+    "No alert in this range. `runtap alerts check` says what the rules meet.",
+    "此范围内没有告警。`runtap alerts check` 会说明各规则匹配到什么。",
   ],
   "empty.dead_letters": ["Every record could be read.", "所有记录都可读。"],
   "empty.emitters": [

@@ -58,15 +58,22 @@ def snap_range(from_ns: int, to_ns: int, newest_log_time_ns: int, zone: ZoneInfo
         first, last = hour_start_ns(from_ns, zone), hour_start_ns(to_ns - 1, zone, hours_later=1)
         return TimeRange(first, last, tuple(_hours(first, last, zone)))
     first, last = from_ns // MINUTE_NS * MINUTE_NS, -(-to_ns // MINUTE_NS) * MINUTE_NS
-    hours_from, hours_to = hour_start_ns(first - 1, zone, hours_later=1), hour_start_ns(last, zone)
-    if hours_from >= hours_to or last - first <= _MAX_MINUTES_NS:
+    if last - first <= _MAX_MINUTES_NS:
         return TimeRange(first, last, (Segment("minute", first, last),))
+    return TimeRange(first, last, exact_segments(first, last, zone))
+
+
+def exact_segments(from_ns: int, to_ns: int, zone: ZoneInfo) -> tuple[Segment, ...]:
+    """The fewest buckets that make up a range of whole minutes, all of which must still be kept."""
+    hours_from, hours_to = hour_start_ns(from_ns - 1, zone, hours_later=1), hour_start_ns(to_ns, zone)
+    if hours_from >= hours_to:
+        return (Segment("minute", from_ns, to_ns),)
     segments = (
-        Segment("minute", first, hours_from),
+        Segment("minute", from_ns, hours_from),
         *_hours(hours_from, hours_to, zone),
-        Segment("minute", hours_to, last),
+        Segment("minute", hours_to, to_ns),
     )
-    return TimeRange(first, last, tuple(segment for segment in segments if segment.from_ns < segment.to_ns))
+    return tuple(segment for segment in segments if segment.from_ns < segment.to_ns)
 
 
 def _hours(from_ns: int, to_ns: int, zone: ZoneInfo) -> Iterator[Segment]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from heapq import merge
@@ -145,6 +145,17 @@ def select_unended(snapshot: Snapshot) -> Select[Any]:
         runs.trace_id == table.c.trace_id, runs.run_id == table.c.run_id, snapshot.is_live(tables.runs)
     )
     return select(table).where(snapshot.is_live(table), ~ended.exists())
+
+
+def count_unended(
+    snapshot: Snapshot, before_ns: int, group_by: Sequence[str], where: Mapping[str, str]
+) -> dict[tuple[str, ...], int]:
+    """Runs that began before an instant and have not ended, by columns of `open_runs`."""
+    unended = select_unended(snapshot).subquery()
+    keys = [func.coalesce(unended.c[name], "") for name in group_by]
+    conditions = [unended.c.started_at_ns < before_ns, *(unended.c[name] == value for name, value in where.items())]
+    rows = snapshot.connection.execute(select(*keys, func.count()).where(*conditions).group_by(*keys))
+    return {tuple(group): int(count) for *group, count in rows}
 
 
 def _select_open(snapshot: Snapshot, wanted: RunFilter, abandoned_before_ns: int | None) -> Select[Any]:

@@ -134,25 +134,14 @@ def cost_of(row: Row[Any]) -> int:
     return int(row.cost_microdollars or 0) * 10**6 + int(row.cost_picodollars or 0)
 
 
-@dataclass(frozen=True)
-class AlertRow:
-    """An alert that was raised."""
-
-    id: str
-    rule: str
-    state: str
-    at_ns: int
-    summary: str
-
-
-def read_alerts(snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None) -> list[AlertRow]:
-    """Alerts that were raised in [from_ns, to_ns), newest first."""
+def read_alerts(snapshot: Snapshot, from_ns: int, to_ns: int, service: str | None) -> list[tuple[int, bytes]]:
+    """Alerts that were raised in [from_ns, to_ns), newest first: when, and the record."""
     outbox = tables.alert_outbox.c
     statement = (
-        select(outbox.id, outbox.rule, outbox.state, outbox.at_ns, outbox.summary)
+        select(outbox.at_ns, outbox.payload)
         .where(outbox.at_ns >= from_ns, outbox.at_ns < to_ns)
         .order_by(outbox.at_ns.desc(), outbox.id)
     )
     if service is not None:
         statement = statement.where(outbox.service == service)
-    return [AlertRow(*row) for row in snapshot.connection.execute(statement)]
+    return [(at_ns, bytes(payload)) for at_ns, payload in snapshot.connection.execute(statement)]

@@ -1,6 +1,7 @@
+import { to } from "../address.js";
 import { ask } from "../api.js";
 import { h } from "../dom.js";
-import { empty, panel, status, table, time } from "../parts.js";
+import { empty, link, panel, status, table, time } from "../parts.js";
 import { say } from "../words.js";
 
 /** Alerts of the range, the newest first. */
@@ -13,9 +14,13 @@ export async function alerts({ asked }) {
       ? table(
           [
             { label: say("at"), cell: (row) => time(row.at) },
-            { label: say("status"), cell: (row) => status(row.state) },
-            { label: say("rule"), cell: (row) => row.rule },
+            { label: say("status"), cell: (row) => status(row.status) },
+            { label: say("rule"), cell: (row) => row.rule.id },
             { label: say("summary"), is: "text", cell: (row) => row.summary },
+            {
+              label: say("sample"),
+              cell: (row) => (row.trace_id ? link(to(["trace", row.trace_id]), say("trace")) : null),
+            },
           ],
           rows,
         )
