@@ -766,3 +766,16 @@ def test_failed_calls_count_under_the_model_that_others_answered_as(store: Store
     row = rows[answered]
     assert (row["request_models"], row["count"], row["errors"], row["success_rate"]) == ([asked], 4, 1, 0.75)
     assert (rows["never-answers"]["request_models"], rows["never-answers"]["success_rate"]) == ([], 0.0)
+
+
+def test_the_database_joins_bytes_as_they_are(store: Store) -> None:
+    blobs = [bytes(range(256)) * 4, b"\x00\x00", b"", b"\xff\x00\xfe", None, b"\x80" * 300]
+    fill(
+        store,
+        "performance_day",
+        *(performance_row(NOON_NS, 0, 1, name=f"name-{number}", sketch=blob) for number, blob in enumerate(blobs)),
+    )
+    joined = store.dialect.join_bytes.format("sketch")
+    with store.read() as connection:
+        found = connection.exec_driver_sql(f"SELECT {joined} FROM (SELECT * FROM performance_day ORDER BY name) AS o")
+        assert bytes(found.scalar_one()) == b"".join(blob or b"" for blob in blobs)
