@@ -159,7 +159,9 @@ class AlertEvaluator:
             mark = replace(marks.get(projection, first), touched_ns=oldest.get(projection))
             plan = RoundPlan(mark, complete_to(watermarks.get(projection, 0)), now_ns)
             chosen = [rule for rule in rules if rule.projection == projection]
-            this.marks[projection] = self._judge_projection(this, plan, chosen, states, deadline)
+            judged = self._judge_projection(this, plan, chosen, states, deadline)
+            if judged != marks.get(projection):
+                this.marks[projection] = judged
         return this
 
     def _judge_projection(
@@ -272,6 +274,8 @@ class AlertEvaluator:
 
     def _write(self, this: _Round, rules: Sequence[Rule], touched: Sequence[Touched], number: int) -> bool:
         writer = self._writer
+        if not (this.marks or this.changed or this.rows or touched):
+            return True
         with writer.transaction():
             if not alert_rows.finish_round(writer, self._name, number):
                 return False

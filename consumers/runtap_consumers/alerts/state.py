@@ -105,10 +105,12 @@ class Rule(Protocol):
     Attributes:
         unit: of its values and thresholds.
         projection: whose figures it judges: their watermark and their touches decide when.
+        step_name: its windows end with each `minute` or each `hour`.
     """
 
     unit: str
     projection: str
+    step_name: str
 
     @property
     def settings(self) -> AnySettings:

@@ -18,6 +18,7 @@ from runtap_consumers.store import tables
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.store.read.window_sums import Group
 from runtap_consumers.store.writer import Writer
+from runtap_consumers.units import MINUTE_NS
 
 DUE, PUBLISHED, WITHHELD, SUMMARISED = range(4)
 _OUTBOX = [column.name for column in tables.alert_outbox.columns]
@@ -162,9 +163,10 @@ def mark_revised(writer: Writer, rules: Sequence[str], touched_ns: Iterable[int]
     names = ", ".join("?" * len(rules))
     for minute_ns in touched_ns if rules else ():
         writer.execute(
-            "UPDATE alert_outbox SET revised_at_ns = ? WHERE window_from_ns <= ? AND window_to_ns > ? "
+            # An alert is raised when its window's last minute has begun, by clocks that agree to a minute.
+            "UPDATE alert_outbox SET revised_at_ns = ? WHERE at_ns >= ? AND window_from_ns <= ? AND window_to_ns > ? "
             f"AND revised_at_ns = 0 AND rule IN ({names})",
-            (now_ns, minute_ns, minute_ns, *rules),
+            (now_ns, minute_ns - MINUTE_NS, minute_ns, minute_ns, *rules),
         )
 
 

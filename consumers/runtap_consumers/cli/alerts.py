@@ -218,6 +218,8 @@ def _met(store: Store, rules: list[Rule], now_ns: int) -> Iterator[dict[str, Any
                 met = figures.sums(rule.settings, quantity, to_ns - _CHECKED_NS, to_ns)
                 calls = sum(map(quantity.calls, met.values()))
                 note = None if calls else "warning: it met nothing in 7 days: is a name in where or group_by wrong?"
+                if calls and rule.step_name == "hour":
+                    note = "its window goes on by the hour"
                 row |= {"groups": len(met), "calls": calls, "note": note}
             elif rule.projection:
                 row |= {"groups": len(figures.errors_since(to_ns - _CHECKED_NS))}

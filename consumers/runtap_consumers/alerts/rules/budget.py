@@ -31,12 +31,12 @@ class Budget:
     def __init__(self, settings: BudgetSettings) -> None:
         self.settings = settings
         self._quantity = QUANTITIES["cost"]
-        self._step = "minute" if attribute_of(settings, self._quantity) is None else "hour"
+        self.step_name = "minute" if attribute_of(settings, self._quantity) is None else "hour"
         self._limits = [settings.limit * percent / 100 for percent in settings.at]
 
     def windows(self, plan: RoundPlan, zone: ZoneInfo) -> Iterator[Window]:
         """From the period's begin to each end that a commit touched."""
-        for end_ns, is_complete in ends_to_judge(plan, self._step, 0, zone, is_early=True):
+        for end_ns, is_complete in ends_to_judge(plan, self.step_name, 0, zone, is_early=True):
             yield Window(self._period(end_ns - 1, zone)[0], end_ns, is_complete)
 
     def judge(self, figures: Figures, window: Window, states: Mapping[Group, State]) -> Iterator[Verdict]:

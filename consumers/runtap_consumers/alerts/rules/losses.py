@@ -18,7 +18,7 @@ class Losses:
     minutes. A number that lands late after all lowers what was seen, without an alert.
     """
 
-    unit, projection = "events", ""
+    unit, projection, step_name = "events", "", "minute"
 
     def __init__(self, settings: RuleSettings) -> None:
         self.settings = settings

@@ -17,7 +17,7 @@ from runtap_consumers.units import MINUTE_NS
 class NewErrors:
     """A `[[rule]]` of `new_error_group`. Which groups are known is its states, of which a rebuild takes nothing."""
 
-    unit, projection = "errors", "errors"
+    unit, projection, step_name = "errors", "errors", "minute"
 
     def __init__(self, settings: RuleSettings) -> None:
         # An alert names the group as well as the service.

@@ -23,7 +23,7 @@ class PresentThreshold(Threshold):
         self.settings = settings
         self.present = PRESENT_QUANTITIES[settings.what]
         self.unit = self.present.unit
-        self.projection = ""
+        self.projection, self.step_name = "", "minute"
 
     def windows(self, plan: RoundPlan, zone: ZoneInfo) -> Iterator[Window]:
         """The minute that ended last, unless it was judged."""

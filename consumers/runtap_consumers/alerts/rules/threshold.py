@@ -43,14 +43,14 @@ class Threshold:
         self.projection = "errors" if self.quantity.rollup.name in ("roots", "errors") else self.quantity.rollup.name
         self._span_ns = settings.window
         is_by_attribute = attribute_of(settings, self.quantity) is not None
-        self._step = "hour" if is_by_attribute or settings.window > MOST_MINUTES_NS else "minute"
+        self.step_name = "hour" if is_by_attribute or settings.window > MOST_MINUTES_NS else "minute"
         # By attribute, what is older than two days is kept by the day.
         self._is_in_days = is_by_attribute and settings.window > MOST_MINUTES_NS - DAY_NS // 24
         self._is_early = self.quantity.only_grows and settings.below is None
 
     def windows(self, plan: RoundPlan, zone: ZoneInfo) -> Iterator[Window]:
         """Each that ended or was touched; before it is complete where what was counted can only grow."""
-        for end_ns, is_complete in ends_to_judge(plan, self._step, self._span_ns, zone, self._is_early):
+        for end_ns, is_complete in ends_to_judge(plan, self.step_name, self._span_ns, zone, self._is_early):
             if self._is_in_days:
                 days = self._span_ns // DAY_NS
                 yield Window(day_start_ns(end_ns - 1, zone, days_later=1 - days), end_ns, is_complete)
