@@ -404,6 +404,40 @@ def test_back_test_says_what_was_said(figures: Figures, make_rounds: MakeRounds,
     assert len(replay(figures.store, rounds.evaluator.rules, minute, end, end + SETTLE_NS).more) == 1
 
 
+def test_the_same_figures_raise_the_same_alerts_whenever_they_are_judged(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int, tmp_path: Path
+) -> None:
+    live = make_rounds(DEFAULT + COST_RULE.replace('critical = "100"\n', ""))
+    minute, numbers = now_ns - now_ns % MINUTE_NS, random.Random(9)
+    live.go(now_ns)
+    for number in range(120):
+        begin = minute + number * MINUTE_NS
+        for _ in range(numbers.randrange(3)):
+            # Now and then of a minute or two ago: of what fires at once, that would revise what was said.
+            late = numbers.choice((0, 0, 0, 1, 2)) * MINUTE_NS
+            figures.spend(begin, numbers.choice((0.5, 3, 12, 70)))
+            figures.roots(max(begin - late, minute), numbers.randrange(30), numbers.choice((0, 0, 1, 9)))
+            if numbers.random() < 0.7:
+                # A partition is behind by what may still come.
+                live.go(begin + numbers.randrange(1, 30 * 10**9), begin - 2 * MINUTE_NS + SETTLE_NS)
+    end = minute + 120 * MINUTE_NS + SETTLE_NS
+    figures.position()
+    live.go(end)
+    said = [(alert.id, alert.status, alert.window) for alert in figures.alerts() if alert.window]
+    assert len(said) > 20
+    # The same, judged at once: as after a day without an evaluator.
+    for table in ("alert_lease", "alert_states", "alert_outbox", "alert_marks"):
+        with figures._writer.transaction():
+            figures._writer.execute(f"DELETE FROM {table}")
+    again = make_rounds(DEFAULT + COST_RULE.replace('critical = "100"\n', ""))
+    again.go(now_ns)
+    figures.touch("cost", minute)
+    figures.touch("errors", minute)
+    again.go(end)
+    found = [(alert.id, alert.status, alert.window) for alert in figures.alerts() if alert.window]
+    assert sorted(found, key=str) == sorted(said, key=str)
+
+
 def test_two_evaluators_at_once_raise_each_alert_once(figures: Figures, now_ns: int, tmp_path: Path) -> None:
     settings, minute = rules(tmp_path, DEFAULT), now_ns - now_ns % MINUTE_NS
     warm = Rounds(figures, settings)

@@ -363,6 +363,9 @@ def test_windows_are_those_that_ended_and_those_that_a_commit_touched() -> None:
     # The pipeline is behind by two minutes: what only grows is judged up to now.
     assert ends(Mark(at(3), at(2)), at(3), at(5) + 9, is_early=True) == [(3, True), (4, False), (5, False), (6, False)]
     assert ends(Mark(at(3)), at(3), at(5) + 9, is_early=True) == []
+    # All of them, whichever was touched, but for those that a round without time to finish has judged.
+    assert ends(Mark(at(3), at(5)), at(3), at(5) + 9, is_early=True) == [(4, False), (5, False), (6, False)]
+    assert ends(Mark(at(3), at(4), at(4)), at(3), at(5) + 9, is_early=True) == [(5, False), (6, False)]
     # An outage delays, and nothing is judged of which the minutes are gone.
     days = ends(Mark(at(3)), at(5 * 1_440), at(5 * 1_440))
     assert days[0] == (5 * 1_440 - 48 * 60 + 6, True)

@@ -178,8 +178,9 @@ class AlertEvaluator:
         done_ns = 0
         for window, rule in windows:
             if window.to_ns > done_ns and done_ns and time.monotonic() > deadline:
-                is_early = done_ns > plan.complete_to_ns
-                return Mark(max(plan.mark.judged_to_ns, plan.complete_to_ns) if is_early else done_ns, done_ns)
+                if done_ns <= plan.complete_to_ns:
+                    return Mark(done_ns, done_ns)
+                return Mark(max(plan.mark.judged_to_ns, plan.complete_to_ns), done_ns, done_ns)
             done_ns = window.to_ns
             known = states[rule.settings.id]
             for finding in rule.judge(this.figures, window, known):

@@ -128,9 +128,10 @@ def read_marks(snapshot: Snapshot) -> dict[str, Mark]:
 def write_mark(writer: Writer, projection: str, mark: Mark) -> None:
     """Notes how far a projection's figures were judged."""
     writer.execute(
-        "INSERT INTO alert_marks (projection, judged_to_ns, touched_ns) VALUES (?, ?, ?) ON CONFLICT (projection) "
-        "DO UPDATE SET judged_to_ns = excluded.judged_to_ns, touched_ns = excluded.touched_ns",
-        (projection, mark.judged_to_ns, mark.touched_ns),
+        "INSERT INTO alert_marks (projection, judged_to_ns, touched_ns, early_to_ns) VALUES (?, ?, ?, ?) ON CONFLICT "
+        "(projection) DO UPDATE SET judged_to_ns = excluded.judged_to_ns, touched_ns = excluded.touched_ns, "
+        "early_to_ns = excluded.early_to_ns",
+        (projection, mark.judged_to_ns, mark.touched_ns, mark.early_to_ns),
     )
 
 

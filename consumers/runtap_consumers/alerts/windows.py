@@ -18,11 +18,13 @@ _HOURS_JUDGED_NS = 7 * DAY_NS
 @dataclass(frozen=True)
 class Mark:
     """How far the figures of a projection were judged: windows that end at or before `judged_to_ns` as complete ones.
-    `touched_ns`: the begin of the oldest minute of which windows that hold it are still to be judged.
+    `touched_ns`: the begin of the oldest minute of which windows that hold it are still to be judged. `early_to_ns`:
+    up to where a round judged windows that are not complete, which had no time for the rest.
     """
 
     judged_to_ns: int
     touched_ns: int | None = None
+    early_to_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def ends_to_judge(
         step: windows end with each `minute` or each `hour`.
         span_ns: how long a window is.
         zone: of the hours.
-        is_early: also those that are not complete, where something of theirs was touched.
+        is_early: also those that are not complete, where anything was touched: all of them, in their order, since what
+            has just ended in a complete one may begin again in any that follows.
     """
     mark = plan.mark
     after_ns = mark.judged_to_ns if mark.touched_ns is None else min(mark.judged_to_ns, mark.touched_ns)
@@ -72,7 +75,7 @@ def ends_to_judge(
     after_ns = max(after_ns, plan.now_ns - kept_ns)
     yield from ((end_ns, True) for end_ns in _ends(after_ns, plan.complete_to_ns, step, zone))
     if is_early and mark.touched_ns is not None:
-        after_ns = max(mark.touched_ns, plan.complete_to_ns, plan.now_ns - kept_ns)
+        after_ns = max(plan.complete_to_ns, plan.now_ns - kept_ns, mark.early_to_ns or 0)
         last_ns = _next_end(plan.now_ns, step, zone)
         yield from ((end_ns, False) for end_ns in _ends(after_ns, last_ns, step, zone))
 

@@ -214,6 +214,7 @@ alert_marks = _table(
     _text("projection", primary_key=True),
     _bigint("judged_to_ns"),
     Column("touched_ns", _INTEGER),
+    Column("early_to_ns", _INTEGER),
 )
 # What a rule knows of a group (`alerts.state.State`). `group_values`: JSON, the values of the rule's `group_by`.
 alert_states = _table(

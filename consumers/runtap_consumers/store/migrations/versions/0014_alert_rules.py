@@ -36,7 +36,7 @@ def upgrade() -> None:
         holder=Text,
         **_integers("expires_at_ns", "learning_until_ns", "round"),
     )
-    marks = _make("alert_marks", {"projection": Text}, judged_to_ns=_INTEGER, touched_ns=_INTEGER)
+    marks = _make("alert_marks", {"projection": Text}, **_integers("judged_to_ns", "touched_ns", "early_to_ns"))
     states = _make(
         "alert_states",
         {"rule": Text, "group_values": Text},
@@ -73,7 +73,7 @@ def _integers(*names: str) -> dict[str, Any]:
 
 
 def _make(name: str, keys: dict[str, Any], **others: Any) -> Any:
-    optional = ("touched_ns", "touches")
+    optional = ("touched_ns", "early_to_ns", "touches")
     return op.create_table(
         name,
         *(Column(key, kind, primary_key=True, nullable=False, autoincrement=False) for key, kind in keys.items()),
