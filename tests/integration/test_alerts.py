@@ -18,6 +18,7 @@ from runtap_consumers.alerts.backtest import replay
 from runtap_consumers.alerts.evaluator import LEASE_NS, AlertEvaluator, _watermark
 from runtap_consumers.alerts.loop import run_alerts
 from runtap_consumers.alerts.rule_file import default_text
+from runtap_consumers.alerts.rules.threshold import Threshold
 from runtap_consumers.alerts.windows import SETTLE_NS
 from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
@@ -377,6 +378,28 @@ def test_file_that_changes_is_read_again_and_one_with_a_mistake_is_not(
     figures.spend(minute, 0)
     assert rounds.go(now_ns + 6) == 1
     assert len({alert.id for alert in figures.alerts()}) == 3
+
+
+def test_a_rule_with_a_bug_stops_no_other(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, minute = make_rounds(COST_RULE + COST_RULE.replace('"spend"', '"broken"')), now_ns - now_ns % MINUTE_NS
+    step = Threshold.step
+
+    def break_one(rule: Threshold, *arguments: Any) -> Any:
+        if rule.settings.id == "broken":
+            raise ZeroDivisionError
+        return step(rule, *arguments)
+
+    monkeypatch.setattr(Threshold, "step", break_one)
+    rounds.go(now_ns)
+    figures.spend(minute, 12)
+    with capture_logs() as logs:
+        assert rounds.go(now_ns + 1) == 1
+        figures.spend(minute, 1)
+        assert rounds.go(now_ns + 2) == 0
+    assert [entry["rule"] for entry in logs if entry["event"] == "alert_rule_failed"] == ["broken"]
+    assert [alert.rule.id for alert in figures.alerts()] == ["spend"]
 
 
 def test_back_test_says_what_was_said(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 from msgspec import structs
+from sqlalchemy.exc import SQLAlchemyError
 
 from runtap_consumers.alerts import statements as alert_rows
 from runtap_consumers.alerts.records import alert_id, make_record
@@ -24,6 +25,7 @@ from runtap_consumers.alerts.snapshot_figures import RunningSums, SnapshotFigure
 from runtap_consumers.alerts.state import Rule, State, Verdict
 from runtap_consumers.alerts.statements import DUE, SUMMARISED, WITHHELD, OutboxRow, Touched, stored_group
 from runtap_consumers.alerts.windows import SETTLE_NS, Mark, RoundPlan, Window, complete_to
+from runtap_consumers.errors import StoreError
 from runtap_consumers.figures.quantities import Present
 from runtap_consumers.instants import format_instant
 from runtap_consumers.pricing.source import load_prices
@@ -77,6 +79,8 @@ class AlertEvaluator:
         self._judged_rules: Sequence[Rule] = ()
         self._running: dict[str, RunningSums] = {}
         self._loaded_prices: PriceTable | None = None
+        # Rules that were said to have failed.
+        self._failed: set[str] = set()
         self.holds_lease = False
 
     @property
@@ -183,8 +187,16 @@ class AlertEvaluator:
                 return Mark(max(plan.mark.judged_to_ns, plan.complete_to_ns), done_ns, done_ns)
             done_ns = window.to_ns
             known = states[rule.settings.id]
-            for finding in rule.judge(this.figures, window, known):
-                self._note(this, rule, finding, known)
+            try:
+                for finding in rule.judge(this.figures, window, known):
+                    self._note(this, rule, finding, known)
+            except (StoreError, SQLAlchemyError):
+                raise
+            except Exception:
+                # A bug, met by one rule: all others go on, and its next windows are judged.
+                if rule.settings.id not in self._failed:
+                    self._failed.add(rule.settings.id)
+                    _logger.exception("alert_rule_failed", rule=rule.settings.id, window_to_ns=window.to_ns)
         judged_to_ns, touched_ns = plan.mark.judged_to_ns, plan.mark.touched_ns
         if plan.complete_to_ns < judged_to_ns and touched_ns is not None:
             # The watermark has gone back (a partition was added): what was touched beyond it is judged when it returns.
