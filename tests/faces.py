@@ -118,7 +118,7 @@ class Faces:
         for service in {row["service"] for row in report["cost"]["by_service"]}:
             of_service = self.printed("report", "--service", service, *options)[0]
             assert _still(self.get("report", service=service, **self._span)) == _still(of_service)
-        for route in ("components", "errors", "alerts"):
+        for route in ("components", "errors", "feedback", "alerts"):
             found = _still(self.get(route, **self._span))
             for more in ("self_times", "trend"):
                 found.pop(more, None)

@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, Unpack
+from uuid import UUID
 
 from runtap_collector.capture.capture import Capture, current_session, make_session
 from runtap_collector.capture.handler import RunTapHandler
 from runtap_collector.capture.recorded import UsageCounts, recorded_call, usage_of
+from runtap_collector.capture.text import clip, name_of, text_of
 from runtap_collector.capture.translate import dollars_of, word_of
-from runtap_collector.send.encoding import session_of
+from runtap_collector.send.encoding import score_of, session_of
 from runtap_collector.send.records import Session, View
 from runtap_collector.settings import CollectorSettings, SettingsOverrides
 from runtap_collector.stats import Delivery, EmitterHealth, Stats
-from runtap_schemas.events import MAX_DURATION_NS
+from runtap_schemas.events import MAX_DURATION_NS, MAX_SCORE, MAX_TEXT_LENGTH
 
 FLUSH_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
@@ -164,6 +166,40 @@ class RunTap:
         if not 0 <= duration_seconds < MAX_DURATION_NS / 1e9:
             raise ValueError(f"duration_seconds is {duration_seconds!r}: expected how long the call took")
         self._capture.record(run, outcome, int(duration_seconds * 1e9), list(tags or ()), metadata or {})
+
+    def feedback(
+        self,
+        run_id: UUID | str,
+        key: str,
+        score: bool | float | str,
+        *,
+        comment: str | None = None,
+        source: str = "user",
+    ) -> None:
+        """Emits what somebody, or something, thought of a run, also long after it ended and in another process.
+
+        Args:
+            run_id: LangChain's id of the run, such as that of `config={"run_id": …}`.
+            key: what was judged: `helpful`, `correctness`.
+            score: a number of at most a billion either way; `True` is 1, `False` is 0; a text is a category.
+            comment: content: sent only with `RUNTAP_CAPTURE_CONTENT=true`.
+            source: who says so: `user`, `evaluator`, or a word of your own.
+
+        Raises:
+            ValueError: id, key or category is empty, or the score is no such number.
+        """
+        number = None if isinstance(score, str) else float(score)
+        if number is not None and not abs(number) <= MAX_SCORE:
+            raise ValueError(f"score is {score!r}: expected a number of at most {MAX_SCORE:,.0f} either way, or a text")
+        identity, named = text_of(run_id), name_of(key)
+        category = name_of(score) if isinstance(score, str) else None
+        if not identity or named is None or (number is None and category is None):
+            raise ValueError(
+                f"feedback needs a run's id, a key and a score that are not empty, not {run_id!r}, {key!r}"
+            )
+        note = None if comment is None else clip(comment, MAX_TEXT_LENGTH)
+        scored = score_of(self._view, identity[:64], named, number, category, word_of(source) or "user", note)
+        self._emitter.offer(scored)
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> Delivery:
         """Waits until everything captured so far is in Kafka, at most `timeout` seconds. Blocks; see `aflush`."""

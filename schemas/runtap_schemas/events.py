@@ -26,6 +26,7 @@ MAX_TAGS = 32
 # A provider's word for what went wrong, `rate_limit_exceeded` say: short, and without room for a sentence.
 ERROR_CODE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_STREAMED_LENGTH = 16 * 1024
+MAX_SCORE = 10**9
 # Of a report, which repeats them every time.
 MAX_SKIPPED_RANGES = 1_000
 MAX_PRICE_FACTS = 8
@@ -47,7 +48,7 @@ Duration = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 LaneNumber = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
-Score = Annotated[float, Meta(ge=-(10**9), le=10**9)]
+Score = Annotated[float, Meta(ge=-MAX_SCORE, le=MAX_SCORE)]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,30})?$", max_length=35)]
 StreamedText = Annotated[str, Meta(max_length=MAX_STREAMED_LENGTH)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_LENGTH)]

@@ -120,6 +120,7 @@ SIDES: dict[str, tuple[Sums, Sums, str]] = {
     "failure_rate": (counts(ok=91, errors=9), counts(ok=90, errors=10), "0.1"),
     "cut_off_share": (counts(ok=100, cut_off=4), counts(ok=100, cut_off=5), "0.05"),
     "refused_share": (counts(ok=100, refused=4), counts(ok=100, refused=5), "0.05"),
+    "score": (counts(count=4, score_billionths=3 * 10**9 - 4), counts(count=4, score_billionths=3 * 10**9), "0.75"),
     "latency_mean": (sketched(1_000, 2_999), sketched(1_000, 3_000), "2"),
     "latency_p50": (sketched(1, 1, 9_000), sketched(1, 9_000, 9_000), "5"),
     "latency_p95": (sketched(*[1] * 99, 9_000), sketched(*[1] * 9, *[9_000] * 2), "5"),

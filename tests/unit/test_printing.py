@@ -82,6 +82,11 @@ def report(**changes: Any) -> dict[str, Any]:
         "errors": {"total": 7, "groups": [GROUP], "recent": [error]},
         "session_count": 1,
         "sessions": [SESSION],
+        "feedback": {
+            "by_key": [
+                {"key": "helpful", "value": None, "count": 3, "mean": "0.666667", "service": "s", "environment": None}
+            ]
+        },
         "alerts": [{"at": AT, "severity": "critical", "status": "firing", "summary": "checkout: 12 of 106 failed"}],
         "ledger": {"captured": 9, "applied": 4, "in_flight": 2, "dropped": {"full": 1}, "lost": 1, "quarantined": 1},
         **changes,

@@ -11,8 +11,8 @@ from msgspec import UNSET, Raw
 
 from runtap_collector.capture.translate import request_of, run_name
 from runtap_collector.send.parts import encode_end
-from runtap_collector.send.records import Note, OpenRun, Outcome, Session
-from runtap_schemas import RunNoted, RunStarted, RunStreamed, SessionEnded, SessionStarted, encode_event
+from runtap_collector.send.records import Note, OpenRun, Outcome, Session, View
+from runtap_schemas import RunNoted, RunScored, RunStarted, RunStreamed, SessionEnded, SessionStarted, encode_event
 from runtap_schemas.frame import MAX_FRAME_BYTES
 
 # What a frame has room for, beside its header.
@@ -70,6 +70,23 @@ def note_of(run: OpenRun, note: Note) -> RunNoted:
 def streamed_of(run: OpenRun, index: int, text: str) -> RunStreamed:
     """Text that a model has streamed."""
     return RunStreamed(at_ns=0, index=index, text=text, **_identity_of(run))
+
+
+def score_of(
+    view: View, run_id: str, key: str, score: float | None, value: str | None, source: str, comment: str | None
+) -> RunScored:
+    """What somebody thought of a run; the comment only where content is captured."""
+    return RunScored(
+        at_ns=0,
+        run_id=run_id,
+        key=key,
+        score=score,
+        value=value,
+        source=source,
+        comment=comment if view.captures_content else None,
+        service=view.service,
+        environment=view.environment,
+    )
 
 
 def session_of(session: Session, *, is_start: bool) -> SessionStarted | SessionEnded:

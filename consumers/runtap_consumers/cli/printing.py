@@ -52,6 +52,7 @@ SESSIONS = (
     "session_id<24 user_ids<24? status started_at? duration_seconds traces? llm_calls tool_calls? errors input_tokens "
     "output_tokens cost_usd"
 )
+FEEDBACK = "key<24 value<16? count mean? service<16? environment?"
 ALERTS = "at severity? status summary*"
 RUNS = (
     "started_at run_type? name<13 model<13 status<12 duration_seconds input_tokens? output_tokens? cost_usd "
@@ -162,6 +163,7 @@ def print_report(
         (f"Errors: {errors['total']:,}", ERROR_GROUPS, map(_with_text, errors["groups"])),
         ("Last errors", LAST_ERRORS, map(_with_text, errors["recent"])),
         (sessions, SESSIONS, report["sessions"]),
+        ("Feedback", FEEDBACK, report["feedback"]["by_key"]),
         ("Alerts", ALERTS, report["alerts"]),
     ):
         print_table(console, title, columns, rows, limit)

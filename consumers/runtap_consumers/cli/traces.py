@@ -109,6 +109,11 @@ def print_trace(console: Console, trace: words.Row) -> None:
             # Of those it passed through, the colour says it.
             said = words.error_text(*(run[f"error_{name}"] for name in words.ERROR_FACTS))
             print_line(console, indent + one_line(f"✗ {run['error_type']}: {said}", 2 * width), style="red")
+        for each in run["feedback"]:
+            given = each["value"] if each["score"] is None else each["score"]
+            note = f": {each['comment']}" if each["comment"] else ""
+            said = one_line(f"{each['key']} {given} by {each['source']}{note}", 2 * width)
+            print_line(console, f"{indent}★ {said}", style="cyan")
         for name, value in (run["content"] or {}).items():
             if name != "content_bytes":
                 shown = orjson.dumps(value).decode()

@@ -29,6 +29,7 @@ _OLDER = {
     "session_costs": _OF_OLDER_SESSIONS,
     "runs": "ended_at_ns < {from_ns}",
     "open_runs": "started_at_ns < {from_ns}",
+    "run_scores": "log_time_ns < {from_ns}",
     "contents": "log_time_ns < {from_ns}",
     # What live workers noted at an emitter's first event is met by no rebuild.
     "emitter_reports": "(log_time_ns < {from_ns} OR number = 0)",

@@ -11,7 +11,7 @@ from typing import Any
 from runtap_consumers.figures.completeness import work_out_completeness, work_out_ledger
 from runtap_consumers.figures.runs import abandoned_before
 from runtap_consumers.figures.words import duration, money
-from runtap_consumers.projections.rollups import COST, ERRORS, PERFORMANCE, ROOTS, Rollup
+from runtap_consumers.projections.rollups import COST, ERRORS, PERFORMANCE, ROOTS, SCORE_UNIT, SCORES, Rollup
 from runtap_consumers.projections.sketch import quantiles_ns
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.runs import count_unended
@@ -172,6 +172,15 @@ QUANTITIES: dict[str, Quantity] = {
         _share("refused", "ok"),
         _count("ok"),
         where=_LLM,
+    ),
+    "score": Quantity(
+        "mean score",
+        "points",
+        SCORES,
+        ("count", "score_billionths"),
+        lambda sums: Decimal(sums["score_billionths"]) / SCORE_UNIT / sums["count"] if sums.get("count") else None,
+        _count("count"),
+        where={"value": ""},
     ),
     "latency_mean": Quantity(
         "mean duration", "s", PERFORMANCE, ("count", "total_ns"), _mean, _count("count"), where=_LLM

@@ -20,6 +20,7 @@ from runtap_consumers.figures.completeness import (
     work_out_completeness,
     work_out_ledger,
 )
+from runtap_consumers.figures.feedback import describe_feedback
 from runtap_consumers.figures.sections import (
     AlertFigures,
     Component,
@@ -124,6 +125,7 @@ def build_sections(
                 describe_session(row, complete.at_ns, zone)
                 for row in read_sessions(snapshot, *within, limit=SESSIONS_SHOWN)
             ],
+            "feedback": lambda: describe_feedback(snapshot, time_range, service),
             "alerts": lambda: describe_alerts(snapshot, *within, zone),
             "ledger": lambda: describe_all(books, work_out_ledger(books, snapshot.projections)),
         }

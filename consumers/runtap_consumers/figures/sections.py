@@ -171,13 +171,47 @@ class Errors(OfRange):
     errors: ErrorSection
 
 
+class KeyScores(TypedDict):
+    """What was thought of runs, by what was judged. `value`: the category; null for numbers, of which `mean` is."""
+
+    service: str | None
+    environment: str | None
+    key: str
+    value: str | None
+    count: int
+    mean: str | None
+
+
+class ScoresBy(TypedDict):
+    """Numbers by a fact of the runs that they are about, for as long as these are kept."""
+
+    name: str | None
+    key: str
+    count: int
+    mean: str | None
+
+
+class Feedback(TypedDict):
+    """What was thought of runs."""
+
+    by_key: list[KeyScores]
+    by_model: list[ScoresBy]
+    by_name: list[ScoresBy]
+
+
+class FeedbackOfRange(OfRange):
+    """Feedback of a range."""
+
+    feedback: Feedback
+
+
 class Alerts(OfRange):
     """Alerts of a range, newest first."""
 
     alerts: list[AlertFigures]
 
 
-class ReportFigures(Components, Errors, Alerts):
+class ReportFigures(Components, Errors, FeedbackOfRange, Alerts):
     """Every figure of a range. `sessions`: the newest of the `session_count` that there are."""
 
     cost: CostSection

@@ -12,7 +12,8 @@ from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.figures.runs import PROJECTION, Run, abandoned_before, describe_run
 from runtap_consumers.figures.sessions import SessionFigures, describe_session
 from runtap_consumers.figures.shapes import Dollars, Instant, pick
-from runtap_consumers.instants import dollars, seconds
+from runtap_consumers.instants import dollars, format_instant, seconds
+from runtap_consumers.store.read.scores import read_scores_of
 from runtap_consumers.store.read.sessions import read_session
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.store.read.traces import find_traces, read_contents, read_session_traces, read_trace
@@ -29,6 +30,17 @@ class Content(TypedDict):
     content_bytes: NotRequired[int]
 
 
+class RunFeedback(TypedDict):
+    """What somebody thought of a run: a number, `score`, or a category, `value`."""
+
+    at: Instant
+    key: str
+    score: str | None
+    value: str | None
+    source: str
+    comment: str | None
+
+
 class TraceRun(Run):
     """A run of a trace. `depth`: how many are above it; `offset_seconds`: after the trace's begin; `self_seconds`: the
     time in which no child of it ran.
@@ -38,6 +50,7 @@ class TraceRun(Run):
     offset_seconds: float
     self_seconds: float | None
     content: Content | None
+    feedback: list[RunFeedback]
 
 
 class TraceTokens(TypedDict):
@@ -120,6 +133,7 @@ def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_cont
     is_open = any(row.get("status") is None for row in rows)
     boundary = abandoned_before(read_completeness(snapshot, (PROJECTION,)).at_ns) if is_open else None
     contents = read_contents(snapshot, [row["run_id"] for row in rows]) if with_content else {}
+    scores = read_scores_of(snapshot, [row["run_id"] for row in rows])
     began_ns = min(row["started_at_ns"] for row in rows)
     ended_ns = max(_end_ns(row) for row in rows)
     selves = self_times(rows)
@@ -132,6 +146,10 @@ def _describe_trace(snapshot: Snapshot, trace_id: str, zone: ZoneInfo, with_cont
             "offset_seconds": seconds(row["started_at_ns"] - began_ns),
             "self_seconds": seconds(selves[run_id]) if row.get("duration_ns") is not None else None,
             "content": cast(Content | None, contents.get(run_id)),
+            "feedback": [
+                cast(RunFeedback, {"at": format_instant(each.pop("at_ns"), zone), **each})
+                for each in scores.get(run_id, ())
+            ],
         }
         runs.append(run)
     root = runs[0]

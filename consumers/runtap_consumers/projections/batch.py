@@ -137,6 +137,7 @@ class Batch:
     started: list[tuple[RunStarted, int]] = field(default_factory=list)
     noted: list[tuple[RunNoted, int]] = field(default_factory=list)
     sessions: list[tuple[SessionEvent, int]] = field(default_factory=list)
+    scored: list[tuple[RunScored, int]] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     abandoned: list[tuple[LaneAbandoned, int]] = field(default_factory=list)
     newcomers: list[tuple[str, Any, int]] = field(default_factory=list)

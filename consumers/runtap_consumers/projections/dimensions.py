@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from runtap_consumers.projections.batch import KIND, Batch, Kind, sorted_by_kind
 from runtap_consumers.projections.rollups import OTHER
 from runtap_consumers.units import DAY_NS
-from runtap_schemas import RunEnded, RunError
+from runtap_schemas import RunEnded, RunError, RunScored
 
 CAPS = {"user": 100_000}
 DEFAULT_CAP = 1_000
@@ -59,6 +59,8 @@ class Dimensions:
             self._day, self._admitted, self._refused = day, set(), set()
         batch.ended, batch.kinds = batch.ended_uncapped, sorted_by_kind(batch.ended_uncapped)
         values = self._values(batch.kinds, [event for event, _ in batch.ended])
+        for scored, _ in batch.scored:
+            values |= {(of_service(name, scored.service), value) for name, value in _judged(scored)}
         unknown = values - self._admitted - self._refused
         if unknown:
             admitted = self._admit(day, unknown)
@@ -66,6 +68,7 @@ class Dimensions:
             self._refused |= unknown - admitted
         if self._refused.isdisjoint(values):
             return
+        batch.scored = [(self._replace_score(event), at_ns) for event, at_ns in batch.scored]
         batch.ended = [(self._replace(event), at_ns) for event, at_ns in batch.ended_uncapped]
         batch.kinds = sorted_by_kind(batch.ended)
 
@@ -88,6 +91,12 @@ class Dimensions:
             values.update((of_service(f"metadata.{name}", service), text) for service, text in texts if text)
         return values
 
+    def _replace_score(self, event: RunScored) -> RunScored:
+        refused = {name for name, value in _judged(event) if (of_service(name, event.service), value) in self._refused}
+        if "score" in refused:
+            return replace(event, key=OTHER, value=None if event.value is None else OTHER)
+        return replace(event, value=OTHER) if refused else event
+
     def _replace(self, event: RunEnded) -> RunEnded:
         def is_refused(name: str, value: str | None) -> bool:
             return (of_service(name, event.service), value) in self._refused
@@ -107,3 +116,8 @@ class Dimensions:
             if is_refused(f"metadata.{name}", str(event.metadata.get(name, ""))):
                 capped = replace(capped, metadata={**capped.metadata, name: OTHER})
         return capped
+
+
+def _judged(event: RunScored) -> list[Value]:
+    """The dimensions of feedback: what was judged, and the category it got."""
+    return [("score", event.key), *([] if event.value is None else [("category", event.value)])]

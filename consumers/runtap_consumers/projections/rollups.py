@@ -20,6 +20,8 @@ SKEW_BEHIND_NS = 8 * DAY_NS
 RETENTION_NS = {"minute": 2 * DAY_NS, "hour": 400 * DAY_NS}
 # After so long a silence a lane's marks are deleted: twice as long as an emitter may resend.
 LANE_RETENTION_NS = 14 * DAY_NS
+# Of a score, which is a number with decimals: sums of integers are exact in any order.
+SCORE_UNIT = 10**9
 GRAINS = ("minute", "hour", "day", "total")
 _ALL_GRAINS: dict[str, int | None] = {grain: RETENTION_NS.get(grain) for grain in GRAINS}
 OTHER = "__other__"
@@ -242,6 +244,22 @@ OPEN_RUNS = Rollup(
     (*_kept(*RUN_IDENTITY), *_kept("started_at_ns", "log_time_ns", kind="integer")),
 )
 
+# What was thought of runs, by what was judged; categories by their name, numbers under ''. `score_billionths` of all
+# numbers together.
+SCORES = Rollup(
+    "scores",
+    ("service", "environment", "key", "value"),
+    (*_sums("count"), Measure("score_billionths", Merge.ADD, whole="score_wholes", unit=SCORE_UNIT)),
+    grains=_ALL_GRAINS,
+)
+# The same, one by one, for as long as runs are kept.
+RUN_SCORES = Rollup(
+    "run_scores",
+    ("run_id", "key", "source", "at_ns"),
+    (*_kept("score", "value", "comment", "service", "environment"), *_kept("log_time_ns", kind="integer")),
+    integer_keys=("at_ns",),
+)
+
 # What went into a run and came out of it, where that was captured: JSON by zstd, with the keys `inputs`, `outputs` and
 # `content_bytes` (what it was before it was cut off).
 CONTENTS = Rollup("contents", ("run_id",), (*_kept("log_time_ns", kind="integer"), *_kept("content", kind="bytes")))
@@ -307,6 +325,8 @@ ROLLUPS = (
     SESSIONS,
     SESSION_COSTS,
     OPEN_RUNS,
+    SCORES,
+    RUN_SCORES,
     CONTENTS,
     MODEL_NAMES,
     RUN_DURATIONS,

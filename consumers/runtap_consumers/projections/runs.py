@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from runtap_consumers.projections.batch import Batch, Call
-from runtap_consumers.projections.rollups import OPEN_RUNS, RUN_IDENTITY, TOKEN_CLASSES, Changes
+from runtap_consumers.projections.batch import Batch, Call, add_row
+from runtap_consumers.projections.rollups import (
+    OPEN_RUNS,
+    RUN_IDENTITY,
+    RUN_SCORES,
+    SCORE_UNIT,
+    SCORES,
+    TOKEN_CLASSES,
+    Changes,
+)
+from runtap_consumers.units import minute_of
 from runtap_schemas import RunEnded
 
+Rows = dict[tuple[Any, ...], list[Any]]
 _encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None,) * len(TOKEN_CLASSES)
 _tokens_of = attrgetter(*TOKEN_CLASSES)
@@ -27,7 +38,27 @@ def fold_runs(batch: Batch, _cost_attributes: tuple[str, ...]) -> Changes:
         runs.append(_row(ended_event, at_ns, batch.log_time_ns, call))
         if opened.pop((ended_event.run_id,), None) is None:
             ended.append(ended_event.run_id)
-    return Changes(rows={OPEN_RUNS.name: opened}, runs=runs, ended_run_ids=ended)
+    minutes, single = _fold_scores(batch)
+    return Changes(
+        minutes={SCORES.name: minutes},
+        rows={OPEN_RUNS.name: opened, RUN_SCORES.name: single},
+        runs=runs,
+        ended_run_ids=ended,
+    )
+
+
+def _fold_scores(batch: Batch) -> tuple[Rows, Rows]:
+    minutes: Rows = {}
+    single: Rows = {}
+    for event, at_ns in batch.scored:
+        key = (minute_of(at_ns), event.service, event.environment, event.key, event.value or "")
+        add_row(minutes, key, [1, int((Decimal(str(event.score or 0)) * SCORE_UNIT).to_integral_value())])
+        score = None if event.score is None else str(event.score)
+        single[(event.run_id, event.key, event.source, at_ns)] = [
+            *(score, event.value, event.comment, event.service, event.environment),
+            batch.log_time_ns,
+        ]
+    return minutes, single
 
 
 def _row(event: RunEnded, at_ns: int, log_time_ns: int, call: Call | None) -> tuple[Any, ...]:

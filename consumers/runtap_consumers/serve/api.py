@@ -27,7 +27,7 @@ from runtap_consumers.figures.dead_letters import DeadLetterFacts, describe_lett
 from runtap_consumers.figures.ledger import Ledger, build_ledger
 from runtap_consumers.figures.report import build_sections, check_service, read_completeness
 from runtap_consumers.figures.run_pages import read_page
-from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, ReportFigures
+from runtap_consumers.figures.sections import Alerts, Components, Costs, Errors, FeedbackOfRange, ReportFigures
 from runtap_consumers.figures.sessions import PROJECTION, SessionFigures, describe_session
 from runtap_consumers.figures.shapes import Instant, OfRange, pick
 from runtap_consumers.figures.traces import SessionTraces, TraceFigures, build_session, build_trace
@@ -166,6 +166,12 @@ def _errors(query: Query) -> ErrorsOverTime:
     store, zone = query.source.store, query.source.settings.zone()
     trend = overview.build_error_trend(store, _asked(query), zone, query.now_ns)
     return {**_sections(query, Errors), "trend": trend}
+
+
+@_at("feedback", *_SPAN, "service")
+def _feedback(query: Query) -> FeedbackOfRange:
+    """What was thought of runs."""
+    return _sections(query, FeedbackOfRange)
 
 
 @_at("alerts", *_SPAN, "service")

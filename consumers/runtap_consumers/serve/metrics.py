@@ -27,10 +27,11 @@ from runtap_consumers.figures.completeness import describe_all, work_out_complet
 from runtap_consumers.figures.report import SHOWN
 from runtap_consumers.figures.runs import PROJECTION as RUNS
 from runtap_consumers.figures.runs import abandoned_before
-from runtap_consumers.projections.rollups import DURATION_BOUNDS_NS
+from runtap_consumers.projections.rollups import DURATION_BOUNDS_NS, SCORE_UNIT
 from runtap_consumers.projections.rollups import OTHER as CAPPED
 from runtap_consumers.store.read.books import Books, read_books
 from runtap_consumers.store.read.figures import read_model_names
+from runtap_consumers.store.read.scores import read_scores
 from runtap_consumers.store.read.sessions import count_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, cost_of
 from runtap_consumers.store.read.totals import (
@@ -97,6 +98,15 @@ COST = _of_model("runtap_cost_dollars", "What calls with a known price cost.", "
 UNPRICED = _of_model("runtap_unpriced_calls", "Calls with usage and without a known price.", "provider")
 UNMETERED = _of_model("runtap_unmetered_calls", "Calls that succeeded without telling their usage.", "provider")
 ERRORS = _Family("runtap_errors", "Errors where they arose, by type.", ("type", *_OF), names="type")
+SCORES = _Family("runtap_scores", "What was thought of runs.", ("key", "value", *_OF), names="key")
+SCORE_SUM = _Family(
+    "runtap_score_points",
+    "The sum of the scores that are numbers.",
+    ("key", *_OF),
+    GaugeMetricFamily,
+    "key",
+    SCORE_UNIT,
+)
 SESSIONS = _gauge("runtap_sessions", "Sessions that are kept.")
 LEDGER = _gauge("runtap_ledger_events", "Where captured events are.", "state")
 DROPPED = _gauge("runtap_ledger_dropped_events", "Events that emitters dropped.", "reason")
@@ -111,7 +121,21 @@ REVISION = _gauge(
 FOLDED = _gauge("runtap_metrics_folded", "Series of the least used names that are summed in those named other.")
 FAMILIES = (
     *(LLM_CALLS, CHAIN_CALLS, TOOL_CALLS, LLM_DURATION, CHAIN_DURATION, ACTIVE_CALLS, TOKENS),
-    *(FIRST_TOKEN, COST, UNPRICED, UNMETERED, ERRORS, SESSIONS, LEDGER, DROPPED, COMPLETE_TO, REVISION, FOLDED),
+    *(
+        FIRST_TOKEN,
+        COST,
+        UNPRICED,
+        UNMETERED,
+        ERRORS,
+        SCORES,
+        SCORE_SUM,
+        SESSIONS,
+        LEDGER,
+        DROPPED,
+        COMPLETE_TO,
+        REVISION,
+        FOLDED,
+    ),
 )
 
 _Key = tuple[_Family, tuple[str, ...]]
@@ -174,6 +198,7 @@ def collect_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     _add_durations(page, snapshot, names)
     _add_costs(page, snapshot, names)
     _add_errors(page, snapshot)
+    _add_scores(page, snapshot)
     _add_open_calls(page, snapshot, books, names)
     page.fold(MAX_SERIES_A_SERVICE)
     _add_pipeline(page, snapshot, books)
@@ -245,6 +270,15 @@ def _add_durations(page: _Page, snapshot: Snapshot, names: _Names) -> None:
             page.add(family, (names.model_of(model), service, environment), *values)
         else:
             page.add(CHAIN_DURATION, (service, environment), *values)
+
+
+def _add_scores(page: _Page, snapshot: Snapshot) -> None:
+    for each in read_scores(snapshot, None, None):
+        of = (each.service, each.environment)
+        page.add(SCORES, (each.key, each.value, *of), each.count)
+        if not each.value:
+            page.add(SCORE_SUM, (each.key, *of), int(each.total * SCORE_UNIT))
+        page.uses[each.service, "key", each.key] += each.count
 
 
 def _add_costs(page: _Page, snapshot: Snapshot, names: _Names) -> None:

@@ -20,6 +20,7 @@ OWNERS = {
     "cost": ("cost", "cost_by_attribute"),
     "performance": ("performance",),
     "errors": ("roots", "errors"),
+    "runs": ("scores",),
 }
 
 
@@ -111,6 +112,7 @@ def expired_runs(partition: int, log_time_ns: int, kept_ns: int, at_most: int, d
     return [
         (f"DELETE FROM runs WHERE {dialect.row_id} IN ({chosen})", (horizon, partition, horizon, at_most)),
         ("DELETE FROM open_runs WHERE partition = ? AND log_time_ns < ?", (partition, horizon)),
+        ("DELETE FROM run_scores WHERE partition = ? AND log_time_ns < ?", (partition, horizon)),
     ]
 
 

@@ -18,7 +18,7 @@ metadata = MetaData()
 _INTEGER = BigInteger().with_variant(Integer, "sqlite")
 _KINDS: dict[str, Any] = {"integer": _INTEGER, "text": Text, "bytes": LargeBinary}
 # On SQLite each of these rows, with sketches or long texts, would take an overflow page without a rowid.
-_WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs", "contents"}
+_WITH_ROWID = {"performance", "error_groups", "recent_errors", "emitter_reports", "open_runs", "contents", "run_scores"}
 
 
 def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
@@ -61,6 +61,7 @@ runs = _table(
     Index("runs_page", "started_at_ns", "status", "model", "run_type", "session_id"),
 )
 Index("contents_age", metadata.tables["contents"].c.partition, metadata.tables["contents"].c.log_time_ns)
+Index("run_scores_age", metadata.tables["run_scores"].c.partition, metadata.tables["run_scores"].c.log_time_ns)
 Index("sessions_last", metadata.tables["sessions"].c.last_at_ns)
 Index("recent_errors_last", metadata.tables["recent_errors"].c.partition, metadata.tables["recent_errors"].c.at_ns)
 

@@ -22,6 +22,7 @@ from runtap_schemas import (
     LaneAbandoned,
     RunEnded,
     RunNoted,
+    RunScored,
     RunStarted,
     SessionEnded,
     SessionStarted,
@@ -194,3 +195,5 @@ def _add_frame(
                 batch.noted.append((event, at_ns))
             elif isinstance(event, SessionStarted | SessionEnded):
                 batch.sessions.append((event, at_ns))
+            elif isinstance(event, RunScored):
+                batch.scored.append((event, at_ns))

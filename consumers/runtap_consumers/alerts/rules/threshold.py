@@ -13,7 +13,9 @@ from runtap_consumers.alerts.state import Figures, State, Verdict
 from runtap_consumers.alerts.windows import RoundPlan, Window, ends_to_judge
 from runtap_consumers.figures.quantities import QUANTITIES, shown_value
 from runtap_consumers.instants import day_start_ns
+from runtap_consumers.store import tables
 from runtap_consumers.store.read.ranges import DEFAULT_NS
+from runtap_consumers.store.read.snapshot import owner_of
 from runtap_consumers.store.read.window_sums import Group, Sums
 from runtap_consumers.units import DAY_NS
 from runtap_schemas.alerts import Severity, Status
@@ -40,7 +42,7 @@ class Threshold:
         self.settings = settings
         self.quantity = QUANTITIES[settings.what]
         self.unit = self.quantity.unit
-        self.projection = "errors" if self.quantity.rollup.name in ("roots", "errors") else self.quantity.rollup.name
+        self.projection = owner_of(tables.metadata.tables[self.quantity.rollup.table_name("day")])
         self._span_ns = settings.window
         is_by_attribute = attribute_of(settings, self.quantity) is not None
         self.step_name = "hour" if is_by_attribute or settings.window > MOST_MINUTES_NS else "minute"

@@ -28,6 +28,8 @@ _OWNERS = {
     "touched_minutes": "errors",
     "session_costs": "sessions",
     "open_runs": "runs",
+    "scores": "runs",
+    "run_scores": "runs",
     "skipped_types": "ledger",
     "emitter_reports": "ledger",
     "emitter_counts": "ledger",

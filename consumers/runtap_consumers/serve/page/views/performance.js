@@ -16,8 +16,9 @@ const SORTS = {
 export async function performance({ asked, overview: first, parameters }) {
   const { before_range: range } = await first;
   const sorted = Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "self";
-  const [found, earlier] = await Promise.all([
+  const [found, { feedback }, earlier] = await Promise.all([
     ask("components", asked),
+    ask("feedback", asked),
     ask("components", { service: asked.service, since: range.from, until: range.to }),
   ]);
   const key = ({ run_type, name, model }) => JSON.stringify([run_type, name, model]);
@@ -31,6 +32,24 @@ export async function performance({ asked, overview: first, parameters }) {
     h("h1", {}, say("bottleneck")),
     rows.length ? components(rows, sorted, range) : empty("components"),
     hint(say("self.of", count(found.self_times.runs))),
+    feedback.by_key.length ? [h("h2", {}, say("feedback")), judged(feedback)] : null,
+  );
+}
+
+/** What was thought of runs: by what was judged, then by model and name. */
+function judged({ by_key: keys, by_model: models, by_name: names }) {
+  const rows = [
+    ...keys.map((row) => ({ ...row, of: [row.service, row.environment].filter(Boolean).join(", ") })),
+    ...[...models, ...names].map((row) => ({ ...row, value: null, of: row.name })),
+  ];
+  return table(
+    [
+      { label: say("judged"), is: "text", cell: (row) => [row.key, row.value ? h("span", { class: "dim" }, ` ${row.value}`) : null] },
+      { label: say("of"), is: "text", cell: (row) => row.of },
+      { label: say("count"), is: "n", cell: (row) => count(row.count) },
+      { label: say("mean"), is: "n strong", cell: (row) => row.mean ?? UNKNOWN },
+    ],
+    rows,
   );
 }
 
