@@ -248,8 +248,10 @@ def test_pauses_double_up_to_a_minute_and_half_of_them_is_chance() -> None:
         ("", 0.5, 1),
         ("²", 0.5, 1),
         ("9" * 400, LONGEST_ASKED_SECONDS, LONGEST_ASKED_SECONDS),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=300), usegmt=True), 200, 300),
-        (format_datetime(datetime.now(UTC) - timedelta(days=9), usegmt=True), 0.5, 1),
+        pytest.param(
+            format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 2_400, 3_600, id="in an hour"
+        ),
+        pytest.param(format_datetime(datetime.now(UTC) - timedelta(days=9), usegmt=True), 0.5, 1, id="past"),
         ("Wed, 21 Oct 99999 07:28:00 GMT", 0.5, 1),
     ],
 )
