@@ -29,6 +29,7 @@ _TABLES = {
     ),
     "0007": ("cost_keys", "cost_by_attribute_hour", "cost_by_attribute_day", "session_costs", "sessions"),
     "0011": ("run_durations",),
+    "0015": ("dataset_versions", "dataset_examples", "experiments", "experiment_results"),
     "0014": ("touched_minutes", "alert_lease", "alert_marks", "alert_states", "alert_outbox"),
 }
 # Of run_durations.
@@ -93,7 +94,13 @@ payload {}, published BIGINT)
 """
 
 
+def _take_back_0015(connection: Connection) -> None:
+    for name in _TABLES["0015"]:
+        connection.execute(text(f"DROP TABLE {name}"))
+
+
 def _take_back_0014(connection: Connection) -> None:
+    _take_back_0015(connection)
     for name in _TABLES["0014"]:
         connection.execute(text(f"DROP TABLE {name}"))
     binary = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
@@ -181,13 +188,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 14)])
+@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 15)])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0014": _take_back_0015,
             "0013": _take_back_0014,
             "0012": _take_back_0013,
             "0011": _take_back_0012,
