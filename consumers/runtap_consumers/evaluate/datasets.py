@@ -18,9 +18,9 @@ from runtap_consumers.store.engine import Store
 from runtap_consumers.store.read.runs import RunFilter, stream_runs
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.store.read.traces import read_contents
+from runtap_consumers.store.read.window_sums import EVALUATION
 from runtap_consumers.store.writer import Writer
 
-ENVIRONMENT = "evaluation"
 _RUNS_A_READ = 500
 _INSERT = "INSERT INTO {} VALUES ({})"
 
@@ -86,7 +86,7 @@ def find_examples(snapshot: Snapshot, wanted: RunFilter, limit: int | None) -> F
     examples, runs = [], 0
     with closing(stream_runs(snapshot, wanted, None, limit)) as rows:
         # What an evaluation asked is nobody's question.
-        asked = (row for row in rows if row["environment"] != ENVIRONMENT)
+        asked = (row for row in rows if row["environment"] != EVALUATION)
         while page := list(islice(asked, _RUNS_A_READ)):
             contents = read_contents(snapshot, [row["run_id"] for row in page])
             runs += len(page)

@@ -17,8 +17,8 @@ from uuid import uuid4
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.evaluate.datasets import ENVIRONMENT
 from runtap_consumers.projections.batch import Prices, price_call
+from runtap_consumers.store.read.window_sums import EVALUATION
 from runtap_schemas import ConnectionSettings, RunEnded
 
 # Categories of errors that say nothing of the answer; all but the last go by themselves.
@@ -64,7 +64,7 @@ class TappedCalls:
         self._prices = prices
         self._ended: dict[str, list[RunEnded]] = defaultdict(list)
         connection = {name: getattr(settings, name) for name in ConnectionSettings.model_fields}
-        self._tap: Tap = found["tap"].load()(self._watch, environment=ENVIRONMENT, **connection)
+        self._tap: Tap = found["tap"].load()(self._watch, environment=EVALUATION, **connection)
 
     def _watch(self, event: RunEnded) -> None:
         # A run that ends later than its root belongs to no call any more.
