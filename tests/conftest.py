@@ -38,7 +38,7 @@ pytest.register_assert_rewrite("expected_figures", "worker_process")
 _ON_BOTH_STORES = frozenset(
     f"test_{name}.py"
     for name in (
-        *("alerts", "fencing", "partition", "rebuild", "report", "repricing"),
+        *("alerts", "evaluate", "fencing", "partition", "rebuild", "report", "repricing"),
         *("servers", "store_migrations", "takeover", "whole_pipeline", "worker"),
     )
 )

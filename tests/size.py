@@ -19,6 +19,14 @@ ROOMS = {
         1_400,
         [f"{WORKERS}/pricing/**/*.py", f"{WORKERS}/cli/*prices.py", f"{WORKERS}/store/read/unmatched.py"],
     ),
+    "evaluate": (
+        950,
+        [
+            *(f"{WORKERS}/evaluate/**/*.py", f"{WORKERS}/cli/evaluate.py"),
+            # What it asks of the collector; they import each other nowhere.
+            "collector/runtap_collector/watch.py",
+        ],
+    ),
     "notify": (450, [f"{WORKERS}/notify/*.py", f"{WORKERS}/alerts/channels.py", f"{WORKERS}/alerts/subscription.py"]),
     "alerts": (None, [f"{WORKERS}/alerts/**/*.py"]),
     "serve": (900, [f"{WORKERS}/serve/**/*.py"]),

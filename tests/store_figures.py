@@ -47,12 +47,21 @@ class Figures:
         with self.open_commit("roots_minute", (*key, ok, errors, 0, 0, f"run-{minute_ns}" if errors else None)):
             self.touch("errors", minute_ns, partition, generation)
 
-    def spend(self, minute_ns: int, dollars: float, user: str = "", calls: int = 1, service: str = "checkout") -> None:
+    def spend(
+        self,
+        minute_ns: int,
+        dollars: float,
+        user: str = "",
+        calls: int = 1,
+        service: str = "checkout",
+        environment: str = "prod",
+    ) -> None:
         """A commit with the costs of a minute, in every grain, and by user."""
         measures = dict.fromkeys((column.name for column in tables.metadata.tables["cost_total"].columns), 0)
         measures |= {"calls": calls, "priced_calls": calls, "input_tokens": 10 * calls, "output_tokens": calls}
         measures["cost_microdollars"] = round(dollars * 10**6)
-        facts = ("openai", "gpt-5", service, "prod", "set", "standard")
+        facts = ("openai", "gpt-5", service, environment, "set", "standard")
+        key_number = 1 if environment == "prod" else 2
         buckets = {
             "minute": minute_ns,
             "hour": minute_ns // HOUR_NS * HOUR_NS,
@@ -68,12 +77,12 @@ class Figures:
             if user:
                 self._writer.execute(
                     "INSERT INTO cost_keys (id, provider, model, service, environment, price_set, price_class) "
-                    "VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    facts,
+                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (key_number, *facts),
                 )
                 table = tables.metadata.tables["cost_by_attribute_hour"]
                 sums = [measures[column.name] for column in table.columns if not column.primary_key]
-                self._writer.upsert(table, [(buckets["hour"], "user", user, 1, 0, 0, *sums)])
+                self._writer.upsert(table, [(buckets["hour"], "user", user, key_number, 0, 0, *sums)])
             self.touch("cost", minute_ns)
 
     def touch(self, projection: str, minute_ns: int, partition: int = 0, generation: int = 0) -> None:

@@ -254,6 +254,25 @@ def test_cost_fires_at_once_rises_to_critical_and_is_resolved_below_its_recovery
     assert "figures are 60 min behind" in fired.summary
 
 
+def test_what_an_evaluation_does_is_left_out_unless_a_rule_names_it(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    by_user = COST_RULE.replace("spend", "by_user").replace("service", "user").replace("5m", "1h")
+    named = COST_RULE.replace("spend", "named") + 'where = { environment = "evaluation" }\n'
+    rounds, minute = make_rounds(f'{COST_RULE}{by_user}{named}[[rule]]\nid = "new"\nwhat = "new_error_group"'), now_ns
+    minute -= minute % MINUTE_NS
+    rounds.go(now_ns)
+    figures.spend(minute, 50, user="ann", environment="evaluation")
+    known = ("ValueError", "other", "boom", "tool", None, None, None, 1, now_ns, now_ns, "run-9")
+    figures.add("error_groups", ("checkout", "evaluation", "fingerprint-001", 0, 0, *known))
+    figures.touch("errors", minute)
+    assert rounds.go(now_ns + 1) == 1
+    assert [alert.id for alert in figures.alerts()] == ["named?service=checkout/1"]
+    figures.spend(minute, 11, user="ann")
+    assert rounds.go(now_ns + 2) == 2
+    assert {(alert.rule.id, alert.value) for alert in figures.alerts()[1:]} == {("spend", "11"), ("by_user", "11")}
+
+
 def test_new_group_is_named_once(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
     rounds = make_rounds(DEFAULT)
     figures.groups(2)

@@ -289,6 +289,16 @@ ABOUT = {
     ("prices", "show"): (STORE, "--prices"),
     ("prices", "unmatched"): (STORE, "--prices"),
     ("prices", "update"): (STORE,),
+    ("dataset", "create"): (STORE, "--timezone"),
+    ("dataset", "import"): (STORE, "--timezone"),
+    ("dataset", "export"): (STORE,),
+    ("dataset", "list"): (STORE, "--timezone"),
+    ("dataset", "show"): (STORE, "--timezone"),
+    ("dataset", "remove-user"): (STORE,),
+    ("evaluate",): (STORE, "--prices"),
+    ("experiments", "list"): (STORE, "--timezone"),
+    ("experiments", "show"): (STORE, "--timezone"),
+    ("experiments", "compare"): (STORE,),
 }
 
 

@@ -20,9 +20,12 @@ import pytest
 import typer
 
 from runtap_consumers.cli import app
+from runtap_consumers.evaluate.datasets import make_example, save_version
+from runtap_consumers.evaluate.experiments import ExampleResult, begin_experiment, save_result
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.store import tables
-from runtap_consumers.store.engine import open_store
+from runtap_consumers.store.engine import Store, open_store
+from runtap_consumers.store.writer import Writer
 from runtap_schemas import (
     ConnectionSettings,
     LaneAbandoned,
@@ -47,6 +50,7 @@ PRINTING_NOTHING_STORED = {
     ("alerts", "init"),
     ("dead-letters", "skip"),
     *(("prices", name) for name in ("check", "show", "update")),
+    *(("dataset", name) for name in ("create", "import", "remove-user")),
     # What it serves is JSON, and no terminal's.
     *((name,) for name in ("demo", "dev", "kafka", "serve")),
 }
@@ -81,10 +85,21 @@ ENDING = [
     ("alerts", "check"),
     ("alerts", "backtest", "--from", "1d"),
     ("worker", "--drain"),
+    ("dataset", "list"),
+    ("dataset", "show", "questions"),
+    ("dataset", "show", "questions", "--json"),
+    ("dataset", "export", "questions"),
+    ("experiments", "list"),
+    ("experiments", "list", "--json"),
+    ("experiments", "show", "answers-1"),
+    ("experiments", "show", "answers-1", "--json"),
+    ("experiments", "compare", "answers-1", "answers-1"),
+    # Last: it makes one experiment more. What a target raises may be a hostile question.
+    ("evaluate", "questions", "--target", "builtins:repr", "--evaluators", "exact_match"),
 ]
 ENDLESS = [("tail",), ("tail", "--json"), ("tail", "--tokens"), ("alerts", "tail"), ("alerts", "tail", "--json")]
 # They name tables, days and counts alone.
-WITHOUT_TEXTS_OF_RECORDS = {"rebuild", "worker", "doctor", "alerts check", "alerts backtest"}
+WITHOUT_TEXTS_OF_RECORDS = {"evaluate", "rebuild", "worker", "doctor", "alerts check", "alerts backtest"}
 
 
 def hostile(name: str) -> str:
@@ -137,8 +152,22 @@ def filled(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> WorkerSettin
     store = open_store(url)
     with store.engine.begin() as opened:
         opened.execute(tables.alert_outbox.insert().values(**alert_row(alert, now_ns)))
+    evaluated(store)
     store.close()
     return setting
+
+
+def evaluated(store: Store) -> None:
+    """Datasets and an experiment of hostile questions, names and errors."""
+    asked = {"question": hostile("question"), hostile("field"): 1}
+    example = make_example(asked, {"answer": hostile("answer")}, {"session_id": hostile("s"), "user_id": hostile("u")})
+    for name in ("questions", hostile("dataset")):
+        save_version(store, name, hostile("file"), [example])
+    begin_experiment(store, "answers", "questions", 1, hostile("target"), "[]", 1, None)
+    scores, models = (json.dumps(each) for each in ({hostile("key"): 1.0}, [hostile("model")]))
+    answer = ExampleResult(example.id, 1, hostile("s"), hostile("run"), scores, hostile("error"), models, 1, 1, 1, 1, 1)
+    with Writer.of(store) as writer:
+        save_result(writer, "answers-1", answer)
 
 
 def printed(setting: WorkerSetting, arguments: tuple[str, ...], folder: Path, **variables: str) -> tuple[str, str]:
@@ -186,8 +215,9 @@ def test_no_command_lets_a_text_drive_the_terminal(
 ) -> None:
     found, errors = printed(filled, arguments, tmp_path)
     assert hidden_in(found + errors) == set()
-    if "--json" in arguments or arguments[:2] == ("dead-letters", "export"):
-        lines = [found] if arguments[0] in ("report", "ledger", "trace") else found.splitlines()
+    if "--json" in arguments or arguments[1:2] == ("export",):
+        is_one = arguments[0] in ("report", "ledger", "trace") or arguments[:2] == ("experiments", "show")
+        lines = [found] if is_one else found.splitlines()
         # The values are what was sent, to the last character; of what could not be read the cause quotes it.
         wanted = SHOWN if arguments[0] == "dead-letters" else HIDDEN
         assert any(wanted in text for text in map(str, strings_of([json.loads(line) for line in lines])))
@@ -214,8 +244,11 @@ def test_nor_on_a_narrow_terminal_with_colours(
     assert "[red]" in found
 
 
+GROUPS = ("alerts", "dataset", "dead-letters", "experiments", "prices")
+
+
 def test_every_command_is_looked_at() -> None:
-    seen = {command[:2] if command[0] in ("alerts", "dead-letters", "prices") else command[:1] for command in ENDING}
+    seen = {command[:2] if command[0] in GROUPS else command[:1] for command in ENDING}
     seen |= {command[: 2 if command[0] == "alerts" else 1] for command in ENDLESS}
     assert set(commands_of(typer.main.get_command(app))) == seen | PRINTING_NOTHING_STORED
 

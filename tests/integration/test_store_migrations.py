@@ -31,6 +31,7 @@ _TABLES = {
     "0011": ("run_durations",),
     "0014": ("touched_minutes", "alert_lease", "alert_marks", "alert_states", "alert_outbox"),
     "0015": ("run_scores", *(f"scores_{grain}" for grain in GRAINS)),
+    "0016": ("dataset_versions", "dataset_examples", "experiments", "experiment_results"),
 }
 # Of run_durations.
 DURATION_COLUMNS = [name for one in RUN_DURATIONS.measures for name in (one.whole, one.name) if name]
@@ -94,7 +95,13 @@ payload {}, published BIGINT)
 """
 
 
+def _take_back_0016(connection: Connection) -> None:
+    for name in _TABLES["0016"]:
+        connection.execute(text(f"DROP TABLE {name}"))
+
+
 def _take_back_0015(connection: Connection) -> None:
+    _take_back_0016(connection)
     for name in _TABLES["0015"]:
         connection.execute(text(f"DROP TABLE {name}"))
 
@@ -188,13 +195,14 @@ def _take_back_0005(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE repricings DROP COLUMN {name}"))
 
 
-@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 15)])
+@pytest.mark.parametrize("revision", [f"{number:04}" for number in range(1, 16)])
 def test_a_store_of_an_older_version_is_refused_and_becomes_one_of_this_by_migration(
     revision: str, store_url: str
 ) -> None:
     store = open_store(store_url, "runtap.events", "UTC")
     with store.engine.begin() as connection:
         later = {
+            "0015": _take_back_0016,
             "0014": _take_back_0015,
             "0013": _take_back_0014,
             "0012": _take_back_0013,

@@ -20,7 +20,7 @@ from runtap_consumers.store import tables
 from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.ranges import exact_segments
 from runtap_consumers.store.read.snapshot import Snapshot
-from runtap_consumers.store.read.window_sums import Group, Sums, add_sums, read_sums
+from runtap_consumers.store.read.window_sums import EVALUATION, Group, Sums, add_sums, read_sums
 from runtap_consumers.units import HOUR_NS
 
 _MESSAGE_LENGTH = 500
@@ -83,7 +83,8 @@ class SnapshotFigures:
         segments = exact_segments(from_ns, to_ns, self.zone)
         # What the rule says goes before what is meant unless it says otherwise.
         where = {name: value for name, value in quantity.where.items() if name not in rule.group_by} | rule.where
-        return read_sums(self.snapshot, quantity.rollup, quantity.measures, rule.group_by, where, segments)
+        without = {} if "environment" in where else {"environment": EVALUATION}
+        return read_sums(self.snapshot, quantity.rollup, quantity.measures, rule.group_by, where, segments, without)
 
     def running_sums(self, rule: AnySettings, quantity: Quantity, from_ns: int, to_ns: int) -> Mapping[Group, Sums]:
         """As `Figures.running_sums`."""

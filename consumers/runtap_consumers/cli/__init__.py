@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from runtap_consumers.cli import alerts, costs, dead_letters, look, prices, rebuild, reprice, serve, traces, work
+from runtap_consumers.cli import (
+    alerts,
+    costs,
+    dead_letters,
+    evaluate,
+    look,
+    prices,
+    rebuild,
+    reprice,
+    serve,
+    traces,
+    work,
+)
 from runtap_consumers.cli.terminal import one_line, say
 from runtap_consumers.errors import AlertFileError, InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
@@ -79,11 +91,12 @@ def _root(
     pass
 
 
-LOOK, RUN, CORRECT = "Look", "Run", "Correct"
+LOOK, RUN, CORRECT, IMPROVE = "Look", "Run", "Correct", "Improve"
 for _panel, _commands in (
     (LOOK, (look.report, costs.costs, look.runs, traces.trace, look.sessions, traces.session, look.tail)),
     (RUN, (work.worker, serve.serve, work.doctor)),
     (CORRECT, (reprice.reprice, rebuild.rebuild)),
+    (IMPROVE, (evaluate.evaluate,)),
 ):
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
@@ -94,6 +107,8 @@ for _name, _app, _panel in (
     ("topics", work.topics_app, RUN),
     ("store", work.store_app, RUN),
     ("dead-letters", dead_letters.dead_letters_app, CORRECT),
+    ("dataset", evaluate.dataset_app, IMPROVE),
+    ("experiments", evaluate.experiments_app, IMPROVE),
 ):
     app.add_typer(_app, name=_name, rich_help_panel=_panel)
 

@@ -246,3 +246,55 @@ alert_outbox = _table(
     _bigint("published"),
     Index("alert_outbox_at", "at_ns"),
 )
+
+# A version of a dataset holds all of its examples, and never gets more. `source`: where they came from.
+dataset_versions = _table(
+    "dataset_versions",
+    _text("dataset", primary_key=True),
+    _bigint("version", primary_key=True, autoincrement=False),
+    _bigint("created_at_ns"),
+    _text("source"),
+)
+# `example_id` is the hash of the inputs, the same in every version and dataset. Inputs, outputs and metadata are JSON;
+# run, user and session are what the metadata say of them.
+dataset_examples = _table(
+    "dataset_examples",
+    _text("dataset", primary_key=True),
+    _bigint("version", primary_key=True, autoincrement=False),
+    _bigint("number", primary_key=True, autoincrement=False),
+    *(_text(name) for name in ("example_id", "inputs", "outputs", "metadata")),
+    *(Column(name, Text) for name in ("source_run_id", "user_id", "session_id")),
+)
+# `finished_at_ns` is null until every example was answered and scored. `evaluators`: JSON, as they were named.
+experiments = _table(
+    "experiments",
+    _text("experiment", primary_key=True),
+    _text("prefix"),
+    _bigint("number"),
+    _text("dataset"),
+    _bigint("version"),
+    _text("target"),
+    _text("evaluators"),
+    _bigint("repetitions"),
+    Column("git_commit", Text),
+    _bigint("started_at_ns"),
+    Column("finished_at_ns", _INTEGER),
+    UniqueConstraint("prefix", "number"),
+)
+# One answer with all of its scores (JSON, by key); none where infrastructure failed. A cost is null where a call of it
+# has no price. `evaluator_cost_picodollars`: what judging it cost, which is no part of the other.
+experiment_results = _table(
+    "experiment_results",
+    _text("experiment", primary_key=True),
+    _text("example_id", primary_key=True),
+    _bigint("repetition", primary_key=True, autoincrement=False),
+    Column("session_id", Text),
+    _text("run_id"),
+    _text("scores"),
+    Column("error", Text),
+    _text("models"),
+    _bigint("latency_ns"),
+    _bigint("input_tokens"),
+    _bigint("output_tokens"),
+    *(Column(name, _INTEGER) for name in ("cost_picodollars", "evaluator_cost_picodollars")),
+)

@@ -10,7 +10,7 @@ from runtap_consumers.alerts.rule_file import RuleSettings
 from runtap_consumers.alerts.rules.words import query_of
 from runtap_consumers.alerts.state import Figures, State, Verdict
 from runtap_consumers.alerts.windows import RoundPlan, Window
-from runtap_consumers.store.read.window_sums import Group
+from runtap_consumers.store.read.window_sums import EVALUATION, Group
 from runtap_consumers.units import MINUTE_NS
 
 
@@ -34,7 +34,8 @@ class NewErrors:
         known = set(states)
         for error in figures.errors_since(window.from_ns):
             group = (error.service, error.fingerprint)
-            if group in known or any(getattr(error, name) != value for name, value in wanted.items()):
+            is_left_out = error.environment == EVALUATION and "environment" not in wanted
+            if is_left_out or group in known or any(getattr(error, name) != value for name, value in wanted.items()):
                 continue
             known.add(group)
             state = State(transition=1, window_to_ns=window.to_ns)

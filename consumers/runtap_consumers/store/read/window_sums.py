@@ -13,7 +13,10 @@ from runtap_consumers.store.read.ranges import Segment
 from runtap_consumers.store.read.snapshot import Snapshot
 
 Group = tuple[str, ...]
+# Where `runtap evaluate` runs: no traffic, which rules are about unless they name it.
+EVALUATION = "evaluation"
 _NOTHING = {"bytes": b""}
+_EMPTY: Mapping[str, str] = {}
 # Measures of a group's rows together, by name: integers, sketches concatenated, samples any of those there are.
 Sums = dict[str, Any]
 
@@ -25,6 +28,7 @@ def read_sums(
     group_by: Sequence[str],
     where: Mapping[str, str],
     segments: Sequence[Segment],
+    without: Mapping[str, str] = _EMPTY,
 ) -> dict[Group, Sums]:
     """Sums of a rollup's measures over the segments of a window, by the values of `group_by`.
 
@@ -36,6 +40,7 @@ def read_sums(
         group_by: columns of its key.
         where: values that columns of its key must have.
         segments: of the window.
+        without: values that columns of its key must not have.
     """
     chosen = [measure for measure in rollup.measures if measure.name in measures]
     attribute = next((name for name in (*group_by, *where) if rollup is COST and name not in COST.keys), None)
@@ -47,7 +52,7 @@ def read_sums(
             # Rows are of one grain only: those of a day may not have passed on yet.
             parts = [tables.metadata.tables[COST_BY_ATTRIBUTE.table_name(each)] for each in COST_BY_ATTRIBUTE.grains]
         for table in parts:
-            for row in _read(snapshot, table, chosen, attribute, group_by, where, segment):
+            for row in _read(snapshot, table, chosen, attribute, group_by, where, without, segment):
                 group, sums = tuple(row[: len(group_by)]), _named(chosen, row[len(group_by) :])
                 found[group] = add_sums(found.get(group), sums)
     return found
@@ -70,6 +75,7 @@ def _read(
     attribute: str | None,
     group_by: Sequence[str],
     where: Mapping[str, str],
+    without: Mapping[str, str],
     segment: Segment,
 ) -> Iterator[Sequence[Any]]:
     source: FromClause = table
@@ -82,10 +88,11 @@ def _read(
     if attribute is not None:
         conditions.append(table.c.attribute == attribute)
         columns[attribute] = table.c.value
-        if any(name != attribute for name in (*group_by, *where)):
+        if any(name != attribute for name in (*group_by, *where, *without)):
             source = table.join(tables.cost_keys, table.c.cost_key == tables.cost_keys.c.id)
             columns |= {column.name: column for column in tables.cost_keys.columns}
     conditions += [columns[name] == value for name, value in where.items()]
+    conditions += [columns[name] != value for name, value in without.items()]
     keys = [columns[name] for name in group_by]
     has_sketch = any(measure.kind == "bytes" for measure in measures)
     stored = [table.c[name] for measure in measures for name in _stored(measure)]

@@ -1,0 +1,495 @@
+"""`runtap dataset`, `evaluate`, `experiments`: from real questions to what a good answer costs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+import typer
+
+from runtap_consumers.cli import printing
+from runtap_consumers.cli.look import RUN_TYPES, Service
+from runtap_consumers.cli.options import (
+    JsonLines,
+    JsonObject,
+    Limit,
+    Since,
+    Until,
+    Wide,
+    check_known,
+    instant_of,
+    takes_settings,
+)
+from runtap_consumers.cli.terminal import json_line, one_line, opened, print_line, say, write_json
+from runtap_consumers.errors import InputError
+from runtap_consumers.figures.words import STATUSES, UNKNOWN, Row, duration, money
+from runtap_consumers.instants import dollars, format_instant, seconds
+from runtap_consumers.settings import ConsumerSettings
+from runtap_schemas.topics import events_topic
+
+if TYPE_CHECKING:
+    from runtap_consumers.evaluate.datasets import Example
+    from runtap_consumers.evaluate.experiments import ExampleResult, Experiment
+    from runtap_consumers.store.engine import Store
+
+dataset_app = typer.Typer(help="Examples of real runs, to evaluate with.", no_args_is_help=True)
+experiments_app = typer.Typer(help="What prompts scored, and what a good answer cost.", no_args_is_help=True)
+_VERSIONS = "dataset<40 version examples created_at source<40?"
+_EXAMPLES = "number inputs* outputs* session_id<16? user_id<16? example_id<12?"
+_EXPERIMENTS = "experiment<40 dataset<24 version target<40? git_commit<10? started_at finished_at?"
+_SCORES = "score<40 mean answers difference interval least_seen verdict*"
+_RESULTS = "example_id<12 repetition? scores* latency_seconds cost_usd error<40?* run_id"
+_REASONS, _LONGEST_REASON = 5, 300
+_RATE = re.compile(r"(\d+)/(s|min|h)")
+_UNIT_SECONDS = {"s": 1, "min": 60, "h": 3_600}
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the dataset.")]
+Version = Annotated[int | None, typer.Option(min=1, help="This version; the newest if left out.")]
+Add = Annotated[bool, typer.Option("--add", help="Keep the examples of the newest version, too.")]
+ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="Of an experiment, as its list has it.")]
+
+
+@dataset_app.command("create")
+@takes_settings("database_url", "timezone")
+def create_dataset(
+    settings: ConsumerSettings,
+    dataset: Name,
+    from_runs: Annotated[bool, typer.Option("--from-runs", help="Of runs whose content was captured.")] = False,
+    inner: Annotated[bool, typer.Option("--inner", help="Also of runs inside others.")] = False,
+    session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
+    service: Service = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only runs with this metadata.")] = None,
+    status: Annotated[str, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = "ok",
+    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 1_000,
+    add: Add = False,
+) -> None:
+    """Makes a version of a dataset of runs, the newest first: what went in, and what came out."""
+    from runtap_consumers.evaluate.datasets import find_examples
+    from runtap_consumers.figures.runs import metadata_pair
+    from runtap_consumers.store.engine import open_store
+    from runtap_consumers.store.read.runs import RunFilter
+    from runtap_consumers.store.read.snapshot import open_snapshot
+
+    if not from_runs:
+        raise InputError("say what it is made of: --from-runs, or `runtap dataset import` for a file")
+    check_known("status", [status], STATUSES)
+    now_ns = time.time_ns()
+    wanted = RunFilter(
+        session_id=session,
+        user_id=user,
+        service=service,
+        name=name,
+        model=model,
+        tag=tag,
+        metadata=metadata_pair(metadata),
+        status=status,
+        run_type=run_type,
+        since_ns=instant_of(since, settings, now_ns),
+        until_ns=instant_of(until, settings, now_ns),
+        # What a model or another run inside of a chain was given is mostly no question of anybody.
+        roots=not inner,
+    )
+    with closing(open_store(settings.database_url)) as store:
+        with open_snapshot(store) as snapshot:
+            found = find_examples(snapshot, wanted, limit or None)
+        if not found.examples:
+            raise InputError(
+                f"of {found.runs:,} runs none has its content: services capture it with RUNTAP_CAPTURE_CONTENT=true"
+                if found.runs
+                else "no run fits the filters, or they are past retention"
+            )
+        say(f"{found.runs:,} runs, {found.without_content:,} of them without content.")
+        _save(store, dataset, "runs", found.examples, add)
+
+
+@dataset_app.command("import")
+@takes_settings("database_url", "timezone")
+def import_dataset(
+    settings: ConsumerSettings,
+    dataset: Name,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines as LangSmith's examples; -: standard input.")],
+    add: Add = False,
+) -> None:
+    """Makes a version of a dataset of a file: {"inputs": {…}, "outputs": {…}, "metadata": {…}} a line."""
+    from runtap_consumers.evaluate.datasets import read_examples
+
+    try:
+        if file == "-":
+            examples = read_examples(sys.stdin.buffer, "standard input")
+        else:
+            with open(file, "rb") as lines:
+                examples = read_examples(lines, file)
+    except OSError as error:
+        raise InputError(f"cannot read {file!r}: {error.strerror}") from error
+    if not examples:
+        raise InputError(f"there is no example in {file!r}")
+    with closing(_open(settings)) as store:
+        _save(store, dataset, file, examples, add)
+
+
+@dataset_app.command("export")
+@takes_settings("database_url")
+def export_dataset(
+    settings: ConsumerSettings,
+    dataset: Name,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; -: standard output.")] = "-",
+    version: Version = None,
+) -> None:
+    """Writes a version of a dataset as JSON lines, as `import` takes them."""
+    from runtap_consumers.evaluate.datasets import read_version
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        _, examples = read_version(store, dataset, version)
+    with opened(file) as output:
+        for example in examples:
+            output.write(json_line({name: getattr(example, name) for name in ("inputs", "outputs", "metadata")}))
+
+
+@dataset_app.command("list")
+@takes_settings("database_url", "timezone")
+def list_datasets(settings: ConsumerSettings, json: JsonLines = False) -> None:
+    """Datasets, each with its newest version."""
+    from runtap_consumers.evaluate.datasets import list_versions
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        rows = [_version(settings, row) for row in list_versions(store)]
+    nothing = "No dataset: `runtap dataset create NAME --from-runs`, or `runtap dataset import NAME FILE`."
+    printing.print_list(rows, _VERSIONS, nothing, json)
+
+
+@dataset_app.command("show")
+@takes_settings("database_url", "timezone")
+def show_dataset(
+    settings: ConsumerSettings,
+    dataset: Name,
+    version: Version = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    json: JsonLines = False,
+) -> None:
+    """The examples of a version, and which versions there are."""
+    from runtap_consumers.evaluate.datasets import list_versions, read_version
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        shown, examples = read_version(store, dataset, version)
+        versions = [_version(settings, row) for row in list_versions(store, dataset)]
+    rows = [_example(number, example, json) for number, example in enumerate(examples, start=1)]
+    if not json:
+        printing.print_table(printing.open_console(wide), None, _VERSIONS, versions)
+        say(f"\nVersion {shown}:")
+    printing.print_list(rows[: limit or None], _EXAMPLES, "All of its examples were removed.", json, wide=wide)
+
+
+@dataset_app.command("remove-user")
+@takes_settings("database_url")
+def remove_from_dataset(
+    settings: ConsumerSettings,
+    dataset: Name,
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose questions they were.")],
+) -> None:
+    """Removes what came from a user from every version of a dataset, for ever."""
+    from runtap_consumers.evaluate.datasets import read_version, remove_user
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        read_version(store, dataset)
+        removed = remove_user(store, dataset, user)
+    say(f"{removed:,} examples of user {user} removed from dataset {dataset}, all versions together.")
+
+
+@takes_settings("database_url", "prices")
+def evaluate(
+    settings: ConsumerSettings,
+    dataset: Name,
+    target: Annotated[
+        str, typer.Option(metavar="MODULE:NAME", help="A Runnable, or a function of inputs; sync or async.")
+    ],
+    evaluators: Annotated[
+        str, typer.Option(metavar="MODULE:NAME,…", help="Functions that score; a name alone is one of runtap's own.")
+    ],
+    prefix: Annotated[str | None, typer.Option(help="Of the experiment's name; the target's if left out.")] = None,
+    version: Version = None,
+    repeat: Annotated[int, typer.Option(min=1, max=1_000, help="So often each example.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="So many at once.")] = 4,
+    rate: Annotated[str | None, typer.Option(metavar="N/min", help="At most so many calls: 60/min, 5/s.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="EXPERIMENT", help="Compare with this one, not the last of the dataset.")
+    ] = None,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", metavar="KEY=MEAN", help="Exit with 1 below it. May be repeated.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last experiment of this prefix that is not finished.")
+    ] = False,
+    json: JsonObject = False,
+) -> None:
+    """Runs a target over a dataset, scores its answers, and says what a good one costs. Needs no worker."""
+    from runtap_consumers.evaluate.datasets import read_version
+    from runtap_consumers.evaluate.experiments import (
+        begin_experiment,
+        find_experiment,
+        finish_experiment,
+        read_results,
+        resume_experiment,
+        save_result,
+    )
+    from runtap_consumers.evaluate.runner import Evaluation, run_experiment
+    from runtap_consumers.evaluate.scoring import load_evaluator
+    from runtap_consumers.evaluate.targets import TappedCalls, load_target
+    from runtap_consumers.pricing.source import load_prices
+    from runtap_consumers.store.writer import Writer
+
+    wanted, spacing_seconds = _minimums(minimum or []), _spacing(rate)
+    paths = [path.strip() for path in evaluators.split(",") if path.strip()]
+    prefix = prefix or re.split("[.:]", target)[-1]
+    found, judges, prices = load_target(target), [load_evaluator(path) for path in paths], load_prices(settings)
+    with closing(_open(settings)) as store:
+        against = against and find_experiment(store, against).experiment
+        version, examples = read_version(store, dataset, version)
+        what = (prefix, dataset, version, target, orjson.dumps(paths).decode())
+        experiment = resume_experiment(store, *what) if resume else None
+        experiment = experiment or begin_experiment(store, *what, repeat, _commit())
+        scored = {result[:2] for result in read_results(store, experiment.experiment)}
+        tasks = [
+            (example, repetition)
+            for repetition in range(1, experiment.repetitions + 1)
+            for example in examples
+            if (example.id, repetition) not in scored
+        ]
+        calls = TappedCalls(settings, prices)
+        evaluation = Evaluation(experiment.experiment, prefix, found, judges, calls, concurrency, spacing_seconds)
+        with Writer.of(store) as writer, _progress(experiment.experiment, len(scored), len(tasks)) as step:
+            save = partial(save_result, writer, experiment.experiment)
+            try:
+                not_scored = asyncio.run(run_experiment(evaluation, tasks, save, step))
+            except KeyboardInterrupt:
+                say(f"Stopped: with --resume, {experiment.experiment} goes on.", err=True)
+                raise typer.Exit(1) from None
+            finally:
+                _say_waiting(calls.close())
+            results = read_results(store, experiment.experiment)
+            if len(results) == len(scored) + len(tasks):
+                finish_experiment(writer, experiment.experiment)
+        summary = _summary(store, experiment.experiment, against)
+    summary["not_scored"] = len(scored) + len(tasks) - len(results)
+    (write_json if json else _print_summary)(summary)
+    for why, count in not_scored.most_common(_REASONS):
+        say(f"Not scored, {count:,} times: {one_line(why, _LONGEST_REASON)}", err=True)
+    if summary["not_scored"]:
+        say(f"{summary['not_scored']:,} answers are missing: with --resume, they are tried again.", err=True)
+    means = {row["key"]: row["mean"] for row in summary["scores"]}
+    below = [key for key, least in wanted.items() if means.get(key, -inf) < least]
+    for key in below:
+        say(f"{key} is {_number(means.get(key))}, below {wanted[key]}.", err=True)
+    if below or not_scored:
+        raise typer.Exit(1)
+
+
+@experiments_app.command("list")
+@takes_settings("database_url", "timezone")
+def list_all(
+    settings: ConsumerSettings,
+    dataset: Annotated[str | None, typer.Option(help="Only over this dataset.")] = None,
+    limit: Limit = 50,
+    wide: Wide = False,
+    json: JsonLines = False,
+) -> None:
+    """Experiments, the newest first."""
+    from runtap_consumers.evaluate.experiments import list_experiments
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        found = list_experiments(store, dataset)[: limit or None]
+    rows = [_experiment_row(settings, one) for one in found]
+    printing.print_list(rows, _EXPERIMENTS, "No experiment: `runtap evaluate` makes one.", json, wide=wide)
+
+
+@experiments_app.command("show")
+@takes_settings("database_url", "timezone")
+def show_experiment(
+    settings: ConsumerSettings,
+    experiment: ExperimentId,
+    limit: Limit = 50,
+    wide: Wide = False,
+    json: JsonObject = False,
+) -> None:
+    """An experiment: what it scored beside the one before it, and each answer."""
+    from runtap_consumers.evaluate.experiments import find_experiment, read_results
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        about = _experiment_row(settings, find_experiment(store, experiment))
+        summary = _summary(store, experiment, None)
+        results = [_result(one) for one in read_results(store, experiment)]
+    if json:
+        write_json({**about, **summary, "results": results})
+        return
+    _print_summary(summary)
+    shown = [{**row, "scores": _score_texts(row["scores"])} for row in results[: limit or None]]
+    printing.print_table(printing.open_console(wide), "Answers", _RESULTS, shown)
+
+
+@experiments_app.command("compare")
+@takes_settings("database_url")
+def compare_experiments(
+    settings: ConsumerSettings,
+    first: Annotated[str, typer.Argument(metavar="A", help="What the other one is compared with.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The one whose scores are shown.")],
+    json: JsonObject = False,
+) -> None:
+    """What B scored, and how far that is from A, on the inputs that both had."""
+    from runtap_consumers.store.engine import open_store
+
+    with closing(open_store(settings.database_url)) as store:
+        summary = _summary(store, second, first)
+    (write_json if json else _print_summary)(summary)
+
+
+def _open(settings: ConsumerSettings) -> Store:
+    """The store, made where there is none: neither a worker nor Kafka need be there."""
+    from runtap_consumers.store.engine import open_store
+
+    return open_store(settings.database_url, events_topic(settings.topic_prefix), settings.timezone)
+
+
+def _save(store: Store, dataset: str, source: str, examples: list[Example], add: bool) -> None:
+    from runtap_consumers.evaluate.datasets import list_versions, read_version, save_version
+
+    if add and any(list_versions(store, dataset)):
+        # What is new comes first, and so wins over what was said of the same inputs before.
+        examples = [*examples, *read_version(store, dataset)[1]]
+    version, kept, left_out = save_version(store, dataset, source, examples)
+    twice = f"; {left_out:,} with the same inputs as another were left out" if left_out else ""
+    say(f"Dataset {dataset}, version {version}: {kept:,} examples{twice}.")
+
+
+def _version(settings: ConsumerSettings, row: dict[str, Any]) -> Row:
+    at = format_instant(row.pop("created_at_ns"), settings.zone())
+    return {**row, "created_at": at}
+
+
+def _example(number: int, example: Example, as_json: bool) -> Row:
+    values = {name: getattr(example, name) for name in ("inputs", "outputs", "metadata")}
+    known = {name: example.metadata.get(name) for name in ("session_id", "user_id", "run_id")}
+    texts = values if as_json else {name: orjson.dumps(value).decode() for name, value in values.items()}
+    return {"number": number, "example_id": example.id, **texts, **known}
+
+
+def _minimums(given: list[str]) -> dict[str, float]:
+    try:
+        return {key: float(least) for key, _, least in (one.rpartition("=") for one in given)}
+    except ValueError as error:
+        raise InputError(f"--min {' --min '.join(given)}: expected a key and a number, as in correct=0.9") from error
+
+
+def _spacing(rate: str | None) -> float:
+    if rate is None:
+        return 0.0
+    found = _RATE.fullmatch(rate)
+    if found is None or int(found[1]) == 0:
+        raise InputError(f"--rate {rate!r}: expected so many calls a time, as in 60/min, 5/s or 1000/h")
+    return _UNIT_SECONDS[found[2]] / int(found[1])
+
+
+def _commit() -> str | None:
+    """The commit of the code in the working folder; `None` where there is none, or no git."""
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return said.stdout.strip() if said.returncode == 0 else None
+
+
+@contextmanager
+def _progress(title: str, done: int, left: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    for name in ("runtap_collector", "aiokafka"):
+        # That Kafka is away is said once, at the end.
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(one_line(title), total=done + left, completed=done)
+        yield lambda: progress.advance(task)
+
+
+def _say_waiting(delivery: Any) -> None:
+    if waiting := delivery.waiting + delivery.spooled:
+        say(f"Kafka does not answer: {waiting:,} events of these runs are in no figure but these yet.", err=True)
+
+
+def _summary(store: Store, name: str, against: str | None) -> dict[str, Any]:
+    """An experiment beside another, or the one before it over the same dataset."""
+    from runtap_consumers.evaluate.experiments import find_experiment, list_experiments, read_results, summarise
+
+    found = find_experiment(store, name)
+    others = list_experiments(store, found.dataset)
+    before = find_experiment(store, against) if against else next(iter(others[others.index(found) + 1 :]), None)
+    return summarise(found, read_results(store, name), before, read_results(store, before.experiment) if before else ())
+
+
+def _print_summary(summary: Row) -> None:
+    console = printing.open_console()
+    commit = f", commit {summary['git_commit'][:10]}" if summary["git_commit"] else ""
+    models = f", {', '.join(summary['models'])}" if summary["models"] else ""
+    name = f"{summary['experiment']}: {summary['target']} over {summary['dataset']}, version {summary['version']}"
+    print_line(console, f"{name}{models}{commit}", style="bold")
+    beside = f"Scores, beside {summary['against']}" if summary["against"] else "Scores"
+    printing.print_table(console, beside, _SCORES, map(_score, summary["scores"]))
+    parts = [
+        f"{summary['answers']:,} answers, {summary['errors']:,} errors, {summary['good_answers']:,} good",
+        f"p50 {duration(summary['latency_p50_seconds'])}" if summary["answers"] else "",
+        f"{summary['input_tokens']:,} tokens in, {summary['output_tokens']:,} out",
+        f"{money(summary['cost_usd'])}, and {money(summary['evaluator_cost_usd'])} for judging",
+    ]
+    print_line(console, "\n" + "; ".join(filter(None, parts)))
+    print_line(console, f"Cost per good answer: {money(summary['cost_per_good_answer_usd'])}")
+
+
+def _score(row: Row) -> Row:
+    interval = f"{row['low']:+.2f} to {row['high']:+.2f}" if row["low"] is not None else None
+    shown = {name: _number(row[name]) for name in ("mean", "least_seen")}
+    change = f"{row['difference']:+.2f}" if row["difference"] is not None else None
+    texts = {"difference": change, "interval": interval, "verdict": row["verdict"]}
+    return {"score": row["key"], "answers": row["answers"], **shown, **texts}
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _score_texts(scores: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.2f}" for key, value in scores.items())
+
+
+def _experiment_row(settings: ConsumerSettings, experiment: Experiment) -> dict[str, Any]:
+    row, zone = experiment._asdict(), settings.zone()
+    at = {f"{name}_at": format_instant(row.pop(f"{name}_at_ns"), zone) for name in ("started", "finished")}
+    return {**row, "evaluators": orjson.loads(experiment.evaluators), **at}
+
+
+def _result(result: ExampleResult) -> dict[str, Any]:
+    row = result._asdict()
+    costs = {f"{name}_usd": dollars(row.pop(f"{name}_picodollars")) for name in ("cost", "evaluator_cost")}
+    read = {name: orjson.loads(row[name]) for name in ("scores", "models")}
+    return {**row, **read, "latency_seconds": seconds(row.pop("latency_ns")), **costs}
