@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import FromClause, Table, func, select
+from sqlalchemy import FromClause, Table, false, func, or_, select
 
 from runtap_consumers.projections.rollups import COST, COST_BY_ATTRIBUTE, Measure, Rollup
 from runtap_consumers.store import tables
@@ -88,7 +88,13 @@ def _read(
     if attribute is not None:
         conditions.append(table.c.attribute == attribute)
         columns[attribute] = table.c.value
-        if any(name != attribute for name in (*group_by, *where, *without)):
+        # Few numbers, of which there is mostly none, instead of a join.
+        keys_of = tables.cost_keys.c
+        unwanted = select(keys_of.id).where(or_(false(), *(keys_of[name] == value for name, value in without.items())))
+        if numbers := list(snapshot.connection.execute(unwanted).scalars()):
+            conditions.append(table.c.cost_key.not_in(numbers))
+        without = _EMPTY
+        if any(name != attribute for name in (*group_by, *where)):
             source = table.join(tables.cost_keys, table.c.cost_key == tables.cost_keys.c.id)
             columns |= {column.name: column for column in tables.cost_keys.columns}
     conditions += [columns[name] == value for name, value in where.items()]
