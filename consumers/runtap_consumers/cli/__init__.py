@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from runtap_consumers.cli import alerts, costs, dead_letters, look, prices, rebuild, reprice, serve, traces, work
+from runtap_consumers.cli import (
+    alerts,
+    costs,
+    dead_letters,
+    forward,
+    look,
+    prices,
+    rebuild,
+    reprice,
+    serve,
+    traces,
+    work,
+)
 from runtap_consumers.cli.terminal import one_line, say
 from runtap_consumers.errors import AlertFileError, InputError, PriceFileError
 from runtap_schemas import RuntapError, SettingsError
@@ -93,6 +105,7 @@ for _name, _app, _panel in (
     ("prices", prices.prices_app, LOOK),
     ("topics", work.topics_app, RUN),
     ("store", work.store_app, RUN),
+    ("forward", forward.forward_app, RUN),
     ("dead-letters", dead_letters.dead_letters_app, CORRECT),
 ):
     app.add_typer(_app, name=_name, rich_help_panel=_panel)
