@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -49,12 +49,14 @@ class _Info(msgspec.Struct):
 class LangSmith:
     """One account's LangSmith. Whatever the server does is an answer; nothing is tried again here."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, seconds: float = TIMEOUT_SECONDS) -> None:
+        """`seconds`: how long an answer may take."""
         self.endpoint = account.endpoint
+        self._seconds = seconds
         self.limits = Limits()
         self._has_multipart = True
         agent = {"user-agent": f"runtap/{version('runtap')}"}
-        self._client = httpx2.AsyncClient(headers={**account.headers(), **agent}, timeout=TIMEOUT_SECONDS)
+        self._client = httpx2.AsyncClient(headers={**account.headers(), **agent}, timeout=seconds)
         self.close = self._client.aclose
 
     async def ask_limits(self) -> tuple[Reply, str | None]:
@@ -96,7 +98,7 @@ class LangSmith:
         headers = headers or ({} if body is None else {"content-type": "application/json"})
         found = b""
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._seconds):
                 request = self._client.build_request(method, f"{self.endpoint}{path}", content=body, headers=headers)
                 answer = await self._client.send(request, stream=True, follow_redirects=False)
                 try:
@@ -108,7 +110,7 @@ class LangSmith:
                 finally:
                     await answer.aclose()
         except TimeoutError:
-            return Reply(None, f"no answer within {TIMEOUT_SECONDS:.0f} s"), b""
+            return Reply(None, f"no answer within {self._seconds:.0f} s"), b""
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             return Reply(None, str(error) or type(error).__name__), b""
         return Reply(answer.status_code, f"HTTP {answer.status_code}", answer.headers.get("retry-after")), found
@@ -117,8 +119,8 @@ class LangSmith:
 def _multipart(operations: Sequence[RunOperation], compresses: bool) -> tuple[bytes, dict[str, str]]:
     boundary = uuid.uuid4().hex.encode()
     written = []
-    for operation in operations:
-        name = f"{operation.kind}.{operation.run_id}"
+    for kind, operation in _by_kind(operations):
+        name = f"{kind}.{operation.run_id}"
         for part, value in (("", operation.fields), *operation.parts.items()):
             head = (
                 b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n'
@@ -142,7 +144,11 @@ def _multipart(operations: Sequence[RunOperation], compresses: bool) -> tuple[by
 
 def _batch(operations: Sequence[RunOperation]) -> bytes:
     runs: dict[str, list[bytes]] = {"post": [], "patch": []}
-    for operation in operations:
+    for kind, operation in _by_kind(operations):
         parts = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in operation.parts.items())
-        runs[operation.kind].append(operation.fields[:-1] + parts + b"}")
+        runs[kind].append(operation.fields[:-1] + parts + b"}")
     return b"{%b}" % b",".join(b'"%b":[%b]' % (kind.encode(), b",".join(found)) for kind, found in runs.items())
+
+
+def _by_kind(operations: Sequence[RunOperation]) -> Iterator[tuple[str, RunOperation]]:
+    return ((kind, operation) for operation in operations for kind in operation.kinds)

@@ -154,9 +154,9 @@ class Forwarder:
             elif isinstance(event, Unreadable):
                 self._count("unreadable")
 
-    def _translate(self, hand: Iterable[Got]) -> tuple[list[list[RunOperation]], list[bytes]]:
+    def _translate(self, hand: Iterable[Got]) -> tuple[list[RunOperation], list[bytes]]:
         """What LangSmith is to be told: of each run once, so that requests may overtake each other."""
-        runs: dict[str, list[RunOperation]] = {}
+        runs: dict[str, RunOperation] = {}
         ended = {one.event.run_id for one in hand if isinstance(one.event, RunEnded)}
         scores = []
         for event, log_time_ns, lane_number in hand:

@@ -27,9 +27,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RunOperation(NamedTuple):
-    """What LangSmith is to do: `post` or `patch` a run, of which `fields` are JSON; `parts` are sent beside them."""
+    """A run as it is sent, once for each of `kinds` (`post`, `patch`): `fields` are JSON, `parts` stand beside them."""
 
-    kind: str
+    kinds: tuple[str, ...]
     run_id: str
     fields: bytes
     parts: dict[str, bytes]
@@ -38,17 +38,20 @@ class RunOperation(NamedTuple):
     def size_bytes(self) -> int:
         """About what it takes in a request."""
         # Boundary and headers of a part take so much.
-        return len(self.fields) + sum(map(len, self.parts.values())) + 250 * (1 + len(self.parts))
+        size = len(self.fields) + sum(map(len, self.parts.values())) + 250 * (1 + len(self.parts))
+        return size * len(self.kinds)
 
 
-def started_run(event: RunStarted, position: TracePlace) -> list[RunOperation]:
+def started_run(event: RunStarted, position: TracePlace) -> RunOperation:
     """A run that has begun."""
     extra = {"metadata": _metadata(event, {})}
-    return [_operation("post", position, _fields(event, position, event.at_ns), {"extra": extra})]
+    return _operation(("post",), position, _fields(event, position, event.at_ns), {"extra": extra})
 
 
-def ended_run(event: RunEnded, log_time_ns: int, position: TracePlace, kinds: tuple[str, ...], prices: Prices) -> Any:
-    """A run that has ended, with all that is known of it, once for each of `kinds`.
+def ended_run(
+    event: RunEnded, log_time_ns: int, position: TracePlace, kinds: tuple[str, ...], prices: Prices
+) -> RunOperation:
+    """A run that has ended, with all that is known of it.
 
     Args:
         event: the end.
@@ -81,7 +84,7 @@ def ended_run(event: RunEnded, log_time_ns: int, position: TracePlace, kinds: tu
     if event.time_to_first_token_ns is not None:
         at_ns = event.started_at_ns + event.time_to_first_token_ns
         parts["events"] = [{"name": "new_token", "time": format_instant(at_ns, _UTC)}]
-    return [_operation(kind, position, fields, parts) for kind in kinds]
+    return _operation(kinds, position, fields, parts)
 
 
 def feedback(event: RunScored, lane_number: str) -> bytes:
@@ -199,5 +202,8 @@ def _object(content: Raw | UnsetType, name: str) -> Raw:
     return Raw(json if json.startswith(b"{") else b'{"%b":%b}' % (name.encode(), json))
 
 
-def _operation(kind: str, position: TracePlace, fields: dict[str, Any], parts: Mapping[str, Any]) -> RunOperation:
-    return RunOperation(kind, position.run_id, _encode(fields), {name: _encode(value) for name, value in parts.items()})
+def _operation(
+    kinds: tuple[str, ...], position: TracePlace, fields: dict[str, Any], parts: Mapping[str, Any]
+) -> RunOperation:
+    written = {name: _encode(value) for name, value in parts.items()}
+    return RunOperation(kinds, position.run_id, _encode(fields), written)

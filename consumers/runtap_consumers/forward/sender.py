@@ -43,11 +43,11 @@ class RunSender:
 
         await self._repeat("info", ask)
 
-    async def deliver(self, runs: Sequence[Sequence[RunOperation]], feedback: Sequence[bytes]) -> None:
+    async def deliver(self, runs: Sequence[RunOperation], feedback: Sequence[bytes]) -> None:
         """Returns when LangSmith has everything that it will ever take.
 
         Args:
-            runs: the operations of each run.
+            runs: each but once, so that requests may overtake each other.
             feedback: of these and of other runs.
 
         Raises:
@@ -73,16 +73,18 @@ class RunSender:
         except* ForwardRefusedError as errors:
             raise errors.exceptions[0] from None
 
-    def _chunks(self, runs: Sequence[Sequence[RunOperation]]) -> Iterator[list[RunOperation]]:
+    def _chunks(self, runs: Sequence[RunOperation]) -> Iterator[list[RunOperation]]:
         limits = self._langsmith.limits
-        most_bytes, chunk, size_bytes = min(limits.size_bytes, _MOST_REQUEST_BYTES), list[RunOperation](), 0
-        for operations in runs:
-            added = sum(operation.size_bytes for operation in operations)
-            if chunk and (len(chunk) + len(operations) > limits.operations or size_bytes + added > most_bytes):
+        most_bytes, chunk, room, size_bytes = min(limits.size_bytes, _MOST_REQUEST_BYTES), list[RunOperation](), 0, 0
+        for run in runs:
+            room -= len(run.kinds)
+            size_bytes += run.size_bytes
+            if chunk and (room < 0 or size_bytes > most_bytes):
                 yield chunk
-                chunk, size_bytes = [], 0
-            chunk.extend(operations)
-            size_bytes += added
+                chunk = []
+            if not chunk:
+                room, size_bytes = limits.operations - len(run.kinds), run.size_bytes
+            chunk.append(run)
         if chunk:
             yield chunk
 
