@@ -265,14 +265,14 @@ async def check_endpoint(variables: Mapping[str, str]) -> list[Finding]:
     except SettingsError as error:
         return [_fail("LangSmith", str(error))]
     try:
-        reply, found = await langsmith.ask_limits()
+        reply = await langsmith.ask_limits()
     finally:
         await langsmith.close()
     if not reply.is_delivered:
         advice = "LANGSMITH_ENDPOINT; runtap forward langsmith waits for it, and loses nothing"
         return [_warn("LangSmith", f"{langsmith.endpoint}/info: {reply.reason}", advice)]
     compressed = "compressed" if langsmith.limits.takes_zstd else "uncompressed"
-    detail = f"{langsmith.endpoint} answers: version {found or 'unknown'}, takes runs {compressed}"
+    detail = f"{langsmith.endpoint} answers: version {langsmith.version or 'unknown'}, takes runs {compressed}"
     return [_ok("LangSmith", detail)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runtap_schemas import RunEnded, RunScored, RunStarted
+from runtap_schemas import RunEnded, RunStarted
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ class RunChoice:
             and (self.tag is None or self.tag in event.tags)
             and (self.metadata is None or self._has_metadata(event, *self.metadata))
         )
-
-    def takes_score(self, event: RunScored) -> bool:
-        """Whether a score may be of a run that is wanted, as far as it says itself."""
-        return self.service is None or event.service == self.service
 
     def _takes_identity(self, event: RunStarted | RunEnded) -> bool:
         return (

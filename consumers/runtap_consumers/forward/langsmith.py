@@ -49,32 +49,34 @@ class _Info(msgspec.Struct):
 class LangSmith:
     """One account's LangSmith. Whatever the server does is an answer; nothing is tried again here."""
 
-    def __init__(self, account: Account, seconds: float = TIMEOUT_SECONDS) -> None:
-        """`seconds`: how long an answer may take."""
+    def __init__(self, account: Account, seconds: float | None = None) -> None:
+        """`seconds`: how long an answer may take, if not `TIMEOUT_SECONDS`."""
         self.endpoint = account.endpoint
-        self._seconds = seconds
+        self._seconds = seconds or TIMEOUT_SECONDS
         self.limits = Limits()
+        self.version: str | None = None
         self._has_multipart = True
         agent = {"user-agent": f"runtap/{version('runtap')}"}
-        self._client = httpx2.AsyncClient(headers={**account.headers(), **agent}, timeout=seconds)
+        self._client = httpx2.AsyncClient(headers={**account.headers(), **agent}, timeout=self._seconds)
         self.close = self._client.aclose
 
-    async def ask_limits(self) -> tuple[Reply, str | None]:
-        """Reads `/info`; where that is missing or makes no sense, what is usual holds. Also its version."""
+    async def ask_limits(self) -> Reply:
+        """Reads `/info`; where there is none, what is usual holds."""
         reply, body = await self._ask("GET", "/info")
         if not reply.is_delivered:
-            return reply, None
+            return reply
         try:
             info = msgspec.json.decode(body, type=_Info)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return reply._replace(status=None, reason="/info is none of LangSmith's"), None
+            return reply._replace(status=None, reason="/info is none of LangSmith's")
         ingest, usual = info.batch_ingest_config or _Ingest(), Limits()
         self.limits = Limits(
             max(ingest.size_limit or usual.operations, 1),
             max(ingest.size_limit_bytes or usual.size_bytes, 1),
             info.instance_flags is not None and info.instance_flags.zstd_compression_enabled,
         )
-        return reply, info.version
+        self.version = info.version
+        return reply
 
     async def send(self, operations: Sequence[RunOperation]) -> Reply:
         """Posts and patches runs, in that order."""

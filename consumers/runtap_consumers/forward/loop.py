@@ -178,7 +178,7 @@ class Forwarder:
         if isinstance(event, RunScored):
             place = self._places.find(event.run_id)
             # Of a run that is not known any more: most are roots, whose ids are those of their traces.
-            trace_id, takes = event.run_id if place is None else place.trace_id, wanted.takes_score(event)
+            trace_id, takes = event.run_id if place is None else place.trace_id, wanted.service in (None, event.service)
         else:
             trace_id = event.trace_id
             takes = wanted.takes(event) if isinstance(event, RunEnded) else wanted.takes_start(event)

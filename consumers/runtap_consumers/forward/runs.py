@@ -171,8 +171,9 @@ def _fields(event: RunStarted | RunEnded, position: TracePlace, started_at_ns: i
         "trace_id": position.trace_id,
         "parent_run_id": position.parent_run_id,
         "dotted_order": position.dotted_order,
-        "session_name": event.service,
-        "name": event.name,
+        # What has no name, LangSmith refuses.
+        "session_name": event.service or "default",
+        "name": event.name or event.run_type,
         "run_type": event.run_type if event.run_type in _RUN_TYPES else "chain",
         "start_time": format_instant(started_at_ns, _UTC),
     }

@@ -37,11 +37,7 @@ class RunSender:
         Raises:
             ForwardRefusedError: it does not want the key.
         """
-
-        async def ask() -> Reply:
-            return (await self._langsmith.ask_limits())[0]
-
-        await self._repeat("info", ask)
+        await self._repeat("info", self._langsmith.ask_limits)
 
     async def deliver(self, runs: Sequence[RunOperation], feedback: Sequence[bytes]) -> None:
         """Returns when LangSmith has everything that it will ever take.
@@ -56,10 +52,9 @@ class RunSender:
         refused = self._health.forwarded.copy()
         await self._side_by_side([self._send_runs(chunk) for chunk in self._chunks(runs)])
         await self._side_by_side([self._send_feedback(one) for one in feedback])
-        if given_up := self._health.forwarded - refused:
-            kept = {outcome: count for outcome, count in given_up.items() if outcome.startswith("refused")}
-            if kept:
-                _logger.warning("runs_given_up", endpoint=self._langsmith.endpoint, **kept)
+        new = self._health.forwarded - refused
+        if given_up := {outcome: count for outcome, count in new.items() if outcome.startswith("refused")}:
+            _logger.warning("runs_given_up", endpoint=self._langsmith.endpoint, **given_up)
 
     async def _side_by_side(self, works: Sequence[Awaitable[None]]) -> None:
         async def one(work: Awaitable[None]) -> None:
@@ -90,7 +85,7 @@ class RunSender:
 
     async def _send_runs(self, operations: list[RunOperation]) -> None:
         reply = await self._repeat("runs", lambda: self._langsmith.send(operations))
-        if reply.is_delivered or reply.status == 409:
+        if _has_it(reply):
             self._count("delivered", len(operations))
         elif len(operations) > 1:
             # One of them may be what it does not want; and half of it may not be too large.
@@ -107,8 +102,7 @@ class RunSender:
             if reply.status != 404 or attempt == _FEEDBACK_ATTEMPTS:
                 break
             await asyncio.sleep(pause_seconds(attempt))
-        taken = reply.is_delivered or reply.status == 409
-        self._count("feedback_delivered" if taken else f"refused_feedback_{reply.status}")
+        self._count("feedback_delivered" if _has_it(reply) else f"refused_feedback_{reply.status}")
 
     async def _repeat(self, work: str, request: Callable[[], Awaitable[Reply]]) -> Reply:
         """Asks until the answer will not change: LangSmith took it, or does not want it."""
@@ -118,7 +112,7 @@ class RunSender:
             self._count("attempts_failed")
             self._health.waits(f"{_CHANNEL} ({work})", f"{self._langsmith.endpoint}: {reply.reason}")
             await asyncio.sleep(pause_seconds(failures, reply.retry_after))
-        self._has_delivered = self._has_delivered or (work != "info" and reply.is_delivered)
+        self._has_delivered = self._has_delivered or (work != "info" and _has_it(reply))
         self._health.waits(f"{_CHANNEL} ({work})", None)
         return reply
 
@@ -137,3 +131,8 @@ class RunSender:
 
     def _count(self, outcome: str, events: int = 1) -> None:
         self._health.forwarded[outcome] += events
+
+
+def _has_it(reply: Reply) -> bool:
+    """Whether LangSmith has what it was sent, be it since before."""
+    return reply.is_delivered or reply.status == 409
