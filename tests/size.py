@@ -28,6 +28,7 @@ ROOMS = {
         ],
     ),
     "notify": (450, [f"{WORKERS}/notify/*.py", f"{WORKERS}/alerts/channels.py", f"{WORKERS}/alerts/subscription.py"]),
+    "forward": (550, [f"{WORKERS}/forward/*.py", f"{WORKERS}/cli/forward.py"]),
     "alerts": (None, [f"{WORKERS}/alerts/**/*.py"]),
     "serve": (900, [f"{WORKERS}/serve/**/*.py"]),
     "cli": (1_400, [f"{WORKERS}/cli/**/*.py", f"{WORKERS}/__main__.py"]),

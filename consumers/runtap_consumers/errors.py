@@ -15,6 +15,7 @@ RuntapError
     ├── InputError               what a person asked for cannot be understood
     ├── PriceFileError           a file of prices cannot be read, or is wrong
     ├── AlertFileError           the file of alert rules cannot be read, or is wrong
+    ├── ForwardRefusedError      LangSmith does not want the key
     ├── RebuildError             figures cannot be rebuilt from the log now
     └── WorkerStoppedError       no running projection makes progress any more
 """
@@ -104,6 +105,10 @@ class PriceFileError(ConsumerError):
 
 class AlertFileError(ConsumerError):
     """The file of alert rules cannot be read, or says what cannot be judged: a line a mistake, with rule and key."""
+
+
+class ForwardRefusedError(ConsumerError):
+    """LangSmith does not want the key, and never took anything with it."""
 
 
 class RebuildError(ConsumerError):

@@ -143,6 +143,20 @@ GRAPHS = {
         ),
         Panel("Errors", "Where they arose, a second.", "short", _rates("runtap_errors_total", OF, "type"), True),
     ],
+    "Feedback": [
+        Panel(
+            "Feedback", "What was thought of runs, a second.", "short", _rates("runtap_scores_total", OF, "key"), True
+        ),
+        Panel(
+            "Mean score",
+            "Of all time, by what was judged.",
+            "short",
+            {
+                "{{key}}": f"sum by (key) (runtap_score_points{{{OF}}})"
+                f' / sum by (key) (runtap_scores_total{{{OF},value=""}})'
+            },
+        ),
+    ],
     "Tools and chains": [
         Panel("Tools", "Tool runs a second.", "reqps", _rates("langchain_tool_calls_total", OF, "tool_name"), True),
         Panel(

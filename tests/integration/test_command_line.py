@@ -283,6 +283,7 @@ ABOUT = {
     ("reprice",): (STORE, "--prices"),
     ("rebuild",): (KAFKA, STORE, "--cost-by"),
     ("doctor",): (KAFKA, STORE),
+    ("forward", "langsmith"): (KAFKA, "--prices"),
     ("topics", "create"): (KAFKA, "--topic-prefix"),
     ("store", "migrate"): (STORE,),
     ("prices", "check"): (),

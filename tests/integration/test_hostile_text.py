@@ -46,6 +46,7 @@ HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 PRINTING_NOTHING_STORED = {
     ("topics", "create"),
     ("store", "migrate"),
+    ("forward", "langsmith"),
     ("ledger", "forget"),
     ("alerts", "init"),
     ("dead-letters", "skip"),

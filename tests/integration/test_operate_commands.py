@@ -22,6 +22,7 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from command_line import call_command
+from langsmith_server import langsmith_server
 from runtap_collector import RunTap
 from runtap_consumers.kafka.client import Publisher
 from runtap_consumers.kafka.topics import check_topics, create_topics
@@ -134,12 +135,15 @@ def test_doctor_fails_where_topics_are_missing_and_says_what_to_do(command: Comm
 async def test_doctor_is_content_with_what_runtap_made(command: Command, topic_prefix: str, store_url: str) -> None:
     await create_topics(command.settings, 6, 1)
     open_store(store_url, f"{topic_prefix}.events").close()
-    examined = command.run("doctor", "--database-url", store_url, LANGSMITH_TRACING="true", LANGSMITH_API_KEY="k" * 20)
+    with langsmith_server() as server:
+        variables = {"LANGSMITH_TRACING": "true", "LANGSMITH_API_KEY": "k" * 20, "LANGSMITH_ENDPOINT": server.url}
+        examined = await asyncio.to_thread(command.run, "doctor", "--database-url", store_url, **variables)
+    assert server.requests == {"/info": 1}
     assert (examined.returncode, examined.stderr) == (0, "")
     levels = [line.split()[0] for line in examined.stdout.splitlines()]
-    assert levels == ["OK"] * 10, examined.stdout
+    assert levels == ["OK"] * 11, examined.stdout
     subjects = [line.split()[1].rstrip(":") for line in examined.stdout.splitlines()]
-    assert subjects == ["settings", "Kafka", *["topic"] * 4, "rights", "store", "prices", "LangSmith"]
+    assert subjects == ["settings", "Kafka", *["topic"] * 4, "rights", "store", "prices", "LangSmith", "LangSmith"]
     assert "k" * 20 not in examined.stdout
 
 

@@ -22,8 +22,9 @@ from runtap_consumers.alerts.rule_file import parse_rules
 from runtap_consumers.errors import AlertFileError
 from runtap_consumers.notify import alertmanager
 from runtap_consumers.notify.alertmanager import FiringLease, Told
-from runtap_consumers.notify.target import LONGEST_ASKED_SECONDS, Reply, Target, is_public, pause_seconds
+from runtap_consumers.notify.target import Target, is_public
 from runtap_consumers.notify.webhook import signed_headers, signer_of
+from runtap_consumers.replies import LONGEST_ASKED_SECONDS, Reply, pause_seconds
 from runtap_schemas import SettingsError, encode_alert
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -18,6 +18,8 @@ from sqlalchemy.engine import make_url
 
 from runtap_consumers.cli.terminal import one_line
 from runtap_consumers.errors import KafkaUnavailableError, PriceFileError, StoreError
+from runtap_consumers.forward.account import DEFAULT_ENDPOINT, find_account, find_variable
+from runtap_consumers.forward.langsmith import LangSmith
 from runtap_consumers.instants import format_instant
 from runtap_consumers.kafka.client import TopicEnds, check_reading
 from runtap_consumers.kafka.groups import read_groups_at_work
@@ -29,10 +31,12 @@ from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dimension_values import read_full
 from runtap_consumers.store.engine import Store, open_store, shown_url
 from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_schemas import SettingsError
 from runtap_schemas.topics import events_topic
 
 # A worker that is there commits several times a second.
 _WATCHED_SECONDS = 3.0
+_LANGSMITH_SECONDS = 5.0
 
 
 class Level(Enum):
@@ -75,6 +79,7 @@ def examine(settings: ConsumerSettings) -> Iterator[Finding]:
     yield from asyncio.run(check_progress(settings))
     yield check_prices(settings)
     yield from check_langsmith(os.environ)
+    yield from asyncio.run(check_endpoint(os.environ))
 
 
 def check_settings(settings: ConsumerSettings) -> Iterator[Finding]:
@@ -234,13 +239,9 @@ def check_prices(settings: ConsumerSettings) -> Finding:
 def check_langsmith(variables: Mapping[str, str]) -> Iterator[Finding]:
     """What LangSmith's tracer, which works beside runtap, would do in a process with these variables."""
 
-    def find(*names: str) -> str:
-        """The first that is set, as its client looks for them."""
-        values = (variables.get(f"{space}_{name}") for name in names for space in ("LANGSMITH", "LANGCHAIN"))
-        return next(filter(None, values), "")
-
+    find = partial(find_variable, variables)
     tracing, key = find("TRACING_V2", "TRACING"), find("API_KEY").strip()
-    where = f"project {find('PROJECT') or 'default'}, endpoint {find('ENDPOINT') or 'https://api.smith.langchain.com'}"
+    where = f"project {find('PROJECT') or 'default'}, endpoint {find('ENDPOINT') or DEFAULT_ENDPOINT}"
     if tracing == "true" and key:
         yield _ok("LangSmith", f"tracing is on beside runtap: key {masked(key)}, {where}")
     elif tracing == "true":
@@ -251,6 +252,28 @@ def check_langsmith(variables: Mapping[str, str]) -> Iterator[Finding]:
         yield (_ok if is_off else _warn)(
             "LangSmith", detail, "" if is_off else "only LANGSMITH_TRACING=true turns it on"
         )
+
+
+async def check_endpoint(variables: Mapping[str, str]) -> list[Finding]:
+    """Whether LangSmith answers where `runtap forward langsmith` and its own tracer would send runs; nothing is asked
+    where neither key nor endpoint is set.
+    """
+    if not find_variable(variables, "API_KEY", "ENDPOINT"):
+        return []
+    try:
+        langsmith = LangSmith(find_account(variables), seconds=_LANGSMITH_SECONDS)
+    except SettingsError as error:
+        return [_fail("LangSmith", str(error))]
+    try:
+        reply = await langsmith.ask_limits()
+    finally:
+        await langsmith.close()
+    if not reply.is_delivered:
+        advice = "LANGSMITH_ENDPOINT; runtap forward langsmith waits for it, and loses nothing"
+        return [_warn("LangSmith", f"{langsmith.endpoint}/info: {reply.reason}", advice)]
+    compressed = "compressed" if langsmith.limits.takes_zstd else "uncompressed"
+    detail = f"{langsmith.endpoint} answers: version {langsmith.version or 'unknown'}, takes runs {compressed}"
+    return [_ok("LangSmith", detail)]
 
 
 def masked(secret: str) -> str:

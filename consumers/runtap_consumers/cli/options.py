@@ -22,6 +22,10 @@ Until = Annotated[str | None, typer.Option(metavar="TIME", help="End, not includ
 Csv = Annotated[bool, typer.Option("--csv", help="As CSV, with all columns.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal.")]
 JsonObject = Annotated[bool, typer.Option("--json", help="One JSON object with all of it.")]
+Health = Annotated[
+    str | None,
+    typer.Option(metavar="[HOST:]PORT", help="Serve /livez, /readyz and /metrics, on 127.0.0.1 if left out."),
+]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -29,6 +33,14 @@ def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None
     """Raises `InputError` where a name is none of those that there are."""
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"there is no {kind} {', '.join(map(repr, unknown))}: expected any of {', '.join(known)}")
+
+
+def health_address(given: str) -> tuple[str, int]:
+    """Host and port of `[HOST:]PORT`."""
+    host, _, port = given.rpartition(":")
+    if not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise InputError(f"--health: expected PORT or HOST:PORT, as in 8080 or 0.0.0.0:8080, not {given!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def instant_of(text: str | None, settings: ConsumerSettings, now_ns: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from runtap_consumers.cli.logs import configure_logs
-from runtap_consumers.cli.options import check_known, takes_settings
+from runtap_consumers.cli.options import Health, check_known, health_address, takes_settings
 from runtap_consumers.cli.terminal import say
 from runtap_consumers.errors import InputError
 from runtap_consumers.projections import PROJECTIONS
@@ -33,17 +33,14 @@ def worker(
     drain: Annotated[
         bool, typer.Option("--drain", help="Stop when caught up with the end that the topic had at the start.")
     ] = False,
-    health: Annotated[
-        str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve /livez, /readyz and /metrics, on 127.0.0.1 if left out."),
-    ] = None,
+    health: Health = None,
 ) -> None:
     """Turns the stream into figures, and figures into alerts. Any number may run; SIGTERM ends one cleanly."""
     check_known("projection", names or [], _NAMES)
     alerts = not names or _ALERTS in names
     projections = tuple(name for name in PROJECTIONS if not names or name in names)
     configure_logs(settings.log_level)
-    health_at = None if health is None else _host_and_port(health)
+    health_at = None if health is None else health_address(health)
     if _NOTIFY in (names or ()):
         if names != [_NOTIFY] or drain:
             raise InputError(f"{_NOTIFY} is a process of its own, which needs no store: run `runtap worker {_NOTIFY}`")
@@ -70,13 +67,6 @@ def worker(
         health_at=health_at,
     )
     raise typer.Exit(asyncio.run(running))
-
-
-def _host_and_port(given: str) -> tuple[str, int]:
-    host, _, port = given.rpartition(":")
-    if not port.isdecimal() or not 1 <= int(port) <= 65_535:
-        raise InputError(f"--health: expected PORT or HOST:PORT, as in 8080 or 0.0.0.0:8080, not {given!r}")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @store_app.command()

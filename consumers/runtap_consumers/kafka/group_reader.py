@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from runtap_consumers.kafka.decompression import begin_poll, limit_decompression
 from runtap_consumers.kafka.record_tail import TailedRecord
 from runtap_consumers.settings import ConsumerSettings
 
-_POLL_MS = 500
+_POLL_SECONDS = 0.5
 _COMMIT_SECONDS = 10.0
 # A record may be worked on for days; whether its reader lives shows by its heartbeats.
 _LONGEST_POLL_INTERVAL_MS = 2**31 - 1
@@ -92,23 +92,34 @@ class GroupReader:
         Raises:
             KafkaUnavailableError: Kafka does not let it read any more.
         """
+        while True:
+            if (record := await self.read_within(_POLL_SECONDS)) is not None:
+                return record
+
+    async def read_within(self, seconds: float) -> TailedRecord | None:
+        """What `read` finds, `None` where that takes longer."""
         with translated(self._settings, f"topic {self._topic} or group {self._group}"):
-            while True:
-                begin_poll()
-                try:
-                    polled = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
-                except (KafkaError, IllegalStateError):
-                    raise
-                except Exception as error:  # noqa: BLE001
-                    # A record that this client cannot decode (a header that is not UTF-8) raises at each poll.
-                    if (unreadable := await self._step_over(error)) is not None:
-                        return unreadable
-                    continue
-                for partition, (record, *_) in polled.items():
-                    log_time_ns = record.timestamp * 10**6
-                    return TailedRecord(
-                        partition.partition, record.offset, log_time_ns, record.key, record.value, record.headers
-                    )
+            begin_poll()
+            try:
+                polled = await self._consumer.getmany(timeout_ms=int(seconds * 1000), max_records=1)
+            except (KafkaError, IllegalStateError):
+                raise
+            except Exception as error:  # noqa: BLE001
+                # A record that this client cannot decode (a header that is not UTF-8) raises at each poll.
+                return await self._step_over(error)
+            for partition, (record, *_) in polled.items():
+                log_time_ns = record.timestamp * 10**6
+                return TailedRecord(
+                    partition.partition, record.offset, log_time_ns, record.key, record.value, record.headers
+                )
+            return None
+
+    def lags(self, done: Mapping[int, int]) -> dict[int, int]:
+        """How many records each partition of this member has, as the last fetches saw it, beyond what is done of it
+        (next offsets); of partitions of which that is not known none.
+        """
+        ends = {one.partition: self._consumer.highwater(one) for one in self._consumer.assignment()}
+        return {number: end - done[number] for number, end in ends.items() if end is not None and number in done}
 
     async def _step_over(self, error: Exception) -> TailedRecord | None:
         for partition in self._consumer.assignment():
@@ -116,7 +127,7 @@ class GroupReader:
             # Forgets what the client holds of it, of which it would skip the rest.
             self._consumer.seek(partition, position)
             try:
-                await self._consumer.getmany(partition, timeout_ms=_POLL_MS, max_records=1)
+                await self._consumer.getmany(partition, timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
                 self._consumer.seek(partition, position)
             except KafkaError:
                 raise

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
@@ -19,19 +18,19 @@ import structlog
 from runtap_consumers.alerts.channels import Channel
 from runtap_consumers.alerts.rule_file import find_rules
 from runtap_consumers.alerts.subscription import read_alert
-from runtap_consumers.errors import InputError, KafkaUnavailableError
-from runtap_consumers.kafka.client_log import watch_client_log
+from runtap_consumers.errors import InputError
 from runtap_consumers.kafka.group_reader import group_reader
 from runtap_consumers.kafka.record_tail import read_compacted, tail_records
 from runtap_consumers.notify import alertmanager
-from runtap_consumers.notify.target import Target, pause_seconds
+from runtap_consumers.notify.target import Target
 from runtap_consumers.notify.webhook import signed_headers, signer_of
+from runtap_consumers.replies import pause_seconds
 from runtap_consumers.settings import ConsumerSettings
-from runtap_consumers.worker.health import Health, serve_health
+from runtap_consumers.worker.health import Health
+from runtap_consumers.worker.side_process import outlast, run_side_process, work_until
 from runtap_schemas import Alert
 from runtap_schemas.topics import alerts_state_topic, alerts_topic
 
-_ROUND_SECONDS = 1.0
 _Request = tuple[bytes, dict[str, str]]
 
 _logger = structlog.get_logger(__name__)
@@ -62,17 +61,7 @@ async def run_notifier(
         SettingsError: a channel's secret is missing, or is none.
         HealthPortError: health cannot be served.
     """
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    health = Health((), waiting_for=None)
-    server = None if health_at is None else serve_health(health, *health_at)
-    watch_client_log(is_silent=False)
-    try:
-        await run_notify(settings, channels, stop, health)
-    finally:
-        if server is not None:
-            server.should_exit = True
+    await run_side_process(partial(run_notify, settings, channels), health_at)
 
 
 async def run_notify(
@@ -90,19 +79,9 @@ async def run_notify(
         SettingsError: a channel's secret is missing, or is none.
     """
     couriers = [_Courier(settings, channel, health) for channel in channels]
-    tasks = [asyncio.create_task(work) for courier in couriers for work in courier.works()]
-    stopping = asyncio.create_task(stop.wait())
     try:
-        while not stop.is_set():
-            done, _ = await asyncio.wait({*tasks, stopping}, timeout=_ROUND_SECONDS, return_when="FIRST_COMPLETED")
-            for task in done:
-                # No work ends by itself: this raises what it died of.
-                task.result()
-            health.iterated()
+        await work_until(stop, health, [work for courier in couriers for work in courier.works()])
     finally:
-        for task in (*tasks, stopping):
-            task.cancel()
-        await asyncio.gather(*tasks, stopping, return_exceptions=True)
         for courier in couriers:
             await courier.close()
 
@@ -129,13 +108,7 @@ class _Courier:
         return [self._outlast(self._follow), self._outlast(lambda: self._read_state(lease)), self._keep(lease)]
 
     async def _outlast(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begins the work again whenever Kafka was away."""
-        while True:
-            try:
-                await work()
-            except KafkaUnavailableError as error:
-                self._note("kafka", str(error))
-            await asyncio.sleep(pause_seconds(3))
+        await outlast(work, lambda reason: self._note("kafka", reason))
 
     async def _follow(self) -> None:
         """Sends alerts one after the other; to an Alertmanager only those that have no end."""
@@ -212,11 +185,4 @@ class _Courier:
         counted[self._channel.id, outcome] = counted.get((self._channel.id, outcome), 0) + 1
 
     def _note(self, work: str, reason: str | None) -> None:
-        """Notes what the channel waits for; `None`: for nothing any more."""
-        waits, name = self._health.channels, f"{self._channel.id} ({work})"
-        if reason is None:
-            if waits.pop(name, None) is not None:
-                _logger.info("channel_resumed", channel=self._channel.id, work=work)
-        elif name not in waits:
-            waits[name] = (time.monotonic(), reason)
-            _logger.warning("channel_waits", channel=self._channel.id, work=work, reason=reason)
+        self._health.waits(f"{self._channel.id} ({work})", reason)

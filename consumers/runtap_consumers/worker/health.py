@@ -9,8 +9,10 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
+import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,6 +27,8 @@ _STANDS_AFTER_SECONDS = 5.0
 # The alert evaluator goes round every second, and its lease lasts for half a minute.
 _EVALUATED_WITHIN_SECONDS = 30.0
 
+_logger = structlog.get_logger(__name__)
+
 
 @dataclass
 class Health:
@@ -34,8 +38,9 @@ class Health:
     `lag`: `None` while that of some partition is not known; `lags`: by partition and projection, empty where it is not
     known; `standing`: partitions that fail, since when and why;
     `unanswered`: since when Kafka or the store does not answer, and how; `evaluated`: when the alert evaluator last
-    went round, `None` without one; `channels`: what channels of alerts wait for, since when and why; `notifications`:
-    how many alerts by channel and outcome. Times are `time.monotonic()`.
+    went round, `None` without one; `channels`: what channels of alerts, or a forwarder, wait for, since when and why;
+    `notifications`: how many alerts by channel and outcome; `forwarded`: how many events by outcome. Times are
+    `time.monotonic()`.
     """
 
     projections: tuple[str, ...]
@@ -49,6 +54,7 @@ class Health:
     evaluated: float | None = None
     channels: dict[str, tuple[float, str]] = field(default_factory=dict)
     notifications: dict[tuple[str, str], int] = field(default_factory=dict)
+    forwarded: Counter[str] = field(default_factory=Counter)
     records_applied: int = 0
     events_applied: int = 0
     dead_letters: int = 0
@@ -89,6 +95,15 @@ class Health:
     def is_stalled(self) -> bool:
         """Whether there is lag and no projection has moved for too long."""
         return bool(self.lag) and time.monotonic() - self.last_progress > self.stalled_after_seconds
+
+    def waits(self, channel: str, reason: str | None) -> None:
+        """Notes what a channel waits for; `None`: for nothing any more."""
+        if reason is None:
+            if self.channels.pop(channel, None) is not None:
+                _logger.info("channel_resumed", channel=channel)
+        elif channel not in self.channels:
+            self.channels[channel] = (time.monotonic(), reason)
+            _logger.warning("channel_waits", channel=channel, reason=reason)
 
     def iterated(self) -> None:
         """Notes that a loop without lag went round, such as that of the alerts, or one that waits."""

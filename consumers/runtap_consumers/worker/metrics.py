@@ -44,6 +44,14 @@ class _OfHealth(Collector):
         for labels, requests in list(health.notifications.items()):
             sent.add_metric(labels, requests)
         yield sent
+        forwarded = CounterMetricFamily(
+            "runtap_forward_events",
+            "Events of runs by what became of them: delivered, left_out, not_sampled, unreadable, refused_….",
+            labels=("outcome",),
+        )
+        for outcome, events in list(health.forwarded.items()):
+            forwarded.add_metric((outcome,), events)
+        yield forwarded
         ready = "Whether the worker does its work, as /readyz says."
         yield GaugeMetricFamily("runtap_worker_ready", ready, value=not health.problems())
         commits = "Seconds that commits took in the store."
