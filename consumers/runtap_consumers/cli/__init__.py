@@ -13,6 +13,7 @@ from typer.main import get_command
 from runtap_consumers.cli import (
     alerts,
     costs,
+    dataset,
     dead_letters,
     evaluate,
     look,
@@ -107,7 +108,7 @@ for _name, _app, _panel in (
     ("topics", work.topics_app, RUN),
     ("store", work.store_app, RUN),
     ("dead-letters", dead_letters.dead_letters_app, CORRECT),
-    ("dataset", evaluate.dataset_app, IMPROVE),
+    ("dataset", dataset.dataset_app, IMPROVE),
     ("experiments", evaluate.experiments_app, IMPROVE),
 ):
     app.add_typer(_app, name=_name, rich_help_panel=_panel)
