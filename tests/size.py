@@ -22,7 +22,7 @@ ROOMS = {
     "evaluate": (
         950,
         [
-            *(f"{WORKERS}/evaluate/**/*.py", f"{WORKERS}/cli/evaluate.py"),
+            *(f"{WORKERS}/evaluate/**/*.py", f"{WORKERS}/cli/evaluate.py", f"{WORKERS}/cli/dataset.py"),
             # What it asks of the collector; they import each other nowhere.
             "collector/runtap_collector/watch.py",
         ],

@@ -417,7 +417,8 @@ async def test_an_error_of_the_target_is_an_answer_and_one_of_an_evaluator_is_no
     examples = [make_example({"n": number}, None, {}) for number in (1, 2)]
     results, not_scored = await outcome(calls, target, [said, broken], examples, concurrency=1)
     found = [(result.error, json.loads(result.scores)) for result in results]
-    assert found == [("ValueError: no such order", {"said": 0.0}), (None, {"said": 1.0, "broken": 1.0})]
+    # Its message may quote what people wrote, and stays in the process.
+    assert found == [("ValueError", {"said": 0.0}), (None, {"said": 1.0, "broken": 1.0})]
     assert not_scored == {"broken: KeyError: 'output'": 1}
 
 
@@ -429,5 +430,6 @@ async def test_calls_begin_no_quicker_than_the_rate(calls: TappedCalls) -> None:
         return inputs
 
     examples = [make_example({"n": number}, None, {}) for number in range(6)]
+    before = time.monotonic()
     await outcome(calls, target, [], examples, spacing_seconds=0.1)
-    assert max(begun) - min(begun) >= 0.49
+    assert [at - before >= 0.0999 * number for number, at in enumerate(sorted(begun))] == [True] * 6

@@ -13,6 +13,7 @@ from typer.main import get_command
 from runtap_consumers.cli import (
     alerts,
     costs,
+    dataset,
     dead_letters,
     evaluate,
     forward,
@@ -109,7 +110,7 @@ for _name, _app, _panel in (
     ("store", work.store_app, RUN),
     ("forward", forward.forward_app, RUN),
     ("dead-letters", dead_letters.dead_letters_app, CORRECT),
-    ("dataset", evaluate.dataset_app, IMPROVE),
+    ("dataset", dataset.dataset_app, IMPROVE),
     ("experiments", evaluate.experiments_app, IMPROVE),
 ):
     app.add_typer(_app, name=_name, rich_help_panel=_panel)

@@ -1,4 +1,4 @@
-"""`runtap dataset`, `evaluate`, `experiments`: from real questions to what a good answer costs."""
+"""`runtap evaluate`, `experiments`: from real questions to what a good answer costs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import asyncio
 import logging
 import re
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,202 +16,32 @@ import orjson
 import typer
 
 from runtap_consumers.cli import printing
-from runtap_consumers.cli.look import RUN_TYPES, Service
+from runtap_consumers.cli.dataset import Name, Version, opened_store
 from runtap_consumers.cli.options import (
     JsonLines,
     JsonObject,
     Limit,
-    Since,
-    Until,
     Wide,
-    check_known,
-    instant_of,
     takes_settings,
 )
-from runtap_consumers.cli.terminal import json_line, one_line, opened, print_line, say, write_json
+from runtap_consumers.cli.terminal import one_line, print_line, say, write_json
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.words import STATUSES, UNKNOWN, Row, duration, money
+from runtap_consumers.figures.words import UNKNOWN, Row, duration, money
 from runtap_consumers.instants import dollars, format_instant, seconds
 from runtap_consumers.settings import ConsumerSettings
-from runtap_schemas.topics import events_topic
 
 if TYPE_CHECKING:
-    from runtap_consumers.evaluate.datasets import Example
     from runtap_consumers.evaluate.experiments import ExampleResult, Experiment
     from runtap_consumers.store.engine import Store
 
-dataset_app = typer.Typer(help="Examples of real runs, to evaluate with.", no_args_is_help=True)
 experiments_app = typer.Typer(help="What prompts scored, and what a good answer cost.", no_args_is_help=True)
-_VERSIONS = "dataset<40 version examples created_at source<40?"
-_EXAMPLES = "number inputs* outputs* session_id<16? user_id<16? example_id<12?"
 _EXPERIMENTS = "experiment<40 dataset<24 version target<40? git_commit<10? started_at finished_at?"
 _SCORES = "score<40 mean answers difference interval least_seen verdict*"
 _RESULTS = "example_id<12 repetition? scores* latency_seconds cost_usd error<40?* run_id"
 _REASONS, _LONGEST_REASON = 5, 300
 _RATE = re.compile(r"(\d+)/(s|min|h)")
 _UNIT_SECONDS = {"s": 1, "min": 60, "h": 3_600}
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the dataset.")]
-Version = Annotated[int | None, typer.Option(min=1, help="This version; the newest if left out.")]
-Add = Annotated[bool, typer.Option("--add", help="Keep the examples of the newest version, too.")]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="Of an experiment, as its list has it.")]
-
-
-@dataset_app.command("create")
-@takes_settings("database_url", "timezone")
-def create_dataset(
-    settings: ConsumerSettings,
-    dataset: Name,
-    from_runs: Annotated[bool, typer.Option("--from-runs", help="Of runs whose content was captured.")] = False,
-    inner: Annotated[bool, typer.Option("--inner", help="Also of runs inside others.")] = False,
-    session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
-    service: Service = None,
-    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
-    metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only runs with this metadata.")] = None,
-    status: Annotated[str, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = "ok",
-    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
-    since: Since = None,
-    until: Until = None,
-    limit: Limit = 1_000,
-    add: Add = False,
-) -> None:
-    """Makes a version of a dataset of runs, the newest first: what went in, and what came out."""
-    from runtap_consumers.evaluate.datasets import find_examples
-    from runtap_consumers.figures.runs import metadata_pair
-    from runtap_consumers.store.engine import open_store
-    from runtap_consumers.store.read.runs import RunFilter
-    from runtap_consumers.store.read.snapshot import open_snapshot
-
-    if not from_runs:
-        raise InputError("say what it is made of: --from-runs, or `runtap dataset import` for a file")
-    check_known("status", [status], STATUSES)
-    now_ns = time.time_ns()
-    wanted = RunFilter(
-        session_id=session,
-        user_id=user,
-        service=service,
-        name=name,
-        model=model,
-        tag=tag,
-        metadata=metadata_pair(metadata),
-        status=status,
-        run_type=run_type,
-        since_ns=instant_of(since, settings, now_ns),
-        until_ns=instant_of(until, settings, now_ns),
-        # What a model or another run inside of a chain was given is mostly no question of anybody.
-        roots=not inner,
-    )
-    with closing(open_store(settings.database_url)) as store:
-        with open_snapshot(store) as snapshot:
-            found = find_examples(snapshot, wanted, limit or None)
-        if not found.examples:
-            raise InputError(
-                f"of {found.runs:,} runs none has its content: services capture it with RUNTAP_CAPTURE_CONTENT=true"
-                if found.runs
-                else "no run fits the filters, or they are past retention"
-            )
-        say(f"{found.runs:,} runs, {found.without_content:,} of them without content.")
-        _save(store, dataset, "runs", found.examples, add)
-
-
-@dataset_app.command("import")
-@takes_settings("database_url", "timezone")
-def import_dataset(
-    settings: ConsumerSettings,
-    dataset: Name,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines as LangSmith's examples; -: standard input.")],
-    add: Add = False,
-) -> None:
-    """Makes a version of a dataset of a file: {"inputs": {…}, "outputs": {…}, "metadata": {…}} a line."""
-    from runtap_consumers.evaluate.datasets import read_examples
-
-    try:
-        if file == "-":
-            examples = read_examples(sys.stdin.buffer, "standard input")
-        else:
-            with open(file, "rb") as lines:
-                examples = read_examples(lines, file)
-    except OSError as error:
-        raise InputError(f"cannot read {file!r}: {error.strerror}") from error
-    if not examples:
-        raise InputError(f"there is no example in {file!r}")
-    with closing(_open(settings)) as store:
-        _save(store, dataset, file, examples, add)
-
-
-@dataset_app.command("export")
-@takes_settings("database_url")
-def export_dataset(
-    settings: ConsumerSettings,
-    dataset: Name,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; -: standard output.")] = "-",
-    version: Version = None,
-) -> None:
-    """Writes a version of a dataset as JSON lines, as `import` takes them."""
-    from runtap_consumers.evaluate.datasets import read_version
-    from runtap_consumers.store.engine import open_store
-
-    with closing(open_store(settings.database_url)) as store:
-        _, examples = read_version(store, dataset, version)
-    with opened(file) as output:
-        for example in examples:
-            output.write(json_line({name: getattr(example, name) for name in ("inputs", "outputs", "metadata")}))
-
-
-@dataset_app.command("list")
-@takes_settings("database_url", "timezone")
-def list_datasets(settings: ConsumerSettings, json: JsonLines = False) -> None:
-    """Datasets, each with its newest version."""
-    from runtap_consumers.evaluate.datasets import list_versions
-    from runtap_consumers.store.engine import open_store
-
-    with closing(open_store(settings.database_url)) as store:
-        rows = [_version(settings, row) for row in list_versions(store)]
-    nothing = "No dataset: `runtap dataset create NAME --from-runs`, or `runtap dataset import NAME FILE`."
-    printing.print_list(rows, _VERSIONS, nothing, json)
-
-
-@dataset_app.command("show")
-@takes_settings("database_url", "timezone")
-def show_dataset(
-    settings: ConsumerSettings,
-    dataset: Name,
-    version: Version = None,
-    limit: Limit = 20,
-    wide: Wide = False,
-    json: JsonLines = False,
-) -> None:
-    """The examples of a version, and which versions there are."""
-    from runtap_consumers.evaluate.datasets import list_versions, read_version
-    from runtap_consumers.store.engine import open_store
-
-    with closing(open_store(settings.database_url)) as store:
-        shown, examples = read_version(store, dataset, version)
-        versions = [_version(settings, row) for row in list_versions(store, dataset)]
-    rows = [_example(number, example, json) for number, example in enumerate(examples, start=1)]
-    if not json:
-        printing.print_table(printing.open_console(wide), None, _VERSIONS, versions)
-        say(f"\nVersion {shown}:")
-    printing.print_list(rows[: limit or None], _EXAMPLES, "All of its examples were removed.", json, wide=wide)
-
-
-@dataset_app.command("remove-user")
-@takes_settings("database_url")
-def remove_from_dataset(
-    settings: ConsumerSettings,
-    dataset: Name,
-    user: Annotated[str, typer.Argument(metavar="USER", help="Whose questions they were.")],
-) -> None:
-    """Removes what came from a user from every version of a dataset, for ever."""
-    from runtap_consumers.evaluate.datasets import read_version, remove_user
-    from runtap_consumers.store.engine import open_store
-
-    with closing(open_store(settings.database_url)) as store:
-        read_version(store, dataset)
-        removed = remove_user(store, dataset, user)
-    say(f"{removed:,} examples of user {user} removed from dataset {dataset}, all versions together.")
 
 
 @takes_settings("database_url", "prices")
@@ -262,7 +90,7 @@ def evaluate(
     paths = [path.strip() for path in evaluators.split(",") if path.strip()]
     prefix = prefix or re.split("[.:]", target)[-1]
     found, judges, prices = load_target(target), [load_evaluator(path) for path in paths], load_prices(settings)
-    with closing(_open(settings)) as store:
+    with opened_store(settings, is_made=True) as store:
         against = against and find_experiment(store, against).experiment
         version, examples = read_version(store, dataset, version)
         what = (prefix, dataset, version, target, orjson.dumps(paths).decode())
@@ -315,9 +143,8 @@ def list_all(
 ) -> None:
     """Experiments, the newest first."""
     from runtap_consumers.evaluate.experiments import list_experiments
-    from runtap_consumers.store.engine import open_store
 
-    with closing(open_store(settings.database_url)) as store:
+    with opened_store(settings) as store:
         found = list_experiments(store, dataset)[: limit or None]
     rows = [_experiment_row(settings, one) for one in found]
     printing.print_list(rows, _EXPERIMENTS, "No experiment: `runtap evaluate` makes one.", json, wide=wide)
@@ -334,9 +161,8 @@ def show_experiment(
 ) -> None:
     """An experiment: what it scored beside the one before it, and each answer."""
     from runtap_consumers.evaluate.experiments import find_experiment, read_results
-    from runtap_consumers.store.engine import open_store
 
-    with closing(open_store(settings.database_url)) as store:
+    with opened_store(settings) as store:
         about = _experiment_row(settings, find_experiment(store, experiment))
         summary = _summary(store, experiment, None)
         results = [_result(one) for one in read_results(store, experiment)]
@@ -357,41 +183,10 @@ def compare_experiments(
     json: JsonObject = False,
 ) -> None:
     """What B scored, and how far that is from A, on the inputs that both had."""
-    from runtap_consumers.store.engine import open_store
 
-    with closing(open_store(settings.database_url)) as store:
+    with opened_store(settings) as store:
         summary = _summary(store, second, first)
     (write_json if json else _print_summary)(summary)
-
-
-def _open(settings: ConsumerSettings) -> Store:
-    """The store, made where there is none: neither a worker nor Kafka need be there."""
-    from runtap_consumers.store.engine import open_store
-
-    return open_store(settings.database_url, events_topic(settings.topic_prefix), settings.timezone)
-
-
-def _save(store: Store, dataset: str, source: str, examples: list[Example], add: bool) -> None:
-    from runtap_consumers.evaluate.datasets import list_versions, read_version, save_version
-
-    if add and any(list_versions(store, dataset)):
-        # What is new comes first, and so wins over what was said of the same inputs before.
-        examples = [*examples, *read_version(store, dataset)[1]]
-    version, kept, left_out = save_version(store, dataset, source, examples)
-    twice = f"; {left_out:,} with the same inputs as another were left out" if left_out else ""
-    say(f"Dataset {dataset}, version {version}: {kept:,} examples{twice}.")
-
-
-def _version(settings: ConsumerSettings, row: dict[str, Any]) -> Row:
-    at = format_instant(row.pop("created_at_ns"), settings.zone())
-    return {**row, "created_at": at}
-
-
-def _example(number: int, example: Example, as_json: bool) -> Row:
-    values = {name: getattr(example, name) for name in ("inputs", "outputs", "metadata")}
-    known = {name: example.metadata.get(name) for name in ("session_id", "user_id", "run_id")}
-    texts = values if as_json else {name: orjson.dumps(value).decode() for name, value in values.items()}
-    return {"number": number, "example_id": example.id, **texts, **known}
 
 
 def _minimums(given: list[str]) -> dict[str, float]:

@@ -97,7 +97,7 @@ async def _answer(
         example.session_id,
         call.run_id,
         orjson.dumps(scores).decode(),
-        call.error,
+        call.kept_error,
         orjson.dumps(call.models).decode(),
         call.latency_ns,
         call.input_tokens,

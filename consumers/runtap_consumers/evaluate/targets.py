@@ -37,12 +37,15 @@ class Tap(Protocol):
 
 @dataclass(frozen=True)
 class TappedCall:
-    """A call that returned, or raised: `error` is its text, `category` its kind as error figures have it."""
+    """A call that returned, or raised: `error` is its text, `category` its kind as error figures have it. What may be
+    kept of it is `kept_error`: its type, and its message where the service sends messages.
+    """
 
     run_id: str
     output: Any
     error: str | None
     category: str | None
+    kept_error: str | None
     started_at_ns: int
     latency_ns: int
     models: tuple[str, ...]
@@ -81,7 +84,7 @@ class TappedCalls:
         """Calls once. What it raises is part of the answer."""
         run_id = uuid4()
         ended = self._ended[str(run_id)]
-        output, error = None, None
+        output, error, kept_error, category = None, None, None, None
         started_at_ns, began = time.time_ns(), time.monotonic_ns()
         try:
             output = await runnable.ainvoke(
@@ -94,17 +97,21 @@ class TappedCalls:
                 },
             )
         except Exception as raised:  # noqa: BLE001 - whatever it is, it is that target's
-            error = f"{type(raised).__name__}: {raised}"
+            error, kept_error, category = f"{type(raised).__name__}: {raised}", type(raised).__name__, "other"
         latency_ns = time.monotonic_ns() - began
         del self._ended[str(run_id)]
         root = next((event for event in ended if event.run_id == str(run_id)), None)
+        if error is not None and root is not None and root.error is not None:
+            category = root.error.category
+            kept_error = error if root.error.message else kept_error
         calls = [event for event in ended if event.run_type == "llm"]
         usages = [event.usage for event in calls if event.usage is not None]
         return TappedCall(
             str(run_id),
             output,
             error,
-            None if error is None else root.error.category if root is not None and root.error else "other",
+            category,
+            kept_error,
             started_at_ns,
             latency_ns if root is None else root.duration_ns,
             tuple(sorted({model for event in calls if (model := event.model or event.request_model)})),
