@@ -22,7 +22,7 @@ from partition_setting import WorkerTools
 from prometheus_tools import Prometheus, installed, run_tool, running
 from runtap_consumers.worker.health import Health, serve_health
 from runtap_demo.kafka.ports import free_ports
-from runtap_schemas import Event, Usage
+from runtap_schemas import Event, RunScored, Usage
 from samples import SECOND_NS, START_NS, Log, chain_end, failure, model_call, report, run_start
 from worker_process import WorkerSetting, wait_until
 
@@ -130,6 +130,7 @@ class Traffic:
             model_call(start_ns + 3, **failed),
             model_call(start_ns + 4, usage=None, usage_source="none"),
             model_call(start_ns + 5, **own),
+            RunScored(at_ns=start_ns, run_id="run-1", key="helpful", score=0.5, service="checkout", environment="test"),
             chain_end(start_ns + 6),
             chain_end(start_ns + 7, status="error", error=failure(origin=False)),
             chain_end(start_ns + 8, **tool),
