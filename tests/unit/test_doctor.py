@@ -9,6 +9,7 @@ import pytest
 from runtap_consumers.cli.doctor import (
     Finding,
     Level,
+    check_endpoint,
     check_langsmith,
     check_prices,
     check_settings,
@@ -128,6 +129,15 @@ def test_langsmith_without_key_or_with_another_word_than_true_is_a_warning(
     (finding,) = check_langsmith({"LANGSMITH_TRACING": tracing})
     assert finding.level is level
     assert advice in finding.advice
+
+
+async def test_langsmith_is_asked_only_where_its_variables_are_set_and_its_absence_is_no_failure() -> None:
+    assert await check_endpoint({"LANGSMITH_TRACING": "true"}) == []
+    (odd,) = await check_endpoint({"LANGSMITH_ENDPOINT": "ftp://SECRET@host"})
+    (away,) = await check_endpoint({"LANGSMITH_ENDPOINT": "http://127.0.0.1:1", "LANGSMITH_API_KEY": "SECRET"})
+    assert (odd.level, away.level) == (Level.WARN, Level.WARN)
+    assert away.detail.startswith("http://127.0.0.1:1/info: ")
+    assert "SECRET" not in odd.detail + away.detail
 
 
 @pytest.mark.parametrize("secret", ["", "12345678", "123456789012345"])

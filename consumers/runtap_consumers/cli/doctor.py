@@ -263,7 +263,7 @@ async def check_endpoint(variables: Mapping[str, str]) -> list[Finding]:
     try:
         langsmith = LangSmith(find_account(variables), seconds=_LANGSMITH_SECONDS)
     except SettingsError as error:
-        return [_fail("LangSmith", str(error))]
+        return [_warn("LangSmith", str(error))]
     try:
         reply = await langsmith.ask_limits()
     finally:
