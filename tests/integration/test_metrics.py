@@ -78,6 +78,8 @@ def test_a_store_without_figures_has_every_family(store: Store) -> None:
         "runtap_unpriced_calls_total": "counter",
         "runtap_unmetered_calls_total": "counter",
         "runtap_errors_total": "counter",
+        "runtap_scores_total": "counter",
+        "runtap_score_points": "gauge",
         "runtap_sessions": "gauge",
         "runtap_ledger_events": "gauge",
         "runtap_ledger_dropped_events": "gauge",
