@@ -26,6 +26,7 @@ UTC = ZoneInfo("UTC")
 # The first of a month, a Thursday.
 START = 1_759_276_800 * SECOND_NS + DAY_NS
 Minutes = dict[int, dict[Group, Sums]]
+WINDOWS = ("1m", "24h", "47h", "48h", "7d", "31d")
 
 
 class Made:
@@ -248,6 +249,30 @@ def test_usual_is_the_median_of_the_same_hour_of_three_days_or_more() -> None:
     assert float(finding.threshold) == pytest.approx(0.24, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("window", "group_by"), [*((each, []) for each in WINDOWS), *((each, ["user"]) for each in WINDOWS[1:])]
+)
+def test_windows_of_every_length_are_judged_once_they_are_complete(window: str, group_by: list[str]) -> None:
+    text = f"[[rule]]\nid = 'r'\nwhat = 'cost'\nwindow = '{window}'\nabove = '1'\ngroup_by = {group_by}\n"
+    (settings,) = parse_rules(text, "t", ()).rules
+    now = START + 13 * HOUR_NS + SETTLE_NS
+    windows = list(make_rule(settings).windows(RoundPlan(Mark(now - 30 * MINUTE_NS), complete_to(now), now), UTC))
+    assert windows[-1].to_ns == START + 13 * HOUR_NS
+    assert all(each.is_complete for each in windows)
+
+
+def test_factors_of_what_is_usual_are_so_for_critical_and_recovery_too() -> None:
+    rule = rule_of(what="latency_p50", times_usual="2", critical="4", recover="1.5")
+    past: Minutes = {START - day * DAY_NS + MINUTE_NS: {(): sketched(*[100] * 9)} for day in (1, 2, 3)}
+    values = (150, 210, 450, 190, 160, 140)
+    now: Minutes = {START + number * MINUTE_NS: {(): sketched(*[value] * 9)} for number, value in enumerate(values)}
+    assert told(judged(rule, Made({**past, **now}), 6)) == [
+        (2, "firing", "warning"),
+        (3, "firing", "critical"),
+        (6, "resolved", "warning"),
+    ]
+
+
 def budget(**settings: Any) -> AnySettings:
     text = "[[budget]]\nid = 'spend'\n" + "".join(
         f"{name} = {str(value).lower() if value is False else repr(value)}\n" for name, value in settings.items()
@@ -436,8 +461,17 @@ def test_built_in_rules_are_right_and_can_all_be_made() -> None:
         (RULE.replace("'r'", "'a b'"), "rule 'a b': id: 'a b': "),
         (
             "[[rule]]\nid = 'x'\nwhat = 'worker_lag'\nabove = '1'\nwindow = '5m'\n",
-            "rule 'x': 'worker_lag' is what it is",
+            "rule 'x': window: 'worker_lag' is what it is now",
         ),
+        (
+            "[[rule]]\nid = 'x'\nwhat = 'worker_lag'\nabove = '1'\nleast_calls = 2\n",
+            "rule 'x': least_calls: 'worker_lag'",
+        ),
+        (
+            "[[rule]]\nid = 'x'\nwhat = 'new_error_group'\ngroup_by = ['service']\n",
+            "rule 'x': group_by: 'new_error_group'",
+        ),
+        (RULE + "".join(f"labels.l{number} = 'x'\n" for number in range(33)), "rule 'r': labels: "),
         (
             "[[rule]]\nid = 'x'\nwhat = 'events_lost'\nabove = '1'\n",
             "rule 'x': above: 'events_lost' happens or does not",

@@ -74,7 +74,7 @@ def make_record(
         value=None if found.value is None else decimal_text(found.value),
         threshold=None if found.threshold is None else decimal_text(found.threshold),
         unit=rule.unit,
-        window=None if window is None else _window(window, figures.now_ns),
+        window=None if window is None else _window(window),
         complete_to=format_instant(figures.complete_to_ns, _UTC),
         trace_id=_trace_of(figures, samples[0]) if samples else None,
         summary=says,
@@ -85,7 +85,7 @@ def make_record(
     )
 
 
-def _window(window: Window, now_ns: int) -> AlertWindow:
+def _window(window: Window) -> AlertWindow:
     return AlertWindow(format_instant(window.from_ns, _UTC), format_instant(window.to_ns, _UTC))
 
 
@@ -98,7 +98,7 @@ def _evidence(settings: AnySettings, found: Verdict, figures: SnapshotFigures) -
     if what in _FAILURES:
         within = TimeRange(window.from_ns, window.to_ns, exact_segments(window.from_ns, window.to_ns, figures.zone))
         sample = found.sums.get("sample_error_run_id")
-        for group in read_error_groups(figures.snapshot, within, facts.get("service"))[:1]:
+        for group in read_error_groups(figures.snapshot, within, facts.get("service"), facts.get("environment"))[:1]:
             samples = [each for each in (group.sample_run_id, sample) if each]
             return {
                 "error_type": group.type,

@@ -23,9 +23,8 @@ from runtap_schemas.alerts import Severity
 FILE_NAME = "alerts.toml"
 # What has no value to compare: it happens, or it does not.
 OCCURRENCES = ("new_error_group", "events_lost")
-# Of attributes hours are kept for two days, of which the last one may be passing on.
-_MOST_ATTRIBUTE_HOURS_NS = 47 * HOUR_NS
-MOST_MINUTES_NS = 48 * HOUR_NS
+# Minutes, and hours of attributes, are kept for two days: the last hour is what a window may be judged late.
+MOST_MINUTES_NS = 47 * HOUR_NS
 _MOST_NS = 31 * DAY_NS
 _UNITS_NS = {"s": SECOND_NS, "m": MINUTE_NS, "h": HOUR_NS, "d": DAY_NS}
 
@@ -58,7 +57,7 @@ class _Settings(BaseModel):
     group_by: tuple[_Name, ...] = Field((), max_length=4)
     where: dict[_Name, str] = {}
     severity: Severity = "warning"
-    labels: dict[_Name, _Text] = {}
+    labels: dict[_Name, _Text] = Field({}, max_length=32)
     runbook: _Text | None = None
 
     @property
@@ -94,7 +93,8 @@ class RuleSettings(_Settings):
             raise ValueError(f"what = {self.what!r}: expected one of {', '.join(known)}")
         limits = [name for name in ("above", "below", "times_usual") if getattr(self, name) is not None]
         if self.what in OCCURRENCES:
-            unused = {*self.model_fields_set} & {"window", *limits, "critical", "recover", "for_", "no_data", "repeat"}
+            # Said of each service and error group by itself.
+            unused = self.model_fields_set - {"id", "what", "where", "severity", "labels", "runbook"}
             if unused:
                 raise ValueError(f"{sorted(unused)[0].rstrip('_')}: {self.what!r} happens or does not; leave it out")
             return self
@@ -106,13 +106,13 @@ class RuleSettings(_Settings):
 
     def _check_window(self) -> None:
         if self.what in PRESENT_QUANTITIES:
-            if self.window is not None or self.times_usual is not None:
-                raise ValueError(f"{self.what!r} is what it is now: leave window and times_usual out")
+            if unused := self.model_fields_set & {"window", "times_usual", "least_calls"}:
+                raise ValueError(f"{sorted(unused)[0]}: {self.what!r} is what it is now; leave it out")
             return
         if self.window is None or not MINUTE_NS <= self.window <= _MOST_NS:
             raise ValueError('expected window = "1m" to "31d"')
         if self.window % (MINUTE_NS if self.window <= MOST_MINUTES_NS else HOUR_NS):
-            raise ValueError("window: expected whole minutes, and beyond 48h whole hours")
+            raise ValueError("window: expected whole minutes, and beyond 47h whole hours")
 
     def _check_limits(self, limit: str) -> None:
         threshold = getattr(self, limit)
@@ -265,5 +265,5 @@ def _impossible(rule: RuleSettings | BudgetSettings, attributes: Sequence[str]) 
     if of_attributes and window is not None:
         if window % HOUR_NS:
             yield f"{title}: window: by {of_attributes[0]} there are whole hours only"
-        elif window > _MOST_ATTRIBUTE_HOURS_NS and window % DAY_NS:
+        elif window > MOST_MINUTES_NS and window % DAY_NS:
             yield f"{title}: window: by {of_attributes[0]} there are whole days only beyond 47h"

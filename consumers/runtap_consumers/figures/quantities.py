@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
-from typing import Any
 
 from runtap_consumers.figures.completeness import work_out_completeness, work_out_ledger
 from runtap_consumers.figures.runs import abandoned_before
@@ -276,8 +275,3 @@ def decimal_text(value: Decimal) -> str:
     """A value as JSON has it: no exponent, at most 12 decimals (a picodollar), no zeros at the end."""
     text = format(round(value, 12), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def sample_of(sums: Mapping[str, Any]) -> str | None:
-    """A run that the sums name."""
-    return sums.get("sample_error_run_id")

@@ -35,7 +35,7 @@ class PresentThreshold(Threshold):
         """Crossings, and what is over."""
         found = figures.present(self.settings, self.present)
         for group in sorted({*found, *states}):
-            reading = Reading(group, window, found.get(group), self.settings.least_calls, {}, self.limits())
+            reading = Reading(group, window, found.get(group), 0, {}, *self.limits())
             change = self.step(states.get(group, State()), reading)
             if change is not None:
                 yield change

@@ -24,7 +24,9 @@ Limits = Sequence[tuple[Decimal, Severity]]
 
 
 class Reading(NamedTuple):
-    """What a group shows in a window. `value`: `None` without data; `limits`: from the first to the worst."""
+    """What a group shows in a window. `value`: `None` without data; `limits`: from the first to the worst; `recover`:
+    what it is over at.
+    """
 
     group: Group
     window: Window
@@ -32,6 +34,7 @@ class Reading(NamedTuple):
     calls: int
     sums: Sums
     limits: Limits
+    recover: Decimal
 
 
 class Threshold:
@@ -72,7 +75,7 @@ class Threshold:
                 if value is None and self.settings.below is not None and self.quantity.only_grows:
                     # Nothing was counted: that is the least there can be.
                     value = Decimal(0)
-                change = self.step(state, Reading(group, window, value, calls, sums, self.limits()))
+                change = self.step(state, Reading(group, window, value, calls, sums, *self.limits()))
                 if change is not None:
                     yield change
 
@@ -85,13 +88,16 @@ class Threshold:
         else:
             yield ()
 
-    def limits(self) -> Limits:
-        """The thresholds from the first to the worst, each with its severity."""
+    def limits(self, usual: Decimal = Decimal(1)) -> tuple[Limits, Decimal]:
+        """The thresholds from the first to the worst, each with its severity, and what it is over at. `usual`: what
+        the rule's amounts are factors of, where they are any.
+        """
         rule = self.settings
-        first = rule.above if rule.above is not None else rule.below
-        assert first is not None
-        limits: list[tuple[Decimal, Severity]] = [(first, rule.severity)]
-        return limits if rule.critical is None else [*limits, (rule.critical, "critical")]
+        (first,) = (each for each in (rule.above, rule.below, rule.times_usual) if each is not None)
+        limits: list[tuple[Decimal, Severity]] = [(first * usual, rule.severity)]
+        if rule.critical is not None:
+            limits.append((rule.critical * usual, "critical"))
+        return limits, (first if rule.recover is None else rule.recover) * usual
 
     def step(self, state: State, reading: Reading) -> Verdict | None:
         """What the next window makes of a group's state; `None`: nothing."""
@@ -102,8 +108,7 @@ class Threshold:
         else:
             level = sum(self._crosses(value, limit) for limit, _ in reading.limits)
             level = level if reading.calls >= rule.least_calls else 0
-            recover = reading.limits[0][0] if rule.recover is None else rule.recover
-            is_over = not self._crosses(value, recover)
+            is_over = not self._crosses(value, reading.recover)
         if level > state.level:
             since_ns = state.since_ns or window.to_ns
             if state.level == 0 and window.to_ns - since_ns < rule.for_:
@@ -132,7 +137,7 @@ class Threshold:
             side = "below" if self.settings.below is not None else "at or above"
             if status == "resolved":
                 side = "again at or above" if side == "below" else "again below"
-                threshold = threshold if self.settings.recover is None else self.settings.recover
+                threshold = reading.recover
             shown, limit = shown_value(value, self.unit), shown_value(threshold, self.unit)
             says = f"{where}: {self.quantity.title} {shown} in {span}, {side} {limit}"
         told = state._replace(transition=state.transition + 1, window_to_ns=window.to_ns, said_ns=window.to_ns)

@@ -31,9 +31,7 @@ class Usual(Threshold):
             if group in usual and window.to_ns > state.window_to_ns:
                 calls = self.quantity.calls(sums)
                 value = self.quantity.value(sums) if calls else None
-                assert self.settings.times_usual is not None
-                limits = [(usual[group] * self.settings.times_usual, self.settings.severity)]
-                change = self.step(state, Reading(group, window, value, calls, sums, limits))
+                change = self.step(state, Reading(group, window, value, calls, sums, *self.limits(usual[group])))
                 if change is not None:
                     shown = shown_value(usual[group], self.unit)
                     yield Verdict(**{**vars(change), "says": f"{change.says} (usual at this hour: {shown})"})

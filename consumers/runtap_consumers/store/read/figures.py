@@ -215,10 +215,14 @@ def read_ended_roots(snapshot: Snapshot, time_range: TimeRange, service: str | N
     return total
 
 
-def read_error_groups(snapshot: Snapshot, time_range: TimeRange, service: str | None) -> list[ErrorGroup]:
+def read_error_groups(
+    snapshot: Snapshot, time_range: TimeRange, service: str | None, environment: str | None = None
+) -> list[ErrorGroup]:
     """The error groups that occurred in the range, most frequent first."""
     groups = _known_groups(snapshot, service)
     for table, statement in _select_segments(snapshot, "errors", time_range, service):
+        if environment is not None:
+            statement = statement.where(table.c.environment == environment)
         columns = (table.c[name] for name in ("service", "fingerprint", "count", "last_at_ns", "sample_run_id"))
         for of_service, fingerprint, *occurrence in snapshot.connection.execute(statement.add_columns(*columns)).all():
             groups[of_service, fingerprint].occur(*occurrence)
