@@ -371,6 +371,19 @@ def test_budget_by_user_says_each_level_once_and_ends_with_its_day(
     assert "runtap costs --by user" in figures.alerts()[0].query
 
 
+def test_what_comes_late_counts_in_a_budget_of_which_hours_were_added_up_before(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    rounds, minute = make_rounds(BUDGET), now_ns - now_ns % MINUTE_NS
+    figures.spend(minute - 5 * HOUR_NS, 4, user="ann")
+    figures.spend(minute, 0.6, user="ann")
+    assert rounds.go(now_ns) == 0
+    # With what was spent after it, this is half of ten.
+    figures.spend(minute - 4 * HOUR_NS, 0.5, user="ann")
+    assert rounds.go(now_ns + 1) == 1
+    assert figures.alerts()[0].value == "5.1"
+
+
 def test_file_that_changes_is_read_again_and_one_with_a_mistake_is_not(
     figures: Figures, make_rounds: MakeRounds, now_ns: int, tmp_path: Path
 ) -> None:
@@ -538,6 +551,24 @@ def test_round_that_lost_its_lease_while_it_judged_writes_nothing(
     assert slow.go(now_ns) == 0
     assert not slow.evaluator.holds_lease
     assert len(figures.alerts()) == 1
+
+
+def test_what_a_commit_touched_while_it_was_judged_is_judged_again(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, minute = make_rounds(COST_RULE), now_ns - now_ns % MINUTE_NS
+    rounds.go(now_ns)
+    figures.spend(minute, 9)
+    write = AlertEvaluator._write
+
+    def write_after_a_commit(evaluator: AlertEvaluator, *arguments: Any) -> bool:
+        monkeypatch.setattr(AlertEvaluator, "_write", write)
+        figures.spend(minute, 2)
+        return write(evaluator, *arguments)
+
+    monkeypatch.setattr(AlertEvaluator, "_write", write_after_a_commit)
+    assert rounds.go(now_ns + 1) == 0
+    assert rounds.go(now_ns + 2) == 1
 
 
 def test_closed_evaluator_gives_its_lease_back(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
