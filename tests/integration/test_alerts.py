@@ -25,9 +25,9 @@ from runtap_consumers.kafka.record_tail import TailedRecord, tail_records
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.dead_letters import DeadLetter
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.store.read.snapshot import open_snapshot
+from runtap_consumers.store.read.snapshot import open_snapshot, read_alerts
 from runtap_consumers.store.writer import SqliteWriter, Writer
-from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS
+from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS, minute_of
 from runtap_consumers.worker.dead_letters import publish_dead_letters
 from runtap_schemas import decode_alert
 from store_figures import Figures
@@ -271,6 +271,27 @@ def test_what_an_evaluation_does_is_left_out_unless_a_rule_names_it(
     figures.spend(minute, 11, user="ann")
     assert rounds.go(now_ns + 2) == 2
     assert {(alert.rule.id, alert.value) for alert in figures.alerts()[1:]} == {("spend", "11"), ("by_user", "11")}
+
+
+def test_an_alert_of_a_rule_about_one_service_is_that_services(
+    figures: Figures, make_rounds: MakeRounds, now_ns: int
+) -> None:
+    rule = COST_RULE.replace('["service"]', '["model"]') + 'where = { service = "checkout" }\n'
+    rounds, minute = make_rounds(rule), minute_of(now_ns)
+    rounds.go(now_ns)
+    figures.spend(minute, 10)
+    assert rounds.go(now_ns + 1) == 1
+    with open_snapshot(figures.store) as snapshot:
+        listed = {
+            name: len(list(read_alerts(snapshot, now_ns - DAY_NS, now_ns + DAY_NS, name)))
+            for name in ("checkout", "search")
+        }
+    assert listed == {"checkout": 1, "search": 0}
+    # Its end too, when the rule is gone.
+    rounds.evaluator.close()
+    make_rounds(rule.replace("spend", "other")).go(now_ns + 2)
+    with open_snapshot(figures.store) as snapshot:
+        assert len(list(read_alerts(snapshot, now_ns - DAY_NS, now_ns + DAY_NS, "checkout"))) == 2
 
 
 def test_new_group_is_named_once(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:

@@ -215,14 +215,18 @@ class AlertEvaluator:
             state = state._replace(incident=state.incident or record_id)
             record = make_record(rule, replace(finding, state=state), this.figures, self._prices, this.behind_ns)
             withheld = WITHHELD if finding.status != "resolved" else SUMMARISED
-            self._add(this, record, group, finding.window, withheld if state.is_withheld else DUE)
+            # A rule about one service is that service's, whatever its groups are.
+            service = record.group.get("service") or rule.settings.where.get("service", "")
+            self._add(this, record, group, withheld if state.is_withheld else DUE, service, finding.window)
             if finding.status != "firing":
                 state = state._replace(incident="", is_withheld=False)
         known[group] = state
         this.changed.setdefault(rule_id, {})[group] = state
 
     @staticmethod
-    def _add(this: _Round, record: Alert, group: Group, window: Window | None, published: int) -> None:
+    def _add(
+        this: _Round, record: Alert, group: Group, published: int, service: str = "", window: Window | None = None
+    ) -> None:
         this.rows.append(
             OutboxRow(
                 record.id,
@@ -232,7 +236,7 @@ class AlertEvaluator:
                 record.status,
                 record.severity,
                 stored_group(group),
-                record.group.get("service", ""),
+                service,
                 record.summary,
                 0 if window is None else window.from_ns,
                 0 if window is None else window.to_ns,
@@ -245,11 +249,16 @@ class AlertEvaluator:
     def _end_removed(self, this: _Round, removed: Sequence[tuple[str, Group, State]]) -> None:
         """Resolves what fires by a rule that is gone, or that has other groups now."""
         for rule_id, group, state in removed:
-            payload = self._last_payload(rule_id, group)
-            if payload is None:
+            found = self._writer.read(
+                "SELECT payload, service FROM alert_outbox WHERE rule = ? AND group_values = ? "
+                "ORDER BY at_ns DESC LIMIT 1",
+                (rule_id, stored_group(group)),
+            )
+            if not found:
                 continue
+            ((payload, service),) = found
             ended = State(transition=state.transition + 1)
-            last = decode_alert(payload)
+            last = decode_alert(bytes(payload))
             record = structs.replace(
                 last,
                 id=f"{state.incident.rpartition('/')[0]}/{ended.transition}",
@@ -257,15 +266,8 @@ class AlertEvaluator:
                 at=format_instant(this.now_ns, _UTC),
                 summary=f"the rule {rule_id} is not there any more; it said: {last.summary}",
             )
-            self._add(this, record, group, None, SUMMARISED if state.is_withheld else DUE)
+            self._add(this, record, group, SUMMARISED if state.is_withheld else DUE, service)
             this.changed.setdefault(rule_id, {})[group] = ended
-
-    def _last_payload(self, rule_id: str, group: Group) -> bytes | None:
-        rows = self._writer.read(
-            "SELECT payload FROM alert_outbox WHERE rule = ? AND group_values = ? ORDER BY at_ns DESC LIMIT 1",
-            (rule_id, stored_group(group)),
-        )
-        return bytes(rows[0][0]) if rows else None
 
     def _add_summaries(self, this: _Round, snapshot: Snapshot) -> None:
         for rule_id, count, first_ns in alert_rows.read_withheld(snapshot, minute_of(this.now_ns)):
@@ -282,7 +284,7 @@ class AlertEvaluator:
                 summary=f"{rule_id}: {count:,} groups more within a minute: `runtap alerts list` names them",
                 query=f"runtap alerts list --rule {rule_id}",
             )
-            self._add(this, record, (), None, DUE)
+            self._add(this, record, (), DUE)
             this.summarised.append(rule_id)
 
     def _write(self, this: _Round, rules: Sequence[Rule], touched: Sequence[Touched], number: int) -> bool:

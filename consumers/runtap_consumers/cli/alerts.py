@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runtap_consumers.store.engine import Store
 
 alerts_app = typer.Typer(help="What fires, and the rules.", no_args_is_help=True)
-_COLUMNS = "at severity? status summary* id?"
+_COLUMNS = "at severity? status id* summary*"
 _RULES = "rule what groups calls note*"
 _SAID = "rule status window_to summary*"
 _CHECKED_NS = 7 * DAY_NS

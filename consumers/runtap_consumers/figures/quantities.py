@@ -81,60 +81,65 @@ def _mean(sums: Sums) -> Decimal | None:
     return Decimal(sums["total_ns"]) / sums["count"] / SECOND_NS if sums.get("count") else None
 
 
-_CALLS = _count("calls")
 _RUNS = _count("ok", "errors")
-_LLM = {"run_type": "llm"}
+
+
+def _of_costs(
+    title: str,
+    unit: str,
+    measures: tuple[str, ...],
+    value: Callable[[Sums], Decimal | None],
+    only_grows: bool = False,
+) -> Quantity:
+    return Quantity(title, unit, COST, ("calls", *measures), value, _count("calls"), only_grows, command="costs")
+
+
+def _of_model_calls(
+    title: str,
+    unit: str,
+    measures: tuple[str, ...],
+    value: Callable[[Sums], Decimal | None],
+    calls: Callable[[Sums], int],
+) -> Quantity:
+    return Quantity(title, unit, PERFORMANCE, measures, value, calls, where={"run_type": "llm"})
+
+
+def _quantiles(name: str, title: str, count: str, sketch: str) -> dict[str, Quantity]:
+    return {
+        f"{name}_{each}": _of_model_calls(
+            f"{each} {title}", "s", (count, sketch), partial(_quantile, sketch, fraction), _count(count)
+        )
+        for each, fraction in _QUANTILES.items()
+    }
+
 
 QUANTITIES: dict[str, Quantity] = {
-    "cost": Quantity(
+    "cost": _of_costs(
         "cost",
         "USD",
-        COST,
-        ("calls", "cost_picodollars"),
+        ("cost_picodollars",),
         lambda sums: Decimal(sums.get("cost_picodollars", 0)) / PICODOLLARS,
-        _CALLS,
         only_grows=True,
-        command="costs",
     ),
-    "calls": Quantity(
-        "model calls", "calls", COST, ("calls",), _number("calls"), _CALLS, only_grows=True, command="costs"
-    ),
-    "tokens": Quantity(
+    "calls": _of_costs("model calls", "calls", (), _number("calls"), only_grows=True),
+    "tokens": _of_costs(
         "tokens",
         "tokens",
-        COST,
-        ("calls", "input_tokens", "output_tokens"),
+        ("input_tokens", "output_tokens"),
         _number("input_tokens", "output_tokens"),
-        _CALLS,
         only_grows=True,
-        command="costs",
     ),
-    "unpriced_share": Quantity(
-        "share of calls without a price",
-        "share",
-        COST,
-        ("calls", "unpriced_calls"),
-        _share("unpriced_calls", "calls"),
-        _CALLS,
-        command="costs",
+    "unpriced_share": _of_costs(
+        "share of calls without a price", "share", ("unpriced_calls",), _share("unpriced_calls", "calls")
     ),
-    "unmetered_share": Quantity(
-        "share of calls without usage",
-        "share",
-        COST,
-        ("calls", "unmetered_calls"),
-        _share("unmetered_calls", "calls"),
-        _CALLS,
-        command="costs",
+    "unmetered_share": _of_costs(
+        "share of calls without usage", "share", ("unmetered_calls",), _share("unmetered_calls", "calls")
     ),
-    "cached_share": Quantity(
+    "cached_share": _of_costs(
         "cached share of input tokens",
         "share",
-        COST,
-        ("calls", "input_tokens", "cache_read_tokens"),
+        ("input_tokens", "cache_read_tokens"),
         _share("cache_read_tokens", "input_tokens"),
-        _CALLS,
-        command="costs",
     ),
     "error_rate": Quantity(
         "share of root runs that failed",
@@ -145,32 +150,14 @@ QUANTITIES: dict[str, Quantity] = {
         _RUNS,
     ),
     "errors": Quantity("errors", "errors", ERRORS, ("count",), _number("count"), _count("count"), only_grows=True),
-    "failure_rate": Quantity(
-        "share of calls that failed",
-        "share",
-        PERFORMANCE,
-        ("ok", "errors"),
-        _share("errors", "ok", "errors"),
-        _RUNS,
-        where=_LLM,
+    "failure_rate": _of_model_calls(
+        "share of calls that failed", "share", ("ok", "errors"), _share("errors", "ok", "errors"), _RUNS
     ),
-    "cut_off_share": Quantity(
-        "share of answers cut off",
-        "share",
-        PERFORMANCE,
-        ("ok", "cut_off"),
-        _share("cut_off", "ok"),
-        _count("ok"),
-        where=_LLM,
+    "cut_off_share": _of_model_calls(
+        "share of answers cut off", "share", ("ok", "cut_off"), _share("cut_off", "ok"), _count("ok")
     ),
-    "refused_share": Quantity(
-        "share of answers refused",
-        "share",
-        PERFORMANCE,
-        ("ok", "refused"),
-        _share("refused", "ok"),
-        _count("ok"),
-        where=_LLM,
+    "refused_share": _of_model_calls(
+        "share of answers refused", "share", ("ok", "refused"), _share("refused", "ok"), _count("ok")
     ),
     "score": Quantity(
         "mean score",
@@ -181,33 +168,9 @@ QUANTITIES: dict[str, Quantity] = {
         _count("count"),
         where={"value": ""},
     ),
-    "latency_mean": Quantity(
-        "mean duration", "s", PERFORMANCE, ("count", "total_ns"), _mean, _count("count"), where=_LLM
-    ),
-    **{
-        f"latency_{name}": Quantity(
-            f"{name} duration",
-            "s",
-            PERFORMANCE,
-            ("count", "sketch"),
-            partial(_quantile, "sketch", fraction),
-            _count("count"),
-            where=_LLM,
-        )
-        for name, fraction in _QUANTILES.items()
-    },
-    **{
-        f"time_to_first_token_{name}": Quantity(
-            f"{name} time to first token",
-            "s",
-            PERFORMANCE,
-            ("first_token_count", "first_token_sketch"),
-            partial(_quantile, "first_token_sketch", fraction),
-            _count("first_token_count"),
-            where=_LLM,
-        )
-        for name, fraction in _QUANTILES.items()
-    },
+    "latency_mean": _of_model_calls("mean duration", "s", ("count", "total_ns"), _mean, _count("count")),
+    **_quantiles("latency", "duration", "count", "sketch"),
+    **_quantiles("time_to_first_token", "time to first token", "first_token_count", "first_token_sketch"),
 }
 
 
