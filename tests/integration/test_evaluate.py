@@ -21,6 +21,7 @@ from langchain_core.runnables import Runnable
 from langchain_openai import ChatOpenAI
 
 from command_line import call_command
+from runtap_consumers.cli.evaluate import pace_of
 from runtap_consumers.errors import InputError
 from runtap_consumers.evaluate.datasets import (
     Example,
@@ -41,7 +42,7 @@ from runtap_consumers.evaluate.experiments import (
     summarise,
 )
 from runtap_consumers.evaluate.runner import Evaluation, run_experiment
-from runtap_consumers.evaluate.scoring import Evaluator
+from runtap_consumers.evaluate.scoring import make_evaluator
 from runtap_consumers.evaluate.targets import TappedCalls, as_runnable
 from runtap_consumers.pricing.source import load_prices
 from runtap_consumers.settings import ConsumerSettings
@@ -319,9 +320,9 @@ async def model(model_server: str) -> AsyncIterator[Model]:
 async def outcome(
     calls: TappedCalls, target: Any, evaluators: list[Any], examples: list[Example], **options: Any
 ) -> tuple[list[ExampleResult], Counter[str]]:
-    judges = [Evaluator(function.__name__, function) for function in evaluators]
+    judges = [make_evaluator(function.__name__, function) for function in evaluators]
     runnable = target if isinstance(target, Runnable) else as_runnable(target)
-    options = {"concurrency": 8, "spacing_seconds": 0.0, "pauses": (0.05, 0.1, 0.1), **options}
+    options = {"concurrency": 8, "pace": None, "pauses": (0.05, 0.1, 0.1), **options}
     results: list[ExampleResult] = []
     evaluation = Evaluation("test-1", "test", runnable, judges, calls, **options)
     not_scored = await run_experiment(evaluation, [(example, 1) for example in examples], results.append, lambda: None)
@@ -431,5 +432,5 @@ async def test_calls_begin_no_quicker_than_the_rate(calls: TappedCalls) -> None:
 
     examples = [make_example({"n": number}, None, {}) for number in range(6)]
     before = time.monotonic()
-    await outcome(calls, target, [], examples, spacing_seconds=0.1)
+    await outcome(calls, target, [], examples, pace=pace_of("10/s"))
     assert [at - before >= 0.0999 * number for number, at in enumerate(sorted(begun))] == [True] * 6

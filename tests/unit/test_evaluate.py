@@ -6,8 +6,7 @@ import asyncio
 import math
 import random
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
+import uuid
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,29 @@ from typing import Any
 import orjson
 import pytest
 from langchain_core.language_models import FakeListChatModel
+from langsmith.evaluation import EvaluationResult, EvaluationResults, RunEvaluator
+from langsmith.schemas import Example as LangSmithExample
+from langsmith.schemas import Run
 
 from runtap_consumers.errors import InputError
 from runtap_consumers.evaluate import evaluators
 from runtap_consumers.evaluate.datasets import Example, make_example, read_examples
 from runtap_consumers.evaluate.intervals import paired_difference, student_quantile
-from runtap_consumers.evaluate.scoring import Evaluator, TargetRun, load_evaluator, scores_of
-from runtap_consumers.evaluate.targets import load_target
+from runtap_consumers.evaluate.scoring import load_evaluator, make_evaluator
+from runtap_consumers.evaluate.targets import TappedCall, load_target
 
 EXAMPLE = make_example({"question": "Where?"}, {"answer": "Here."}, {"session_id": "s1"})
 
 
-def a_run(outputs: dict[str, Any], error: str | None = None, **changes: Any) -> TargetRun:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    facts: dict[str, Any] = {
-        "prompt_tokens": 3,
-        "completion_tokens": 4,
-        "total_tokens": 7,
-        "total_cost": Decimal("0.002"),
-    }
-    facts |= {"latency_seconds": 0.5, "metadata": {}, **changes}
-    return TargetRun("r1", "answer", EXAMPLE.inputs, outputs, error, at, at, **facts)
+def a_call(outputs: Any, error: str | None = None, cost_picodollars: int | None = 2 * 10**9) -> TappedCall:
+    """A call of half a second for 0.2 cents."""
+    facts = (error and "other", error, 1_767_225_600 * 10**9, 500_000_000, (), 3, 4, cost_picodollars)
+    return TappedCall(str(uuid.UUID(int=1)), "answer", outputs, error, *facts)
 
 
-def scores(function: Callable[..., Any], run: TargetRun | None = None, example: Example = EXAMPLE) -> dict[str, float]:
-    judge = Evaluator("named", function).runnable
-    found: dict[str, float] = asyncio.run(judge.ainvoke((run or a_run({"answer": "Here."}), example)))
-    return found
+def scores(function: Any, call: TappedCall | None = None, example: Example = EXAMPLE) -> dict[str, float]:
+    judge = make_evaluator("named", function).runnable
+    return asyncio.run(judge.ainvoke((call or a_call({"answer": "Here."}), example)))
 
 
 def of_langsmith(run: Any, example: Any) -> dict[str, Any]:
@@ -58,19 +53,23 @@ async def is_async(outputs: dict[str, Any]) -> float:
     return len(outputs) / 4
 
 
-def of_other_names(root_run: Any, one: Any) -> bool:
-    return bool(root_run.id == "r1" and one is EXAMPLE)
+def of_other_names(root_run: Run, one: LangSmithExample) -> bool:
+    assert (root_run.latency, root_run.total_tokens, root_run.total_cost) == (0.5, 7, Decimal("0.002"))
+    return root_run.id.int == 1 and one.metadata == {"session_id": "s1"} and root_run.inputs == one.inputs
 
 
-class Judge:
-    async def __call__(self, inputs: Any, example: Any) -> list[dict[str, Any]]:
-        return [{"key": "a", "score": True}, {"key": "b", "score": 2}]
-
-    def evaluate_run(self, run: Any, example: Any = None, evaluator_run_id: Any = None) -> dict[str, Any]:
-        return {"results": [{"key": "c", "score": 0.5}]}
+def of_several(run: Any) -> list[dict[str, Any]]:
+    return [{"key": "a", "score": True}, {"key": "b", "score": 2}]
 
 
-judge = Judge()
+class Judge(RunEvaluator):
+    def evaluate_run(self, run: Any, example: Any = None, evaluator_run_id: Any = None) -> EvaluationResult:
+        return EvaluationResult(key="c", score=0.5)
+
+
+class AsyncJudge(Judge):
+    async def aevaluate_run(self, run: Any, example: Any = None, evaluator_run_id: Any = None) -> EvaluationResults:
+        return {"results": [EvaluationResult(key="d", score=0.5)]}
 
 
 @pytest.mark.parametrize(
@@ -78,28 +77,33 @@ judge = Judge()
     [
         (of_langsmith, {"length": 10.0}),
         (of_openevals, {"same": 1.0}),
-        (is_async, {"named": 0.25}),
-        (of_other_names, {"named": 1.0}),
-        (Judge().__call__, {"a": 1.0, "b": 2.0}),
-        (Judge().evaluate_run, {"c": 0.5}),
-        (lambda **everything: len(everything), {"named": 5.0}),
+        (is_async, {"is_async": 0.25}),
+        (of_other_names, {"of_other_names": 1.0}),
+        (of_several, {"a": 1.0, "b": 2.0}),
+        (Judge(), {"c": 0.5}),
+        (AsyncJudge(), {"d": 0.5}),
     ],
 )
 def test_evaluators_get_what_their_parameters_name(function: Any, wanted: dict[str, float]) -> None:
     assert scores(function) == wanted
 
 
-def test_an_evaluator_that_wants_what_there_is_not_is_refused_before_anything_runs() -> None:
-    with pytest.raises(InputError, match="wants answer: expected any of run, example, inputs"):
-        Evaluator("named", lambda answer, inputs: 1)
+def test_what_is_no_object_is_the_output_of_one() -> None:
+    assert scores(lambda outputs: {"key": "said", "score": outputs == {"output": "x"}}, a_call("x")) == {"said": 1}
 
 
-@pytest.mark.parametrize("result", [None, "good", {"key": "a", "value": "good"}, {"key": "a", "score": "1"}])
+@pytest.mark.parametrize("function", [lambda: 1, lambda answer, inputs, third: 1, 7])
+def test_an_evaluator_that_wants_what_there_is_not_is_refused_before_anything_runs(function: Any) -> None:
+    with pytest.raises(InputError, match="named is no evaluator"):
+        make_evaluator("named", function)
+
+
+@pytest.mark.parametrize(
+    "result", [None, "good", {"key": "a", "value": "good"}, {"key": "a", "score": "1"}, math.nan, object()]
+)
 def test_what_is_no_score_is_none(result: Any) -> None:
-    with pytest.raises(TypeError, match="expected a number, a bool or"):
-        scores_of(result, "named")
-    with pytest.raises(ValueError, match="can be averaged"):
-        scores_of(math.nan, "named")
+    with pytest.raises(ValueError, match=r"[Ee]xpected a"):
+        scores(lambda outputs: result)
 
 
 def test_what_is_named_is_loaded_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,14 +143,14 @@ def test_what_is_named_is_loaded_from_the_working_folder(tmp_path: Path, monkeyp
     ],
 )
 def test_shipped_evaluators(function: Any, outputs: dict[str, Any], wanted: float) -> None:
-    assert list(scores(function, a_run(outputs)).values()) == [wanted]
+    assert list(scores(function, a_call(outputs)).values()) == [wanted]
 
 
 def test_nothing_but_an_answer_is_good_or_quick_or_cheap() -> None:
-    failed = a_run({}, error="ValueError: x")
+    failed = a_call({}, error="ValueError: x")
     for function in (evaluators.latency_below(9), evaluators.cost_below("9"), evaluators.length_within(0, 9)):
         assert list(scores(function, failed).values()) == [0]
-    unpriced = a_run({"answer": "x"}, total_cost=None)
+    unpriced = a_call({"answer": "x"}, cost_picodollars=None)
     assert scores(evaluators.cost_below("9"), unpriced) == {"cost_below": 0}
 
 
@@ -157,7 +161,7 @@ def test_a_model_judges_and_what_it_says_must_be_a_score() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no score from 0 to 1"):
             scores(judged)
-    assert scores(judged, a_run({}, error="x")) == {"short": 0}
+    assert scores(judged, a_call({}, error="x")) == {"short": 0}
 
 
 def test_examples_are_lines_as_langsmith_writes_them_and_the_number_of_a_wrong_one_is_told() -> None:

@@ -31,6 +31,8 @@ from runtap_consumers.instants import dollars, format_instant, seconds
 from runtap_consumers.settings import ConsumerSettings
 
 if TYPE_CHECKING:
+    from langchain_core.rate_limiters import BaseRateLimiter
+
     from runtap_consumers.evaluate.experiments import ExampleResult, Experiment
     from runtap_consumers.store.engine import Store
 
@@ -86,7 +88,7 @@ def evaluate(
     from runtap_consumers.pricing.source import load_prices
     from runtap_consumers.store.writer import Writer
 
-    wanted, spacing_seconds = _minimums(minimum or []), _spacing(rate)
+    wanted, pace = _minimums(minimum or []), None if rate is None else pace_of(rate)
     paths = [path.strip() for path in evaluators.split(",") if path.strip()]
     prefix = prefix or re.split("[.:]", target)[-1]
     found, judges, prices = load_target(target), [load_evaluator(path) for path in paths], load_prices(settings)
@@ -104,7 +106,7 @@ def evaluate(
             if (example.id, repetition) not in scored
         ]
         calls = TappedCalls(settings, prices)
-        evaluation = Evaluation(experiment.experiment, prefix, found, judges, calls, concurrency, spacing_seconds)
+        evaluation = Evaluation(experiment.experiment, prefix, found, judges, calls, concurrency, pace)
         with Writer.of(store) as writer, _progress(experiment.experiment, len(scored), len(tasks)) as step:
             save = partial(save_result, writer, experiment.experiment)
             try:
@@ -196,13 +198,22 @@ def _minimums(given: list[str]) -> dict[str, float]:
         raise InputError(f"--min {' --min '.join(given)}: expected a key and a number, as in correct=0.9") from error
 
 
-def _spacing(rate: str | None) -> float:
-    if rate is None:
-        return 0.0
+def pace_of(rate: str) -> BaseRateLimiter:
+    """Lets no more calls begin than a rate says.
+
+    Raises:
+        InputError: it is none.
+    """
+    from langchain_core.rate_limiters import InMemoryRateLimiter
+
     found = _RATE.fullmatch(rate)
     if found is None or int(found[1]) == 0:
         raise InputError(f"--rate {rate!r}: expected so many calls a time, as in 60/min, 5/s or 1000/h")
-    return _UNIT_SECONDS[found[2]] / int(found[1])
+    a_second = int(found[1]) / _UNIT_SECONDS[found[2]]
+    pace = InMemoryRateLimiter(requests_per_second=a_second, check_every_n_seconds=min(0.1, 0.1 / a_second))
+    # The first need not wait.
+    pace.available_tokens = 1.0
+    return pace
 
 
 def _commit() -> str | None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 from langchain_core.language_models import BaseLanguageModel
+from langsmith.schemas import Run
 
 from runtap_consumers.errors import InputError
-from runtap_consumers.evaluate.scoring import TargetRun
 
 Scored = dict[str, str | float]
 _Outputs = Mapping[str, Any]
@@ -91,16 +91,16 @@ def length_within(least: int, most: int) -> Callable[[_Outputs], Scored]:
     return lambda outputs: {"key": "length_within", "score": bool(outputs) and least <= len(text_of(outputs)) <= most}
 
 
-def latency_below(limit_seconds: float) -> Callable[[TargetRun], Scored]:
+def latency_below(limit_seconds: float) -> Callable[[Run], Scored]:
     """Whether the answer took less than that."""
-    return lambda run: {"key": "latency_below", "score": run.error is None and run.latency_seconds < limit_seconds}
+    return lambda run: {"key": "latency_below", "score": run.error is None and (run.latency or 0) < limit_seconds}
 
 
-def cost_below(limit_usd: str) -> Callable[[TargetRun], Scored]:
+def cost_below(limit_usd: str) -> Callable[[Run], Scored]:
     """Whether the answer cost less than that, a decimal as text; one whose price is not known did not."""
     limit = Decimal(limit_usd)
 
-    def is_below(run: TargetRun) -> Scored:
+    def is_below(run: Run) -> Scored:
         return {
             "key": "cost_below",
             "score": run.error is None and run.total_cost is not None and run.total_cost < limit,
@@ -121,7 +121,7 @@ def llm_judge(
         prompt: has places for `criterion`, `inputs`, `answer` and `reference`.
     """
 
-    async def judge(run: TargetRun, inputs: _Outputs, outputs: _Outputs, reference_outputs: _Outputs) -> Scored:
+    async def judge(run: Run, inputs: _Outputs, outputs: _Outputs, reference_outputs: _Outputs) -> Scored:
         if run.error is not None:
             return {"key": key, "score": 0.0}
         values = {"inputs": text_of(inputs), "answer": text_of(outputs), "reference": text_of(reference_outputs)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import Runnable
 
 from runtap_consumers.evaluate.datasets import Example
 from runtap_consumers.evaluate.experiments import ExampleResult
-from runtap_consumers.evaluate.scoring import Evaluator, run_of
+from runtap_consumers.evaluate.scoring import Evaluator
 from runtap_consumers.evaluate.targets import INFRASTRUCTURE, TRANSIENT, TappedCall, TappedCalls
 
 # Between two tries of a call that infrastructure failed; half as long to one and a half times as long.
@@ -26,7 +26,7 @@ Task = tuple[Example, int]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how. `spacing_seconds`: between the beginnings of two calls of the target."""
+    """What is evaluated, and how. `pace`: of calls of the target."""
 
     experiment: str
     name: str
@@ -34,7 +34,7 @@ class Evaluation:
     evaluators: list[Evaluator]
     calls: TappedCalls
     concurrency: int
-    spacing_seconds: float
+    pace: BaseRateLimiter | None
     pauses: tuple[float, ...] = _PAUSES
 
 
@@ -54,14 +54,13 @@ async def run_experiment(
         evaluator failed to give.
     """
     left, not_scored = iter(tasks), Counter[str]()
-    pace = _Pace(evaluation.spacing_seconds)
     # Functions that are not async wait in threads, each of which would otherwise wait for another's.
     threads = ThreadPoolExecutor(evaluation.concurrency, thread_name_prefix="runtap-evaluate")
     asyncio.get_running_loop().set_default_executor(threads)
 
     async def work() -> None:
         for example, repetition in left:
-            result = await _answer(evaluation, example, repetition, pace, not_scored)
+            result = await _answer(evaluation, example, repetition, not_scored)
             if result is not None:
                 save(result)
             step()
@@ -71,19 +70,18 @@ async def run_experiment(
 
 
 async def _answer(
-    evaluation: Evaluation, example: Example, repetition: int, pace: _Pace, not_scored: Counter[str]
+    evaluation: Evaluation, example: Example, repetition: int, not_scored: Counter[str]
 ) -> ExampleResult | None:
     metadata = {"experiment": evaluation.experiment, "example_id": example.id}
     target = evaluation.target, example.inputs, evaluation.name, metadata
-    call = await _call(evaluation, *target, pace.wait)
+    call = await _call(evaluation, *target, evaluation.pace)
     if call.category in INFRASTRUCTURE:
         not_scored[f"{evaluation.name}: {call.error}"] += 1
         return None
-    run = run_of(call, evaluation.name, example)
     scores: dict[str, float] = {}
     evaluator_costs: list[int | None] = []
     for evaluator in evaluation.evaluators:
-        judged = await _call(evaluation, evaluator.runnable, (run, example), evaluator.name, metadata)
+        judged = await _call(evaluation, evaluator.runnable, (call, example), evaluator.name, metadata)
         evaluator_costs.append(judged.cost_picodollars)
         if judged.error is not None:
             not_scored[f"{evaluator.name}: {judged.error}"] += 1
@@ -107,38 +105,20 @@ async def _answer(
     )
 
 
-async def _no_wait() -> None:
-    pass
-
-
 async def _call(
     evaluation: Evaluation,
     runnable: Runnable[Any, Any],
     value: Any,
     name: str,
     metadata: dict[str, str],
-    wait: Callable[[], Any] = _no_wait,
+    pace: BaseRateLimiter | None = None,
 ) -> TappedCall:
     """Calls until infrastructure lets it through, or has failed too often; of all tries only the last is measured."""
-    for pause in evaluation.pauses:
-        await wait()
+    for pause in (*evaluation.pauses, None):
+        if pace is not None:
+            await pace.aacquire()
         call = await evaluation.calls.call(runnable, value, name, metadata)
-        if call.category not in TRANSIENT:
-            return call
+        if call.category not in TRANSIENT or pause is None:
+            break
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-    await wait()
-    return await evaluation.calls.call(runnable, value, name, metadata)
-
-
-class _Pace:
-    """Lets calls begin one after the other, at least so far apart."""
-
-    def __init__(self, spacing_seconds: float) -> None:
-        self._spacing_seconds = spacing_seconds
-        self._next = time.monotonic()
-
-    async def wait(self) -> None:
-        now = time.monotonic()
-        begins = max(self._next, now)
-        self._next = begins + self._spacing_seconds
-        await asyncio.sleep(begins - now)
+    return call

@@ -7,10 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -42,6 +41,7 @@ class TappedCall:
     """
 
     run_id: str
+    name: str
     output: Any
     error: str | None
     category: str | None
@@ -108,6 +108,7 @@ class TappedCalls:
         usages = [event.usage for event in calls if event.usage is not None]
         return TappedCall(
             str(run_id),
+            name,
             output,
             error,
             category,
@@ -145,7 +146,7 @@ def load(path: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        return reduce(getattr, name.split("."), import_module(module))
+        return resolve_name(path)
     except Exception as error:
         raise InputError(f"cannot load {path!r}: {type(error).__name__}: {error}") from error
 
