@@ -10,11 +10,19 @@ import orjson
 import typer
 
 from runtap_consumers.cli import printing
-from runtap_consumers.cli.look import RUN_TYPES, Service
-from runtap_consumers.cli.options import JsonLines, Limit, Since, Until, Wide, check_known, instant_of, takes_settings
+from runtap_consumers.cli.options import (
+    JsonLines,
+    Limit,
+    Since,
+    Until,
+    Wide,
+    instant_of,
+    takes_run_filter,
+    takes_settings,
+)
 from runtap_consumers.cli.terminal import json_line, opened, say
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.words import STATUSES, Row
+from runtap_consumers.figures.words import Row
 from runtap_consumers.instants import format_instant
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
@@ -41,20 +49,13 @@ def opened_store(settings: ConsumerSettings, is_made: bool = False) -> Store:
 
 @dataset_app.command("create")
 @takes_settings("database_url", "timezone")
+@takes_run_filter
 def create_dataset(
     settings: ConsumerSettings,
     dataset: Name,
+    wanted: dict[str, Any],
     from_runs: Annotated[bool, typer.Option("--from-runs", help="Of runs whose content was captured.")] = False,
     inner: Annotated[bool, typer.Option("--inner", help="Also of runs inside others.")] = False,
-    session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
-    service: Service = None,
-    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
-    metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only runs with this metadata.")] = None,
-    status: Annotated[str, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = "ok",
-    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
     since: Since = None,
     until: Until = None,
     limit: Limit = 1_000,
@@ -62,32 +63,20 @@ def create_dataset(
 ) -> None:
     """Makes a version of a dataset of runs, the newest first: what went in, and what came out."""
     from runtap_consumers.evaluate.datasets import find_examples
-    from runtap_consumers.figures.runs import metadata_pair
     from runtap_consumers.store.read.runs import RunFilter
     from runtap_consumers.store.read.snapshot import open_snapshot
 
     if not from_runs:
         raise InputError("say what it is made of: --from-runs, or `runtap dataset import` for a file")
-    check_known("status", [status], STATUSES)
     now_ns = time.time_ns()
-    wanted = RunFilter(
-        session_id=session,
-        user_id=user,
-        service=service,
-        name=name,
-        model=model,
-        tag=tag,
-        metadata=metadata_pair(metadata),
-        status=status,
-        run_type=run_type,
-        since_ns=instant_of(since, settings, now_ns),
-        until_ns=instant_of(until, settings, now_ns),
-        # What a model or another run inside of a chain was given is mostly no question of anybody.
-        roots=not inner,
-    )
+    since_ns, until_ns = instant_of(since, settings, now_ns), instant_of(until, settings, now_ns)
+    # No answer that failed is a reference, unless it is asked for; and what a model or another run inside of a chain
+    # was given is mostly no question of anybody.
+    wanted["status"] = wanted["status"] or "ok"
+    filtered = RunFilter(**wanted, since_ns=since_ns, until_ns=until_ns, roots=not inner)
     with opened_store(settings) as store:
         with open_snapshot(store) as snapshot:
-            found = find_examples(snapshot, wanted, limit or None)
+            found = find_examples(snapshot, filtered, limit or None)
         if not found.examples:
             raise InputError(
                 f"of {found.runs:,} runs none has its content: services capture it with RUNTAP_CAPTURE_CONTENT=true"

@@ -24,15 +24,15 @@ from runtap_consumers.cli.options import (
     Wide,
     check_known,
     instant_of,
+    takes_run_filter,
     takes_settings,
 )
 from runtap_consumers.cli.terminal import say, write_json
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.words import STATUSES
+from runtap_consumers.figures.words import RUN_TYPES
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
 
-RUN_TYPES = ("llm", "chain", "tool", "retriever")
 # What `runs --sort` takes, and the column.
 SORTS = {"started": "started_at_ns", "duration": "duration_ns", "cost": "cost_picodollars", "tokens": "input_tokens"}
 ledger_app = typer.Typer(help="Where every captured event is.")
@@ -78,18 +78,10 @@ def report(
 
 
 @takes_settings("database_url", "timezone")
+@takes_run_filter
 def runs(
     settings: ConsumerSettings,
-    session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
-    trace: Annotated[str | None, typer.Option(help="Only runs of this trace.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
-    service: Service = None,
-    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only runs of this model, as asked for or answered.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only ended runs with this tag.")] = None,
-    metadata: Annotated[str | None, typer.Option(metavar="K=V", help="Only ended runs with this metadata.")] = None,
-    status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = None,
-    run_type: Annotated[str | None, typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")] = None,
+    wanted: dict[str, Any],
     since: Since = None,
     until: Until = None,
     sort: Annotated[str, typer.Option(help=f"By this: {', '.join(SORTS)}, the most first.")] = "started",
@@ -104,29 +96,15 @@ def runs(
     from runtap_consumers.store.read.runs import RunFilter, stream_runs
     from runtap_consumers.store.read.snapshot import open_reader
 
-    check_known("status", [status] if status else [], STATUSES)
     check_known("order", [sort], SORTS)
     now_ns = time.time_ns()
-    wanted = RunFilter(
-        session_id=session,
-        trace_id=trace,
-        user_id=user,
-        service=service,
-        name=name,
-        model=model,
-        tag=tag,
-        metadata=run_rows.metadata_pair(metadata),
-        status=status,
-        run_type=run_type,
-        since_ns=instant_of(since, settings, now_ns),
-        until_ns=instant_of(until, settings, now_ns),
-        order=SORTS[sort],
-    )
+    since_ns, until_ns = instant_of(since, settings, now_ns), instant_of(until, settings, now_ns)
+    filtered = RunFilter(**wanted, since_ns=since_ns, until_ns=until_ns, order=SORTS[sort])
     with open_reader(settings.database_url) as snapshot:
-        check_service(snapshot, service)
+        check_service(snapshot, filtered.service)
         boundary = run_rows.abandoned_before(read_completeness(snapshot, (run_rows.PROJECTION,)).at_ns)
         # Closed while the store is open, also when nobody reads the output any more.
-        with closing(stream_runs(snapshot, wanted, boundary, limit or None)) as rows:
+        with closing(stream_runs(snapshot, filtered, boundary, limit or None)) as rows:
             found = (run_rows.describe_run(row, boundary, settings.zone()) for row in rows)
             shown = found if json or csv else map(printing.shorten_run, found)
             printing.print_list(shown, printing.RUNS, printing.NO_RUN, json, as_csv=csv, wide=wide)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from runtap_consumers.errors import InputError
+from runtap_consumers.figures.words import RUN_TYPES, STATUSES
 from runtap_consumers.instants import EXPECTED, parse_instant
 from runtap_consumers.settings import ConsumerSettings
 
@@ -27,6 +28,19 @@ Health = Annotated[
     typer.Option(metavar="[HOST:]PORT", help="Serve /livez, /readyz and /metrics, on 127.0.0.1 if left out."),
 ]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+# By option: the field of RunFilter.
+_RUN_FILTERS: dict[str, tuple[str, Any]] = {
+    "session": ("session_id", typer.Option(help="Only runs of this session.")),
+    "trace": ("trace_id", typer.Option(help="Only runs of this trace.")),
+    "user": ("user_id", typer.Option(help="Only runs of this user.")),
+    "service": ("service", typer.Option(help="Only this service.")),
+    "name": ("name", typer.Option(help="Only runs of this name.")),
+    "model": ("model", typer.Option(help="Only runs of this model, as asked for or answered.")),
+    "tag": ("tag", typer.Option(help="Only ended runs with this tag.")),
+    "metadata": ("metadata", typer.Option(metavar="K=V", help="Only ended runs with this metadata.")),
+    "status": ("status", typer.Option(help=f"Only these: {', '.join(STATUSES)}.")),
+    "run_type": ("run_type", typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")),
+}
 
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -61,25 +75,54 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
             options = [name for name, value in given.items() if value is not None]
             command(settings=ConsumerSettings.load(options=options, **given), **arguments)
 
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-            if parameter.name != "settings"
-        ]
-        parameters = [*own, *(_option(name) for name in names)]
-        with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        _replace(with_settings, command, "settings", [*map(_setting, names)], at_end=True)
         return with_settings
 
     return decorate
 
 
-def _option(name: str) -> inspect.Parameter:
+def takes_run_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command's `wanted` parameter to people as options: which runs it is about, as `RunFilter` names it."""
+
+    @functools.wraps(command)
+    def with_filter(**arguments: Any) -> None:
+        from runtap_consumers.figures.runs import metadata_pair
+
+        wanted = {field: arguments.pop(name) for name, (field, _) in _RUN_FILTERS.items()}
+        for field, known in (("status", STATUSES), ("run_type", RUN_TYPES)):
+            check_known(field.replace("_", " "), filter(None, [wanted[field]]), known)
+        command(wanted={**wanted, "metadata": metadata_pair(wanted["metadata"])}, **arguments)
+
+    added = [_parameter(name, option) for name, (_, option) in _RUN_FILTERS.items()]
+    _replace(with_filter, command, "wanted", added)
+    return with_filter
+
+
+def _replace(
+    wrapper: Any, command: Callable[..., None], name: str, added: Iterable[inspect.Parameter], at_end: bool = False
+) -> None:
+    """Gives a wrapper the parameters of what it wraps, with others in place of one."""
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+    ]
+    index = next(index for index, parameter in enumerate(own) if parameter.name == name)
+    before, after = own[:index], own[index + 1 :]
+    parameters = [*before, *after, *added] if at_end else [*before, *added, *after]
+    wrapper.__signature__ = inspect.Signature(parameters)
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def _setting(name: str) -> inspect.Parameter:
     field = ConsumerSettings.model_fields[name]
     default = "" if field.default in (None, "") else f" [{field.default}]"
     # Brackets would be read as markup, were they not escaped.
     text = f"{field.description}{default} ($RUNTAP_{name.upper()})".replace("[", "\\[")
     option = typer.Option(f"--{name.replace('_', '-')}", help=text, rich_help_panel=PANEL, show_default=False)
+    return _parameter(name, option)
+
+
+def _parameter(name: str, option: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )

@@ -35,6 +35,7 @@ from runtap_consumers.figures.sections import (
 )
 from runtap_consumers.figures.sessions import describe_session
 from runtap_consumers.figures.shapes import OfRange, pick
+from runtap_consumers.figures.words import RUN_TYPES
 from runtap_consumers.instants import average_dollars, dollars, format_instant, seconds
 from runtap_consumers.projections.rollups import SKEW_AHEAD_NS
 from runtap_consumers.projections.sketch import quantiles_ns
@@ -60,7 +61,6 @@ from runtap_consumers.units import MINUTE_NS
 
 # The projections that the report shows; `complete_to` is that of the one furthest behind.
 SHOWN = ("cost", "performance", "errors", "sessions")
-RUN_TYPES = ("llm", "chain", "tool", "retriever")
 RECENT_ERRORS_SHOWN = 10
 SESSIONS_SHOWN = 100
 

@@ -7,21 +7,18 @@ from dataclasses import dataclass
 
 import msgspec
 
+from runtap_consumers.store.read.runs import RunFilter
 from runtap_schemas import RunEnded, RunStarted
+
+_OF_EVERY_RUN = ("session_id", "trace_id", "user_id", "service", "name", "run_type")
+_OF_ENDED_RUNS = ("tag", "metadata", "model", "status")
 
 
 @dataclass(frozen=True)
-class RunChoice:
-    """Filters as `runtap runs` has them, `None` leaves one out; and the share of traces, each with all of its runs."""
+class RunChoice(RunFilter):
+    """Filters as `runtap runs` has them; and the share of traces, each with all of its runs."""
 
     sample: float = 1.0
-    service: str | None = None
-    name: str | None = None
-    tag: str | None = None
-    metadata: tuple[str, str] | None = None
-    model: str | None = None
-    status: str | None = None
-    run_type: str | None = None
 
     def samples(self, trace_id: str) -> bool:
         """Whether a trace is of the sample: the same for every process and at any time."""
@@ -30,27 +27,19 @@ class RunChoice:
 
     def shows_starts(self) -> bool:
         """Whether a start tells whether its run is wanted."""
-        return all(one is None for one in (self.tag, self.metadata, self.model, self.status))
+        return all(getattr(self, name) is None for name in _OF_ENDED_RUNS)
 
-    def takes_start(self, event: RunStarted) -> bool:
-        """Whether a run is wanted before it has ended."""
-        return self.shows_starts() and self._takes_identity(event)
-
-    def takes(self, event: RunEnded) -> bool:
-        """Whether an ended run is wanted."""
+    def takes(self, event: RunStarted | RunEnded) -> bool:
+        """Whether a run is wanted; of one that has not ended: whether that is known already."""
+        if any(getattr(self, name) not in (None, getattr(event, name)) for name in _OF_EVERY_RUN):
+            return False
+        if isinstance(event, RunStarted):
+            return self.shows_starts()
         return (
-            self._takes_identity(event)
-            and (self.status is None or event.status == self.status)
+            self.status in (None, event.status)
             and (self.model is None or self.model in (event.model, event.request_model))
             and (self.tag is None or self.tag in event.tags)
             and (self.metadata is None or self._has_metadata(event, *self.metadata))
-        )
-
-    def _takes_identity(self, event: RunStarted | RunEnded) -> bool:
-        return (
-            (self.service is None or event.service == self.service)
-            and (self.name is None or event.name == self.name)
-            and (self.run_type is None or event.run_type == self.run_type)
         )
 
     @staticmethod

@@ -180,8 +180,7 @@ class Forwarder:
             # Of a run that is not known any more: most are roots, whose ids are those of their traces.
             trace_id, takes = event.run_id if place is None else place.trace_id, wanted.service in (None, event.service)
         else:
-            trace_id = event.trace_id
-            takes = wanted.takes(event) if isinstance(event, RunEnded) else wanted.takes_start(event)
+            trace_id, takes = event.trace_id, wanted.takes(event)
         if not wanted.samples(trace_id):
             self._count("not_sampled")
             return False
