@@ -273,6 +273,32 @@ def test_what_an_evaluation_does_is_left_out_unless_a_rule_names_it(
     assert {(alert.rule.id, alert.value) for alert in figures.alerts()[1:]} == {("spend", "11"), ("by_user", "11")}
 
 
+def test_abandoned_runs_are_those_of_traffic(figures: Figures, make_rounds: MakeRounds, now_ns: int) -> None:
+    rule = '[[rule]]\nid = "stuck"\nwhat = "abandoned_runs"\nabove = "2"\ngroup_by = ["service"]\n'
+    rounds = make_rounds(
+        f'{rule}[[rule]]\nid = "named"\nwhat = "abandoned_runs"\nabove = "1"\nwhere = '
+        '{ environment = "evaluation" }\n'
+    )
+    figures.add("positions", ("runs", 0, 1, 0, 0, 0, 0, "", now_ns, 0))
+
+    def begin(number: int, environment: str | None, hours: float) -> None:
+        began_ns = now_ns - int(hours * HOUR_NS)
+        facts = (None, f"trace-{number}", None, None, "checkout", environment, "chain", "answer", None, None)
+        figures.add("open_runs", (f"run-{number}", 0, 0, *facts, began_ns, began_ns))
+
+    begin(1, "prod", 1.1)
+    begin(2, "evaluation", 2)
+    # It may end yet.
+    begin(3, "prod", 0.9)
+    assert rounds.go(now_ns) == 1
+    begin(4, None, 30)
+    assert rounds.go(now_ns + MINUTE_NS) == 1
+    assert [(alert.id, alert.value) for alert in figures.alerts()] == [
+        ("named/1", "1"),
+        ("stuck?service=checkout/1", "2"),
+    ]
+
+
 def test_an_alert_of_a_rule_about_one_service_is_that_services(
     figures: Figures, make_rounds: MakeRounds, now_ns: int
 ) -> None:

@@ -83,7 +83,7 @@ class SnapshotFigures:
         segments = exact_segments(from_ns, to_ns, self.zone)
         # What the rule says goes before what is meant unless it says otherwise.
         where = {name: value for name, value in quantity.where.items() if name not in rule.group_by} | rule.where
-        without = {} if "environment" in where else {"environment": EVALUATION}
+        without = _left_out(where)
         return read_sums(self.snapshot, quantity.rollup, quantity.measures, rule.group_by, where, segments, without)
 
     def running_sums(self, rule: AnySettings, quantity: Quantity, from_ns: int, to_ns: int) -> Mapping[Group, Sums]:
@@ -117,7 +117,7 @@ class SnapshotFigures:
 
     def present(self, rule: AnySettings, quantity: PresentQuantity) -> Mapping[Group, Decimal]:
         """As `Figures.present`."""
-        return quantity.read(self.snapshot, self._present, rule.group_by, rule.where)
+        return quantity.read(self.snapshot, self._present, rule.group_by, rule.where, _left_out(rule.where))
 
     def errors_since(self, from_ns: int) -> Sequence[ErrorFound]:
         """As `Figures.errors_since`."""
@@ -146,3 +146,7 @@ class SnapshotFigures:
     def complete_to_ns(self) -> int | None:
         """Before which instant nothing is missing that is not counted."""
         return work_out_completeness(read_books(self.snapshot), _SHOWN).at_ns
+
+
+def _left_out(where: Mapping[str, str]) -> dict[str, str]:
+    return {} if "environment" in where else {"environment": EVALUATION}

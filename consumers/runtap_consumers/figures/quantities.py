@@ -184,27 +184,30 @@ class Present:
 
 @dataclass(frozen=True)
 class PresentQuantity:
-    """A quantity of the present moment, by group."""
+    """A quantity of the present moment, by group. `read` is told what to group by, and what must and must not hold."""
 
     title: str
     unit: str
     group_names: tuple[str, ...]
-    read: Callable[[Snapshot, Present, Sequence[str], Mapping[str, str]], dict[Group, Decimal]]
+    read: Callable[[Snapshot, Present, Sequence[str], Mapping[str, str], Mapping[str, str]], dict[Group, Decimal]]
     command: str
 
 
 def _read_abandoned(
-    snapshot: Snapshot, _present: Present, group_by: Sequence[str], where: Mapping[str, str]
+    snapshot: Snapshot,
+    _present: Present,
+    group_by: Sequence[str],
+    where: Mapping[str, str],
+    without: Mapping[str, str],
 ) -> dict[Group, Decimal]:
     before_ns = abandoned_before(work_out_completeness(read_books(snapshot), ("runs",)).at_ns)
     if before_ns is None:
         return {}
-    return {group: Decimal(count) for group, count in count_unended(snapshot, before_ns, group_by, where).items()}
+    counts = count_unended(snapshot, before_ns, group_by, where, without)
+    return {group: Decimal(count) for group, count in counts.items()}
 
 
-def _read_lag(
-    _snapshot: Snapshot, present: Present, _group_by: Sequence[str], _where: Mapping[str, str]
-) -> dict[Group, Decimal]:
+def _read_lag(_snapshot: Snapshot, present: Present, *_filters: object) -> dict[Group, Decimal]:
     return {(): Decimal(present.behind_ns) / SECOND_NS}
 
 

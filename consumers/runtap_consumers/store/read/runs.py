@@ -148,12 +148,15 @@ def select_unended(snapshot: Snapshot) -> Select[Any]:
 
 
 def count_unended(
-    snapshot: Snapshot, before_ns: int, group_by: Sequence[str], where: Mapping[str, str]
+    snapshot: Snapshot, before_ns: int, group_by: Sequence[str], where: Mapping[str, str], without: Mapping[str, str]
 ) -> dict[tuple[str, ...], int]:
-    """Runs that began before an instant and have not ended, by columns of `open_runs`."""
+    """Runs that began before an instant and have not ended, by columns of `open_runs`; `without`: values that these
+    must not have.
+    """
     unended = select_unended(snapshot).subquery()
     keys = [func.coalesce(unended.c[name], "") for name in group_by]
     conditions = [unended.c.started_at_ns < before_ns, *(unended.c[name] == value for name, value in where.items())]
+    conditions += [func.coalesce(unended.c[name], "") != value for name, value in without.items()]
     rows = snapshot.connection.execute(select(*keys, func.count()).where(*conditions).group_by(*keys))
     return {tuple(group): int(count) for *group, count in rows}
 
