@@ -272,6 +272,8 @@ async def test_the_command_serves_its_health_and_metrics(log: AlertLog, tmp_path
         finally:
             process.terminate()
             process.wait(10)
+        # In whose path a secret may stand, as in Slack's.
+        assert receiver.url("") not in (tmp_path / "log").read_text()
 
 
 async def take(number: int, alerts: AsyncIterator[Alert]) -> list[str]:

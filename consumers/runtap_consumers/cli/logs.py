@@ -46,6 +46,8 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # Loaded where a store is opened, it tells of its own plugins.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # The first, loaded where a store is opened, tells of its own plugins; the second of each request, with the whole
+    # address, in which a webhook's secret may stand.
+    for name in ("alembic", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     watch_client_log(is_silent=True)
