@@ -32,7 +32,8 @@ from runtap_consumers.kafka.client import client_options, running
 from runtap_consumers.kafka.topics import create_topics
 from runtap_consumers.settings import ConsumerSettings
 from runtap_consumers.store.engine import open_store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.store.read.snapshot import open_reader
 from runtap_demo.comparison import Comparison, reported_figures, served_figures
 from runtap_demo.errors import DemoError

@@ -17,7 +17,8 @@ from runtap_consumers.instants import day_start_ns, format_instant
 from runtap_consumers.projections.sketch import Sketch, bucket_of
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store, open_store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.store.read.sessions import count_sessions, read_sessions
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.units import DAY_NS, HOUR_NS, MINUTE_NS

@@ -13,7 +13,8 @@ from partition_setting import WorkerTools
 from runtap_consumers.errors import InputError
 from runtap_consumers.figures.traces import TraceFigures, build_session, build_trace
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.store.read.snapshot import open_snapshot
 from runtap_consumers.store.read.traces import read_contents
 from runtap_consumers.units import DAY_NS

@@ -20,7 +20,8 @@ from runtap_consumers.pricing.table import PriceTable
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.figures import read_error_groups
 from runtap_consumers.store.read.ranges import TimeRange, exact_segments
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.units import MINUTE_NS
 from runtap_schemas.alerts import Alert, AlertRule, AlertWindow, alert_key
 

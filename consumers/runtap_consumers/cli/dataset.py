@@ -63,7 +63,7 @@ def create_dataset(
 ) -> None:
     """Makes a version of a dataset of runs, the newest first: what went in, and what came out."""
     from runtap_consumers.evaluate.datasets import find_examples
-    from runtap_consumers.store.read.runs import RunFilter
+    from runtap_consumers.store.read.run_filter import RunFilter
     from runtap_consumers.store.read.snapshot import open_snapshot
 
     if not from_runs:

@@ -93,7 +93,8 @@ def runs(
     """The single calls, newest first."""
     from runtap_consumers.figures import runs as run_rows
     from runtap_consumers.figures.report import check_service, read_completeness
-    from runtap_consumers.store.read.runs import RunFilter, stream_runs
+    from runtap_consumers.store.read.run_filter import RunFilter
+    from runtap_consumers.store.read.runs import stream_runs
     from runtap_consumers.store.read.snapshot import open_reader
 
     check_known("order", [sort], SORTS)

@@ -15,7 +15,8 @@ from sqlalchemy import func, select
 from runtap_consumers.errors import InputError
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.store.read.traces import read_contents
 from runtap_consumers.store.read.window_sums import EVALUATION

@@ -29,7 +29,8 @@ from runtap_consumers.store.read.books import read_books
 from runtap_consumers.store.read.costs import CostSums, read_attributes
 from runtap_consumers.store.read.figures import read_costs, read_merged, read_services, sum_figures
 from runtap_consumers.store.read.ranges import TimeRange, snap_range
-from runtap_consumers.store.read.runs import RunFilter, stream_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import stream_runs
 from runtap_consumers.store.read.sessions import count_begun_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 

@@ -11,7 +11,8 @@ from runtap_consumers.errors import QueryTimeoutError
 from runtap_consumers.figures.report import read_completeness
 from runtap_consumers.figures.runs import PROJECTION, abandoned_before
 from runtap_consumers.store.engine import Store
-from runtap_consumers.store.read.runs import RunFilter, search_runs
+from runtap_consumers.store.read.run_filter import RunFilter
+from runtap_consumers.store.read.runs import search_runs
 from runtap_consumers.store.read.snapshot import open_snapshot
 
 

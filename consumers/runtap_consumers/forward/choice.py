@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from runtap_consumers.store.read.runs import RunFilter
+from runtap_consumers.store.read.run_filter import RunFilter
 from runtap_schemas import RunEnded, RunStarted
 
 _OF_EVERY_RUN = ("session_id", "trace_id", "user_id", "service", "name", "run_type")

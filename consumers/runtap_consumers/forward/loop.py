@@ -29,7 +29,7 @@ from runtap_consumers.worker.side_process import outlast, work_until
 from runtap_schemas import Frame, RunEnded, RunScored, RunStarted, Unreadable, decode_frame
 from runtap_schemas.topics import events_topic
 
-_MOST_HAND_BYTES = 2 * 2**20
+_MOST_HAND_BYTES = 2**20
 _HAND_SECONDS = 1.0
 # A start is left out where the run has ended: its children may come in the frame before.
 _WHOLE_WITHIN_SECONDS = 3.0

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from runtap_consumers.instants import local_time
 from runtap_schemas import RunEnded, RunStarted
 
-_MOST_OPEN, _MOST_ENDED = 50_000, 20_000
+_MOST_OPEN, _MOST_ENDED = 20_000, 10_000
 _DEEPEST = 200
 _NAMESPACE = uuid.UUID("5b4f1fc1-8e0a-4f0c-9d6e-0d6f6b1f7a11")
 _UTC = ZoneInfo("UTC")

@@ -18,6 +18,8 @@ from runtap_consumers.settings import ConsumerSettings
 
 _POLL_SECONDS = 0.5
 _COMMIT_SECONDS = 10.0
+# Of an answer, which the client holds three times; a larger record comes alone.
+_FETCH_BYTES, _PARTITION_FETCH_BYTES = 2**20, 2**18
 # A record may be worked on for days; whether its reader lives shows by its heartbeats.
 _LONGEST_POLL_INTERVAL_MS = 2**31 - 1
 
@@ -55,6 +57,8 @@ async def group_reader(
         heartbeat_interval_ms=session_ms // 5,
         max_poll_interval_ms=_LONGEST_POLL_INTERVAL_MS,
         fetch_max_wait_ms=200,
+        fetch_max_bytes=_FETCH_BYTES,
+        max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
         **options,
     )
     # Joining waits for members that have died.

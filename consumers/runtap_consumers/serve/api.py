@@ -36,7 +36,7 @@ from runtap_consumers.serve.guard import refuse
 from runtap_consumers.serve.query import MOST_TRACES, Query, Question, Source, write_cursor
 from runtap_consumers.store import tables
 from runtap_consumers.store.read.dead_letters import list_dead_letters
-from runtap_consumers.store.read.runs import RunFilter
+from runtap_consumers.store.read.run_filter import RunFilter
 from runtap_consumers.store.read.sessions import read_sessions
 from runtap_consumers.store.read.snapshot import Snapshot, open_snapshot
 

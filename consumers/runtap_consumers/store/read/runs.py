@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
@@ -15,38 +15,13 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from runtap_consumers.store import tables
 from runtap_consumers.store.engine import keep_limit
+from runtap_consumers.store.read.run_filter import RunFilter
 from runtap_consumers.store.read.snapshot import Snapshot
 from runtap_consumers.units import HOUR_NS, MINUTE_NS
 
 _ROWS_A_FETCH = 1_000
 _FIRST_STRETCH_NS = 10 * MINUTE_NS
 _LONGEST_STRETCH_NS = 12 * HOUR_NS
-
-
-@dataclass(frozen=True)
-class RunFilter:
-    """Which runs are wanted; `None` leaves a filter out. `status` may also be `open` or `abandoned`. `tag` and
-    `metadata` (key and value as text), which open runs do not tell, leave these out.
-    """
-
-    session_id: str | None = None
-    trace_id: str | None = None
-    model: str | None = None
-    status: str | None = None
-    run_type: str | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
-    user_id: str | None = None
-    service: str | None = None
-    name: str | None = None
-    tag: str | None = None
-    metadata: tuple[str, str] | None = None
-    # Those without a parent alone.
-    roots: bool = False
-    # Start and id of the last run that was seen: those that follow it.
-    after: tuple[int, str] | None = None
-    # Another column of `runs`: ended runs alone, the most first.
-    order: str = "started_at_ns"
 
 
 def stream_runs(
