@@ -22,7 +22,7 @@ from runtap_consumers.cli.options import (
 )
 from runtap_consumers.cli.terminal import json_line, opened, say
 from runtap_consumers.errors import InputError
-from runtap_consumers.figures.words import Row
+from runtap_consumers.figures.words import ENDED_STATUSES, Row
 from runtap_consumers.instants import format_instant
 from runtap_consumers.settings import ConsumerSettings
 from runtap_schemas.topics import events_topic
@@ -49,7 +49,7 @@ def opened_store(settings: ConsumerSettings, is_made: bool = False) -> Store:
 
 @dataset_app.command("create")
 @takes_settings("database_url", "timezone")
-@takes_run_filter
+@takes_run_filter(ENDED_STATUSES)
 def create_dataset(
     settings: ConsumerSettings,
     dataset: Name,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 experiments_app = typer.Typer(help="What prompts scored, and what a good answer cost.", no_args_is_help=True)
 _EXPERIMENTS = "experiment<40 dataset<24 version target<40? git_commit<10? started_at finished_at?"
 _SCORES = "score<40 mean answers difference interval least_seen verdict*"
-_RESULTS = "example_id<12 repetition? scores* latency_seconds cost_usd error<40?* run_id"
+_RESULTS = "example_id<12 repetition? scores* latency_seconds cost_usd error<40?* run_id?"
 _REASONS, _LONGEST_REASON = 5, 300
 _RATE = re.compile(r"(\d+)/(s|min|h)")
 _UNIT_SECONDS = {"s": 1, "min": 60, "h": 3_600}

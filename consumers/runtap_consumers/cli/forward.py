@@ -11,11 +11,11 @@ import typer
 
 from runtap_consumers.cli.logs import configure_logs
 from runtap_consumers.cli.look import FromBeginning
-from runtap_consumers.cli.options import Health, check_known, health_address, takes_run_filter, takes_settings
+from runtap_consumers.cli.options import Health, health_address, takes_run_filter, takes_settings
+from runtap_consumers.figures.words import ENDED_STATUSES
 from runtap_consumers.settings import ConsumerSettings
 
 forward_app = typer.Typer(help="Takes runs to other tools.", no_args_is_help=True)
-_STATUSES = ("ok", "error", "interrupted", "cancelled")
 
 
 @forward_app.callback()
@@ -25,7 +25,7 @@ def _group() -> None:
 
 @forward_app.command()
 @takes_settings("bootstrap_servers", "prices")
-@takes_run_filter
+@takes_run_filter(ENDED_STATUSES)
 def langsmith(
     settings: ConsumerSettings,
     wanted: dict[str, Any],
@@ -36,8 +36,6 @@ def langsmith(
     """Sends runs, with their exact costs, and feedback to LangSmith, as LANGSMITH_API_KEY and LANGSMITH_ENDPOINT say.
     Needs no store; SIGTERM ends it.
     """
-    # Whether a run is open, or was given up, is nothing that an event says.
-    check_known("status", filter(None, [wanted["status"]]), _STATUSES)
     configure_logs(settings.log_level)
     from runtap_consumers.forward.account import find_account
     from runtap_consumers.forward.choice import RunChoice

@@ -78,7 +78,7 @@ def report(
 
 
 @takes_settings("database_url", "timezone")
-@takes_run_filter
+@takes_run_filter()
 def runs(
     settings: ConsumerSettings,
     wanted: dict[str, Any],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +38,6 @@ _RUN_FILTERS: dict[str, tuple[str, Any]] = {
     "model": ("model", typer.Option(help="Only runs of this model, as asked for or answered.")),
     "tag": ("tag", typer.Option(help="Only ended runs with this tag.")),
     "metadata": ("metadata", typer.Option(metavar="K=V", help="Only ended runs with this metadata.")),
-    "status": ("status", typer.Option(help=f"Only these: {', '.join(STATUSES)}.")),
     "run_type": ("run_type", typer.Option("--type", help=f"Only these: {', '.join(RUN_TYPES)}.")),
 }
 
@@ -81,21 +80,26 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def takes_run_filter(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command's `wanted` parameter to people as options: which runs it is about, as `RunFilter` names it."""
+def takes_run_filter(statuses: Sequence[str] = STATUSES) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command's `wanted` parameter to people as options: which runs it is about, as `RunFilter` names it, of
+    what may be any of these statuses.
+    """
+    options = {**_RUN_FILTERS, "status": ("status", typer.Option(help=f"Only these: {', '.join(statuses)}."))}
 
-    @functools.wraps(command)
-    def with_filter(**arguments: Any) -> None:
-        from runtap_consumers.figures.runs import metadata_pair
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_filter(**arguments: Any) -> None:
+            from runtap_consumers.figures.runs import metadata_pair
 
-        wanted = {field: arguments.pop(name) for name, (field, _) in _RUN_FILTERS.items()}
-        for field, known in (("status", STATUSES), ("run_type", RUN_TYPES)):
-            check_known(field.replace("_", " "), filter(None, [wanted[field]]), known)
-        command(wanted={**wanted, "metadata": metadata_pair(wanted["metadata"])}, **arguments)
+            wanted = {field: arguments.pop(name) for name, (field, _) in options.items()}
+            for field, known in (("status", statuses), ("run_type", RUN_TYPES)):
+                check_known(field.replace("_", " "), filter(None, [wanted[field]]), known)
+            command(wanted={**wanted, "metadata": metadata_pair(wanted["metadata"])}, **arguments)
 
-    added = [_parameter(name, option) for name, (_, option) in _RUN_FILTERS.items()]
-    _replace(with_filter, command, "wanted", added)
-    return with_filter
+        _replace(with_filter, command, "wanted", [_parameter(name, option) for name, (_, option) in options.items()])
+        return with_filter
+
+    return decorate
 
 
 def _replace(

@@ -9,7 +9,8 @@ from typing import Any
 UNKNOWN = "–"
 # What may have become of a run.
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
-STATUSES = ("ok", "error", "interrupted", "cancelled", "open", "abandoned")
+ENDED_STATUSES = ("ok", "error", "interrupted", "cancelled")
+STATUSES = (*ENDED_STATUSES, "open", "abandoned")
 # What an error is told by.
 ERROR_FACTS = ("category", "status_code", "code", "raised_at", "message")
 
