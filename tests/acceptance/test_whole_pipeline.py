@@ -30,7 +30,7 @@ PROJECTIONS = ("cost", "performance", "errors", "sessions", "runs", "contents", 
 PARTITIONS = 6
 _HERE = Path(__file__).parent
 _LOCKS = Path("/proc/locks")
-_KILLING_SECONDS = 15.0
+_KILLING_SECONDS = 60.0
 # Small, so that there are many commits to be killed in.
 _COMMIT_EVENTS = "10"
 

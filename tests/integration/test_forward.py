@@ -262,9 +262,11 @@ async def test_an_old_langsmith_gets_batches(settings: ConsumerSettings) -> None
 
 async def test_a_wrong_key_stops_it_at_the_start(settings: ConsumerSettings) -> None:
     await run_chains(settings, 1)
-    with langsmith_server() as server, pytest.raises(ForwardRefusedError, match="LANGSMITH_API_KEY"):
-        async with forwarding(settings, server, key="wrong"):
-            await asyncio.sleep(15)
+    with langsmith_server() as server:
+        account = Account(server.url, "wrong", None)
+        running = run_forwarder(settings, account, RunChoice(), True, asyncio.Event(), Health((), waiting_for=None))
+        with pytest.raises(ForwardRefusedError, match="LANGSMITH_API_KEY"):
+            await asyncio.wait_for(running, 30)
     assert server.runs == {}
 
 
