@@ -585,13 +585,22 @@ class Service:
         path.write_text(json.dumps(book))
 
 
+async def flush_often(tap: RunTap) -> None:
+    """Sends what there is, so that workers have many small records, and commits to be killed in."""
+    while True:
+        await tap.aflush(10)
+        await asyncio.sleep(0.01)
+
+
 async def serve_both_halves(service: Service) -> None:
     """The model clients belong to one event loop."""
+    flushing = asyncio.create_task(flush_often(service.taps["checkout"]))
     await service.serve(ROOTS // 2)
     await service.taps["checkout"].aflush(10)
     print("half", flush=True)  # noqa: T201
     await asyncio.to_thread(sys.stdin.readline)
     await service.serve(ROOTS - 10)
+    flushing.cancel()
     gc.collect()
 
 
