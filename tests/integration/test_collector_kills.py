@@ -57,9 +57,9 @@ if kafka == "away":
         raise OSError("connection refused")
     link.AIOKafkaProducer.start = refuse
 if kafka == "comes-back":
-    start, until = link.AIOKafkaProducer.start, time.monotonic() + 2.0
+    start, back = link.AIOKafkaProducer.start, time.monotonic() + 2.0
     async def refuse_at_first(self):
-        if time.monotonic() < until:
+        if time.monotonic() < back:
             raise OSError("connection refused")
         await start(self)
     link.AIOKafkaProducer.start = refuse_at_first
@@ -95,15 +95,16 @@ if step in steps:
                     kill()
     setattr(owner, name, replaced)
 
+folder = Path(os.environ["RUNTAP_SPOOL_DIR"])
+found = list(folder.rglob("*.spool"))
 tap = RunTap.from_env()
 runnable = RunnableLambda(lambda x: x, name="step")
 for number in range(runs):
     runnable.invoke(number, {"callbacks": [tap.handler]})
     time.sleep(0.02)
-# Long, for a busy machine: whoever is killed, or has nothing spooled any more, does not wait.
+# Long, for a busy machine: whoever is killed, or has sent what others left in spools, does not wait.
 until = time.monotonic() + 30
-folder = Path(os.environ["RUNTAP_SPOOL_DIR"])
-while time.monotonic() < until and (step in steps or (step == "none" and any(folder.rglob("*.spool")))):
+while time.monotonic() < until and (step in steps or (step == "none" and any(map(Path.exists, found)))):
     if step in steps:
         # A step that is done once a frame comes again with the next frame only.
         runnable.invoke(0, {"callbacks": [tap.handler]})
