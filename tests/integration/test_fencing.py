@@ -93,6 +93,9 @@ async def test_two_sets_of_workers_on_one_store_are_slow_and_exact(
         async with running(quick, store, "cost") as one:
             with capture_logs() as logs:
                 await feed(300)
+                # How often they meet depends on how busy the machine is.
+                while both.fenced <= 3 and sent < 2_000:
+                    await feed(20)
                 await until(lambda: total(store, COUNTS) == sent, "the projection that one set alone has")
                 await until(lambda: total(store, CALLS) == sent, "the projection that both sets move")
             assert both.fenced > 3
