@@ -370,6 +370,25 @@ async def test_scores_become_feedback_once(settings: ConsumerSettings, kafka: st
     assert server.requests["/feedback"] == 4 + 2 * 4 + 1
 
 
+async def test_feedback_on_runs_that_are_left_out_stays_here(settings: ConsumerSettings, kafka: str) -> None:
+    with langsmith_server() as server:
+        async with forwarding(settings, server, RunChoice(run_type="llm", user_id="u-1")) as health:
+            (root_id,) = await run_chains(settings, 1, calls=1)
+            await until(lambda: len(server.runs) == 1 and health.lag == 0)
+            left_out, (call_id,) = health.forwarded["left_out"], server.runs
+            facts: Any = {"at_ns": START_NS, "environment": "tests", "key": "helpful", "score": 1.0}
+            scores = [
+                RunScored(run_id=root_id, service="shop", user_id="u-1", **facts),
+                RunScored(run_id=str(uuid.uuid4()), service="shop", user_id="u-2", comment="secret", **facts),
+                # Given in another service, to which nobody told the user.
+                RunScored(run_id=call_id, service="web", **facts),
+            ]
+            await produce(kafka, events_topic_name(settings.topic_prefix), [(0, framed(scores, "scorer", 1), [])])
+            await until(lambda: health.forwarded["feedback_delivered"] == 1)
+            assert health.forwarded["left_out"] == left_out + 2
+    assert server.requests["/feedback"] == 1
+
+
 def started(setting: WorkerSetting, processes: list[Any], health_port: int) -> subprocess.Popen[bytes]:
     """The command as a process."""
     command = setting.command("forward", "langsmith", "--from-beginning", "--health", str(health_port))

@@ -88,7 +88,7 @@ def test_what_is_remembered_is_bounded_and_what_was_told_is_known_to_be_forgotte
     places = Places()
     for number in range(5):
         places.note(started(f"open-{number}", None, START_NS + number))
-        places.note_posted(f"open-{number}")
+        places.mark(f"open-{number}", is_posted=True)
         places.note(chain_end(run_id=f"ended-{number}"))
     assert [places.find(f"open-{number}") is not None for number in range(5)] == [False, False, True, True, True]
     assert [places.find(f"ended-{number}") is not None for number in range(5)] == [False] * 3 + [True] * 2

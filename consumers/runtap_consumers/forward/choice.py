@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from runtap_consumers.store.read.run_filter import RunFilter
-from runtap_schemas import RunEnded, RunStarted
+from runtap_schemas import RunEnded, RunScored, RunStarted
 
 _OF_EVERY_RUN = ("session_id", "trace_id", "user_id", "service", "name", "run_type")
 _OF_ENDED_RUNS = ("tag", "metadata", "model", "status")
@@ -41,6 +41,11 @@ class RunChoice(RunFilter):
             and (self.tag is None or self.tag in event.tags)
             and (self.metadata is None or self._has_metadata(event, *self.metadata))
         )
+
+    def takes_score(self, event: RunScored, trace_id: str) -> bool:
+        """Whether what was thought of a run is wanted, where nothing else is known of that run."""
+        told = {"trace_id": trace_id, **{name: getattr(event, name) for name in ("service", "session_id", "user_id")}}
+        return all(value is None or getattr(self, name) in (None, value) for name, value in told.items())
 
     @staticmethod
     def _has_metadata(event: RunEnded, key: str, value: str) -> bool:

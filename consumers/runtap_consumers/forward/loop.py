@@ -170,7 +170,7 @@ class Forwarder:
                 runs[event.run_id] = ended_run(event, log_time_ns, position, kinds, self._prices.table)
             elif event.run_id not in ended and self._places.is_whole(event):
                 runs[event.run_id] = started_run(event, self._places.position(event))
-                self._places.note_posted(event.run_id)
+                self._places.mark(event.run_id, is_posted=True)
         return list(runs.values()), scores
 
     def _is_wanted(self, event: RunStarted | RunEnded | RunScored) -> bool:
@@ -178,9 +178,12 @@ class Forwarder:
         if isinstance(event, RunScored):
             place = self._places.find(event.run_id)
             # Of a run that is not known any more: most are roots, whose ids are those of their traces.
-            trace_id, takes = event.run_id if place is None else place.trace_id, wanted.service in (None, event.service)
+            trace_id = event.run_id if place is None else place.trace_id
+            takes = wanted.takes_score(event, trace_id) if place is None else not place.is_left_out
         else:
             trace_id, takes = event.trace_id, wanted.takes(event)
+            if isinstance(event, RunEnded) and not takes:
+                self._places.mark(event.run_id, is_left_out=True)
         if not wanted.samples(trace_id):
             self._count("not_sampled")
             return False

@@ -27,12 +27,13 @@ _UTC = ZoneInfo("UTC")
 
 
 class Place(NamedTuple):
-    """What is remembered of a run. `is_posted`: LangSmith was told of its start."""
+    """What is remembered of a run. `is_posted`: LangSmith was told of its start; `is_left_out`: it is not wanted."""
 
     trace_id: str
     parent_run_id: str | None
     started_at_ns: int
     is_posted: bool = False
+    is_left_out: bool = False
 
 
 class TracePlace(NamedTuple):
@@ -76,11 +77,12 @@ class Places:
         self._ended[event.run_id] = Place(event.trace_id, event.parent_run_id, event.started_at_ns, was_posted)
         self._forget(self._ended, _MOST_ENDED)
 
-    def note_posted(self, run_id: str) -> None:
-        """LangSmith is told of this run's start."""
+    def mark(self, run_id: str, is_posted: bool = False, is_left_out: bool = False) -> None:
+        """Takes in what became of a run."""
         for places in (self._open, self._ended):
-            if run_id in places:
-                places[run_id] = places[run_id]._replace(is_posted=True)
+            if (place := places.get(run_id)) is not None:
+                posted, left_out = place.is_posted or is_posted, place.is_left_out or is_left_out
+                places[run_id] = place._replace(is_posted=posted, is_left_out=left_out)
 
     def find(self, run_id: str) -> Place | None:
         """What is remembered of a run."""
