@@ -61,7 +61,9 @@ def create_dataset(
     limit: Limit = 1_000,
     add: Add = False,
 ) -> None:
-    """Makes a version of a dataset of runs, the newest first: what went in, and what came out."""
+    """Makes a version of a dataset of runs, the newest first: what went in, and what came out. Of those that are ok,
+    unless --status says otherwise.
+    """
     from runtap_consumers.evaluate.datasets import find_examples
     from runtap_consumers.store.read.run_filter import RunFilter
     from runtap_consumers.store.read.snapshot import open_snapshot

@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 UNKNOWN = "–"
-# What may have become of a run.
 RUN_TYPES = ("llm", "chain", "tool", "retriever")
+# What may have become of a run.
 ENDED_STATUSES = ("ok", "error", "interrupted", "cancelled")
 STATUSES = (*ENDED_STATUSES, "open", "abandoned")
 # What an error is told by.
